@@ -1,0 +1,53 @@
+"""A microscope for vision-language models.
+
+    import llava_probe as lp
+
+    vlm = lp.load()
+    trace = vlm.generate("scene.png", "What is the text on the stop sign?")
+    lp.confidence(trace).table()
+    lp.attention_map(trace).overlay()
+
+Names are imported when first used, so that ``import llava_probe`` and ``llava-probe --help`` are quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "VLM": "model",
+    "load": "model",
+    "Capture": "capture",
+    "Trace": "trace",
+    "Token": "tokens",
+    "ImageLayout": "layout",
+    "open_image": "images",
+    **dict.fromkeys(
+        (
+            "ProbeError",
+            "BadInput",
+            "BadImage",
+            "BadModel",
+            "BadFile",
+            "NotCaptured",
+            "NotANumber",
+            "OutOfRange",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])

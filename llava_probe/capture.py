@@ -1,0 +1,199 @@
+"""What to keep of a generation, stated before it runs.
+
+    lp.Capture()                                      # the default: what predicted each generated token
+    lp.Capture(layers=[16, 24], attention=False)      # hidden states of two layers, no attention
+    lp.Capture(positions=["predicting", "image"])     # and the states of the visual tokens
+    lp.Capture(attention_positions="all")             # whole attention matrices, as rollout needs them
+
+A ``Capture`` only declares. ``Plan`` is the same resolved against one model (its layers and heads), so that a
+layer that is not there is an error before the model runs, and so that the size of what will be kept is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from llava_probe.errors import BadInput, OutOfRange
+
+Positions = str | int | Sequence["str | int"]
+
+NAMED_POSITIONS = ("predicting", "all", "prompt", "image", "text", "last_prompt")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a ``Trace`` keeps.
+
+    Args:
+        hidden_states: keep hidden states at all.
+        layers: which, by transformers' index: 0 the embedding, L after the final norm; negative counts from
+            the end; all by default.
+        positions: at which sequence positions: ``"predicting"`` (the last prompt position and every generated
+            token that was fed back; the default), ``"all"``, ``"prompt"``, ``"image"`` (visual tokens),
+            ``"text"`` (the prompt's other tokens), ``"last_prompt"``, numbers, or a list of these.
+        attention: keep attention rows at all.
+        attention_layers: of which blocks, from 0; all by default.
+        heads: which query heads; all by default.
+        attention_positions: rows of which query positions, as for ``positions``.
+        logits: the model's own logits: all (True), the top k of each step (an int), or none (False).
+        scores: what was sampled from, after temperature, top-p and the other processors; likewise.
+        vision: keep the vision tower's hidden states and whole attention matrices.
+    """
+
+    hidden_states: bool = True
+    layers: Sequence[int] | None = None
+    positions: Positions = "predicting"
+    attention: bool = True
+    attention_layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    attention_positions: Positions = "predicting"
+    logits: bool | int = True
+    scores: bool | int = True
+    vision: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "attention_layers", "heads"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        for name in ("positions", "attention_positions"):
+            object.__setattr__(self, name, _places(name, getattr(self, name)))
+        for name in ("logits", "scores"):
+            kept = getattr(self, name)
+            if not isinstance(kept, bool) and (not isinstance(kept, int) or kept < 1):
+                raise BadInput(f"Capture({name}=...) takes True, False or how many of the top to keep; got {kept!r}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers and positions of one kind of record, resolved: ``layers`` is empty where nothing is kept."""
+
+    layers: tuple[int, ...] = ()
+    places: tuple[str | int, ...] = ()
+
+    @property
+    def predicting(self) -> bool:
+        """Whether the rows that predict generated tokens are among the places."""
+        return bool(self.layers) and any(place in ("predicting", "all") for place in self.places)
+
+    def in_prompt(self, prompt_length: int, image_positions: Iterable[int]) -> list[int]:
+        """The prompt positions wanted, sorted; the last one only where the predicting rows do not bring it."""
+        if not self.layers:
+            return []
+        image = set(image_positions)
+        wanted: set[int] = set()
+        for place in self.places:
+            if place in ("all", "prompt"):
+                wanted.update(range(prompt_length))
+            elif place == "image":
+                wanted.update(image)
+            elif place == "text":
+                wanted.update(set(range(prompt_length)) - image)
+            elif place == "last_prompt":
+                wanted.add(prompt_length - 1)
+            elif isinstance(place, int):
+                if not -prompt_length <= place < prompt_length:
+                    raise OutOfRange(
+                        f"position {place} is not in the prompt of {prompt_length} tokens; positions of the answer "
+                        'come with "predicting"'
+                    )
+                wanted.add(place % prompt_length)
+        if self.predicting:
+            wanted.discard(prompt_length - 1)
+        return sorted(wanted)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A ``Capture`` resolved against one model."""
+
+    hidden: Selection
+    attention: Selection
+    heads: tuple[int, ...]
+    vision: bool
+    capture: Capture = field(repr=False)
+
+
+def resolve(capture: Capture, layers: int, heads: int) -> Plan:
+    """The plan of ``capture`` for a model with ``layers`` blocks of ``heads`` query heads.
+
+    Raises:
+        OutOfRange: a layer or head that the model does not have.
+    """
+    hidden = attention = Selection()
+    if capture.hidden_states:
+        kept = _within(capture.layers, layers + 1, f"hidden states 0 to {layers}", "layer")
+        hidden = Selection(kept, capture.positions)  # type: ignore[arg-type]
+    if capture.attention:
+        kept = _within(capture.attention_layers, layers, f"attention layers 0 to {layers - 1}", "attention layer")
+        attention = Selection(kept, capture.attention_positions)  # type: ignore[arg-type]
+    return Plan(
+        hidden=hidden,
+        attention=attention,
+        heads=_within(capture.heads, heads, f"heads 0 to {heads - 1}", "head"),
+        vision=capture.vision,
+        capture=capture,
+    )
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The sizes that decide how large a trace becomes; ``itemsize`` in bytes of the model's dtype."""
+
+    prompt: int
+    image: int
+    generated: int
+    width: int
+    vocabulary: int
+    itemsize: int
+    vision_bytes: int = 0
+
+
+def nbytes(plan: Plan, extent: Extent) -> int:
+    """How many bytes one trace keeps at most, for one sequence of ``extent``."""
+    keys = extent.prompt + extent.generated - 1
+    image = range(extent.image)
+
+    def rows(selection: Selection) -> int:
+        answer = extent.generated if selection.predicting else 0
+        return answer + len(selection.in_prompt(extent.prompt, image))
+
+    total = rows(plan.hidden) * len(plan.hidden.layers) * extent.width * extent.itemsize
+    total += rows(plan.attention) * len(plan.attention.layers) * len(plan.heads) * keys * extent.itemsize
+    for kept in (plan.capture.logits, plan.capture.scores):
+        if kept is True:
+            total += extent.generated * extent.vocabulary * 4
+        elif kept:
+            total += extent.generated * (kept * 12 + 24)
+    return total + (extent.vision_bytes if plan.vision else 0)
+
+
+def _numbers(name: str, given: Sequence[int] | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = [given]
+    numbers = tuple(given)
+    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise BadInput(f"Capture({name}=...) takes a list of whole numbers, or None for all; got {given!r}")
+    return numbers
+
+
+def _places(name: str, given: Positions) -> tuple[str | int, ...]:
+    places = (given,) if isinstance(given, str | int) else tuple(given)
+    for place in places:
+        if isinstance(place, bool) or not (isinstance(place, int) or place in NAMED_POSITIONS):
+            raise BadInput(
+                f"Capture({name}=...) takes numbers and the names {', '.join(NAMED_POSITIONS)}; got {place!r}"
+            )
+    if not places:
+        raise BadInput(f"Capture({name}=[]) keeps nothing; to keep none say hidden_states=False or attention=False")
+    return places
+
+
+def _within(given: Sequence[int] | None, count: int, have: str, noun: str) -> tuple[int, ...]:
+    if given is None:
+        return tuple(range(count))
+    for number in given:
+        if not -count <= number < count:
+            raise OutOfRange(f"{noun} {number} is not there: this model has {have}")
+    return tuple(sorted({number % count for number in given}))

@@ -1,0 +1,339 @@
+"""Runs ``generate`` (or one scoring pass) under a recorder and makes traces of what it left.
+
+Batches, beams and returned alternatives are taken apart here, once: every per-step record of a returned sequence is
+read from the batch row that predicted its token, and stops where the sequence stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import StopStringCriteria
+from transformers.utils import ModelOutput
+
+from llava_probe.anatomy import Anatomy
+from llava_probe.capture import Extent, Plan, nbytes
+from llava_probe.errors import BadInput
+from llava_probe.images import fingerprint
+from llava_probe.layout import ImageLayout
+from llava_probe.prompts import Question
+from llava_probe.recorder import Prompt, Recorder, recording
+from llava_probe.tokens import tokens_of
+from llava_probe.trace import Request, Trace, top_k
+
+#: Above this a capture's size is told before it starts.
+TELL_ABOVE = 1_000_000_000
+
+#: Decoding whose every step makes one token, so that every record has one row a step.
+_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+
+_OURS = {
+    "return_dict_in_generate": "a trace is always returned",
+    "output_attentions": "Capture(attention=...) keeps attention rows",
+    "output_hidden_states": "Capture(hidden_states=..., layers=...) keeps hidden states",
+    "output_scores": "Capture(scores=...) keeps scores",
+    "output_logits": "Capture(logits=...) keeps logits",
+    "inputs_embeds": "ready-made inputs go into inputs=",
+}
+
+
+def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """The generation config that these arguments lead to.
+
+    Raises:
+        BadInput: arguments that are ours to set, no new tokens, or decoding that makes several tokens a step.
+    """
+    for name, instead in _OURS.items():
+        if name in arguments:
+            raise BadInput(f"generate({name}=...) is not yours to set here: {instead}")
+    for name in ("custom_generate", "assistant_model"):
+        if arguments.get(name) is not None:
+            raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
+    new_tokens = arguments.get("max_new_tokens", 1)
+    if new_tokens is not None and (isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1):
+        raise BadInput(f"max_new_tokens must be a whole number of at least 1; got {new_tokens!r}")
+    config = copy.deepcopy(arguments.get("generation_config") or model.generation_config)
+    with _sentences():
+        config.update(**{key: value for key, value in arguments.items() if key != "generation_config"})
+        mode = str(getattr(config.get_generation_mode(), "value", config.get_generation_mode()))
+    if mode not in _MODES:
+        raise BadInput(
+            f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
+            f"(greedy, sampling, beams)"
+        )
+    return config
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Argument errors of transformers as ours, one sentence each."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if isinstance(error, BadInput) or type(error).__module__.startswith("llava_probe"):
+            raise
+        raise BadInput(" ".join(str(error).split())) from error
+
+
+def run_generate(
+    runner: Any,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    inputs: Mapping[str, Tensor],
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    *,
+    arguments: Mapping[str, Any],
+    seed: int | None,
+) -> tuple[Recorder, Any]:
+    """Generate under a recorder; ``runner`` is the model as the user holds it (a PEFT wrapper, say)."""
+    extra: dict[str, Any] = {"tokenizer": tokenizer} if arguments.get("stop_strings") else {}
+    capture = plan.capture
+    with recording(anatomy, plan, prompts) as recorder, _sentences():
+        if seed is not None:
+            torch.manual_seed(seed)
+        out = runner.generate(
+            **inputs,
+            **arguments,
+            **extra,
+            return_dict_in_generate=True,
+            output_scores=bool(capture.scores),
+            output_logits=bool(capture.logits),
+        )
+    return recorder, out
+
+
+def run_score(
+    runner: Any,
+    anatomy: Anatomy,
+    inputs: Mapping[str, Tensor],
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    answer: Sequence[int],
+) -> tuple[Recorder, Tensor]:
+    """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
+    model = anatomy.model
+    ids = inputs["input_ids"]
+    fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
+    extended = dict(inputs)
+    for _ in range(len(answer) - 1):
+        extended = model._update_model_kwargs_for_generation(ModelOutput(), extended)
+    extended["input_ids"] = torch.cat([ids, fed], dim=1)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        extended["logits_to_keep"] = len(answer)
+    with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
+        logits = runner(**extended, use_cache=False).logits
+    return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt of a run and all that a trace says of it besides what was recorded."""
+
+    question: Question
+    request: Request
+    layouts: tuple[ImageLayout, ...]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What turns ids into tokens: the tokenizer and the id that stands for a visual token."""
+
+    tokenizer: Any
+    image_token: int
+
+
+def traces_of(
+    recorder: Recorder, out: Any, config: Any, vocabulary: Vocabulary, samples: Sequence[Sample]
+) -> list[Trace]:
+    """One trace per sample; further returned sequences are its alternatives."""
+    sequences = out.sequences.cpu()
+    prompt_end = recorder.prompts[0].length + recorder.prompts[0].padding
+    returned = len(sequences) // len(samples)
+    beams = getattr(out, "beam_indices", None)
+    lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer)
+    steps = {name: out[name] for name in ("logits", "scores") if out.get(name) is not None}
+    beam_scores = out.get("sequences_scores")
+    traces = []
+    for number, sample in enumerate(samples):
+        family = []
+        for row in range(number * returned, (number + 1) * returned):
+            length = lengths[row]
+            source = beams[row, :length].tolist() if beams is not None else [row] * length
+            ids = sequences[row, recorder.prompts[number].padding : prompt_end + length]
+            records = {}
+            for name, made in steps.items():
+                rows = torch.stack([made[t][source[t]].to("cpu", torch.float32) for t in range(length)])
+                records |= _distribution(name, rows, ids[-length:], getattr(recorder.plan.capture, name))
+            trace = _trace(recorder, number, source, ids.tolist(), records, vocabulary, sample)
+            family.append(trace if beam_scores is None else replace(trace, sequence_score=float(beam_scores[row])))
+        traces.append(replace(family[0], alternatives=tuple(family[1:])))
+    return traces
+
+
+def scored_trace(
+    recorder: Recorder, logits: Tensor, prompt_ids: Sequence[int], vocabulary: Vocabulary, sample: Sample
+) -> Trace:
+    """The trace of a given answer."""
+    answer = list(sample.request.answer or ())
+    kept = sample.request.capture.logits
+    records = _distribution("logits", logits, torch.tensor(answer), kept) if kept else {}
+    return _trace(recorder, 0, [0] * len(answer), [*prompt_ids, *answer], records, vocabulary, sample)
+
+
+def _trace(
+    recorder: Recorder,
+    number: int,
+    source: Sequence[int],
+    ids: Sequence[int],
+    records: dict[str, Tensor],
+    vocabulary: Vocabulary,
+    sample: Sample,
+) -> Trace:
+    plan = recorder.plan
+    prompt_length = recorder.prompts[number].length
+    hidden_positions: list[int] = []
+    attention_positions: list[int] = []
+    if plan.hidden.layers:
+        records["hidden"], hidden_positions = recorder.hidden(number, source)
+    if plan.attention.layers:
+        records["attention"], attention_positions = recorder.attention(number, source)
+    if plan.vision:
+        records |= _vision(recorder, number, len(sample.question.images))
+    return Trace(
+        tokens=tokens_of(vocabulary.tokenizer, ids, prompt_length, vocabulary.image_token),
+        prompt_length=prompt_length,
+        answer=vocabulary.tokenizer.decode(ids[prompt_length:], skip_special_tokens=True).strip(),
+        images=sample.question.images,
+        layouts=sample.layouts,
+        request=sample.request,
+        provenance=sample.provenance,
+        records=records,
+        hidden_layers=plan.hidden.layers,
+        hidden_positions=tuple(hidden_positions),
+        attention_layers=plan.attention.layers,
+        attention_heads=plan.heads if plan.attention.layers else (),
+        attention_positions=tuple(attention_positions),
+    )
+
+
+def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> dict[str, Tensor]:
+    if kept is True:
+        return {name: rows}
+    top = top_k(rows, chosen, int(kept))
+    return {f"{name}.{part}": getattr(top, part) for part in top.__dataclass_fields__}
+
+
+def _vision(recorder: Recorder, sample: int, images: int) -> dict[str, Tensor]:
+    """This sample's crops of the vision tower's records; a beam's copies of a picture are left out."""
+    found = {}
+    for name in ("vision_hidden", "vision_attention"):
+        by_layer = getattr(recorder, name)
+        if not by_layer:
+            continue
+        stacked = torch.stack([by_layer[layer] for layer in sorted(by_layer)], dim=1)
+        share = len(stacked) // len(recorder.prompts)
+        found[name] = stacked[sample * share : sample * share + (share if share % images else images)]
+    return found
+
+
+def _lengths(sequences: Tensor, prompt_end: int, beams: Tensor | None, config: Any, tokenizer: Any) -> list[int]:
+    """How many tokens each returned sequence has: up to its EOS or stop string, its padding left out."""
+    if beams is not None:
+        return (beams >= 0).sum(1).tolist()
+    answers = sequences[:, prompt_end:]
+    if len(answers) == 1:
+        return [answers.shape[1]]
+    ends = config.eos_token_id
+    ends = set(ends if isinstance(ends, list | tuple) else [ends])
+    stop = None
+    if config.stop_strings:
+        stop = StopStringCriteria(tokenizer, config.stop_strings)
+    lengths = []
+    for row, answer in enumerate(answers.tolist()):
+        length = next((t + 1 for t, token in enumerate(answer) if token in ends), len(answer))
+        if stop is not None:
+            steps = range(1, length + 1)
+            length = next((t for t in steps if bool(stop(sequences[row : row + 1, : prompt_end + t], None))), length)
+        lengths.append(length)
+    return lengths
+
+
+def announce(
+    plan: Plan, anatomy: Anatomy, prompts: Sequence[Prompt], *, new_tokens: int, sequences: int, pixels: Tensor | None
+) -> None:
+    """Tell the size of what will be kept, where it is large, before it is made."""
+    text = anatomy.decoder.owner.config.get_text_config()
+    vision_bytes = _vision_bytes(anatomy, pixels) // len(prompts)
+    total = sequences * sum(
+        nbytes(
+            plan,
+            Extent(
+                prompt=prompt.length,
+                image=len(prompt.image_positions),
+                generated=new_tokens,
+                width=anatomy.width,
+                vocabulary=text.vocab_size,
+                itemsize=anatomy.model.dtype.itemsize,
+                vision_bytes=vision_bytes,
+            ),
+        )
+        for prompt in prompts
+    )
+    if total > TELL_ABOVE:
+        warnings.warn(
+            f"this capture keeps up to {total / 1e9:.1f} GB in memory; Capture(layers=..., attention_layers=..., "
+            "positions=..., logits=10) keeps less",
+            stacklevel=4,
+        )
+
+
+def _vision_bytes(anatomy: Anatomy, pixels: Tensor | None) -> int:
+    if anatomy.vision is None or pixels is None:
+        return 0
+    config = anatomy.vision.owner.config
+    patch = getattr(config, "patch_size", 14)
+    patches = int(np.prod(pixels.shape[-2:])) // patch**2 + 1
+    a_layer = patches * config.hidden_size + config.num_attention_heads * patches**2
+    crops = int(np.prod(pixels.shape[:-3]))
+    return crops * (len(anatomy.vision.blocks) + 1) * a_layer * anatomy.model.dtype.itemsize
+
+
+def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], checks: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a trace was made; plain data, no clock, so that equal runs leave equal files."""
+    model = anatomy.model
+    quantization = getattr(model.config, "quantization_config", None)
+    return {
+        "model": model.config._name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "class": type(model).__name__,
+        "processor": type(processor).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": anatomy.decoder.owner.config._attn_implementation,
+        "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
+        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+        "layer_count": anatomy.layers,
+        "hidden_layer_count": anatomy.layers + 1,
+        "head_count": anatomy.heads,
+        "images": [fingerprint(image) for image in images],
+        "versions": {
+            "llava_probe": version("llava_probe"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "checks": dict(checks),
+    }

@@ -1,0 +1,309 @@
+"""A vision-language model and its processor, ready to be asked and looked into.
+
+    vlm = lp.load()                                        # the tiny model that ships inside
+    vlm = lp.load("llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="auto")
+    vlm = lp.VLM(model, processor)                         # whatever you already hold
+    trace = vlm.generate("street.jpg", "What is the text on the stop sign?")
+
+The model runs unmodified and is given back as it was found; each run leaves a ``Trace``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.anatomy import anatomy
+from llava_probe.capture import Capture, Plan, resolve
+from llava_probe.errors import BadInput, BadModel
+from llava_probe.generation import (
+    Sample,
+    Vocabulary,
+    announce,
+    check_decoding,
+    provenance_of,
+    run_generate,
+    run_score,
+    scored_trace,
+    traces_of,
+)
+from llava_probe.layout import lay_out
+from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
+from llava_probe.recorder import Prompt
+from llava_probe.trace import Request, Trace, Unsaved
+
+#: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
+TWINS = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "liuhaotian/llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "liuhaotian/llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "liuhaotian/llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "liuhaotian/llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
+}
+
+
+class VLM:
+    """A model and its processor.
+
+    Attributes:
+        model: any decoder-only image-text model of transformers, or a PEFT wrapper around one.
+        processor: the processor it was trained with.
+        checks: what ``lp.check`` found, kept in the provenance of later traces.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+            raise BadModel(
+                f"expected a processor with a tokenizer and an image processor, got {type(processor).__name__}; "
+                "load it with AutoProcessor.from_pretrained"
+            )
+        self.model = model
+        self.processor = processor
+        self.checks: dict[str, Any] = {}
+        self._anatomy = anatomy(model)
+        self._vocabulary = Vocabulary(processor.tokenizer, image_token_id(self._anatomy.model))
+
+    def __repr__(self) -> str:
+        inside = self._anatomy
+        return f"VLM({type(inside.model).__name__}, {inside.layers} layers × {inside.heads} heads, {self.model.dtype})"
+
+    def generate(
+        self,
+        image: Any = None,
+        question: str | None = None,
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+        max_new_tokens: int | None = 64,
+        capture: Capture | None = None,
+        seed: int | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **generate_kwargs: Any,
+    ) -> Trace:
+        """Ask about a picture and keep what ``capture`` says.
+
+        Args:
+            image: path, URL, bytes, PIL image or array, or a list of them for several pictures.
+            question: plain words; the model's chat template is applied.
+            prompt: or the whole text as it is, image places included.
+            messages: or a whole chat, pictures inside or in ``image``.
+            inputs: or ready-made model inputs of one sample, its pictures in ``image``.
+            max_new_tokens: at least 1; None leaves it to ``max_length`` or the model's generation config.
+            capture: what to keep; ``lp.Capture()`` when None.
+            seed: ``torch.manual_seed`` just before the run.
+            processor_kwargs: passed to the processor.
+            **generate_kwargs: passed to ``model.generate``: ``do_sample``, ``temperature``, ``num_beams`` ...
+
+        Raises:
+            BadInput: something that cannot be asked; the sentence says what to type instead.
+            NotANumber: the model's logits became NaN.
+        """
+        asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
+        arguments = {"max_new_tokens": max_new_tokens, **generate_kwargs}
+        return self._generate([asked], arguments, capture, seed, processor_kwargs)[0]
+
+    def generate_batch(
+        self,
+        samples: Sequence[Any],
+        *,
+        max_new_tokens: int | None = 64,
+        capture: Capture | None = None,
+        seed: int | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[Trace]:
+        """Ask several questions in one run (left padding); each gets the same trace as alone.
+
+        Args:
+            samples: (image, question) pairs, or dicts of ``generate``'s first arguments.
+            max_new_tokens, capture, seed, processor_kwargs, **generate_kwargs: as for ``generate``.
+        """
+        if not samples:
+            return []
+        questions = []
+        for number, sample in enumerate(samples):
+            if isinstance(sample, Mapping):
+                questions.append(pose(self.processor, **sample))
+            elif isinstance(sample, tuple | list) and len(sample) == 2:
+                questions.append(pose(self.processor, *sample))
+            else:
+                raise BadInput(f"sample {number} of the batch is not an (image, question) pair: {sample!r}")
+        arguments = {"max_new_tokens": max_new_tokens, **generate_kwargs}
+        return self._generate(questions, arguments, capture, seed, processor_kwargs)
+
+    def score(
+        self,
+        image: Any = None,
+        question: str | None = None,
+        answer: str | Sequence[int] | Tensor = "",
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+        capture: Capture | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """The same record for a given answer, in one teacher-forced forward pass.
+
+        Args:
+            image, question, prompt, messages, inputs, capture, processor_kwargs: as for ``generate``.
+            answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
+        """
+        asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
+        capture = _capture(capture)
+        tensors, prompts = self._prepare([asked], processor_kwargs or {})
+        plan = self._plan(capture)
+        prompt_ids = tensors["input_ids"][0].tolist()
+        ids = answer_ids(self.processor, asked, prompt_ids, answer)
+        request = Request(
+            asked.prompt, asked.messages, asked.inputs, ids, processor=dict(processor_kwargs or {}), capture=capture
+        )
+        sample = self._sample(asked, request, prompts[0])
+        announce(plan, self._anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=tensors.get("pixel_values"))
+        recorder, logits = run_score(self.model, self._anatomy, tensors, plan, prompts, ids)
+        return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
+
+    def rerun(self, trace: Trace) -> Trace:
+        """The same inputs and settings again, under an intervention say.
+
+        Raises:
+            BadInput: the trace was loaded from a file and one of its settings could not be written there.
+        """
+        request = trace.request
+        lost = [name for name, value in request.generate.items() if isinstance(value, Unsaved)]
+        if lost:
+            raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
+        asked = Question(trace.images, request.prompt, request.messages, request.inputs)
+        if request.answer is None:
+            return self._generate([asked], request.generate, request.capture, request.seed, request.processor)[0]
+        return self.score(
+            list(trace.images) or None,
+            answer=request.answer,
+            prompt=request.prompt,
+            inputs=request.inputs,
+            capture=request.capture,
+            processor_kwargs=request.processor,
+        )
+
+    # --- details ---
+
+    def _generate(
+        self,
+        questions: Sequence[Question],
+        arguments: Mapping[str, Any],
+        capture: Capture | None,
+        seed: int | None,
+        processor_kwargs: Mapping[str, Any] | None,
+    ) -> list[Trace]:
+        capture = _capture(capture)
+        config = check_decoding(self._anatomy.model, arguments)
+        tensors, prompts = self._prepare(questions, processor_kwargs or {})
+        plan = self._plan(capture)
+        samples = [
+            self._sample(
+                question,
+                Request(
+                    question.prompt,
+                    question.messages,
+                    question.inputs,
+                    generate=dict(arguments),
+                    processor=dict(processor_kwargs or {}),
+                    seed=seed,
+                    capture=capture,
+                ),
+                prompt,
+            )
+            for question, prompt in zip(questions, prompts, strict=True)
+        ]
+        announce(
+            plan,
+            self._anatomy,
+            prompts,
+            new_tokens=config.max_new_tokens or max(1, (config.max_length or 20) - prompts[0].length),
+            sequences=max(config.num_beams or 1, config.num_return_sequences or 1),
+            pixels=tensors.get("pixel_values"),
+        )
+        recorder, out = run_generate(
+            self.model, self._anatomy, self.processor.tokenizer, tensors, plan, prompts, arguments=arguments, seed=seed
+        )
+        return traces_of(recorder, out, config, self._vocabulary, samples)
+
+    def _plan(self, capture: Capture) -> Plan:
+        return resolve(capture, self._anatomy.layers, self._anatomy.heads)
+
+    def _prepare(
+        self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], list[Prompt]]:
+        """Model inputs on the model's device, and where each sample's prompt lies in them."""
+        tensors = encode(self.processor, questions, processor_kwargs)
+        ids = tensors["input_ids"]
+        mask = tensors.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        prompts = []
+        for row, kept in zip(ids, mask, strict=True):
+            padding = int((kept == 0).sum())
+            if bool((kept[:padding] != 0).any()):
+                raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
+            image = (row[padding:] == self._vocabulary.image_token).nonzero().flatten().tolist()
+            prompts.append(Prompt(len(row) - padding, padding, tuple(image)))
+        model = self._anatomy.model
+        moved = {
+            name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+            for name, value in tensors.items()
+        }
+        return moved, prompts
+
+    def _sample(self, question: Question, request: Request, prompt: Prompt) -> Sample:
+        layouts = lay_out(
+            self._anatomy.model.config,
+            self.processor.image_processor,
+            [image.size for image in question.images],
+            prompt.image_positions,
+            request.processor,
+        )
+        provenance = provenance_of(self._anatomy, self.processor, question.images, self.checks)
+        return Sample(question, request, layouts, provenance)
+
+
+def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
+    """Load a model and its processor; with no name the tiny one that ships inside.
+
+    Args:
+        name: a repository on the Hugging Face hub or a folder.
+        **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
+            ``quantization_config``, ``revision``, ``attn_implementation`` ...
+
+    Raises:
+        BadModel: an original LLaVA checkpoint (the message names its converted twin), or nothing loadable.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from llava_probe import tiny
+
+    where = str(name) if name is not None else str(tiny.path())
+    if where.startswith("liuhaotian/"):
+        twin = TWINS.get(where)
+        told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
+        raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
+    shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    try:
+        processor = AutoProcessor.from_pretrained(where, **shared)
+        model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
+    return VLM(model.eval(), processor)
+
+
+def _capture(capture: Capture | None) -> Capture:
+    if capture is None:
+        return Capture()
+    if not isinstance(capture, Capture):
+        raise BadInput(f"capture= takes lp.Capture(...); got {type(capture).__name__}")
+    return capture

@@ -1,0 +1,220 @@
+"""From what a user asks to what the model takes: pictures and words in, a batch of tensors out.
+
+Four ways to ask, one result: plain words (the model's own chat template is applied), a ready prompt text, a whole
+chat, or ready-made inputs. The processor does all the work; here its inputs are checked, so that a mismatch is one
+sentence and not a traceback from inside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_probe.errors import BadInput, BadModel
+from llava_probe.images import open_image
+
+_PICTURE_KEYS = ("image", "path", "url", "base64")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample to ask: its pictures, and its text or its ready-made inputs."""
+
+    images: tuple[Image.Image, ...]
+    prompt: str | None
+    messages: Any = None
+    inputs: Mapping[str, Tensor] | None = None
+
+
+def pose(
+    processor: Any,
+    image: Any = None,
+    question: str | None = None,
+    *,
+    prompt: str | None = None,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Question:
+    """Settle one of the four ways of asking.
+
+    Raises:
+        BadInput: none or several of the ways, an empty question, or a picture count that does not fit the places.
+        BadImage: a picture that cannot be opened.
+    """
+    given = [name for name, value in _ways(question, prompt, messages, inputs) if value is not None]
+    if len(given) != 1:
+        told = "nothing" if not given else " and ".join(given)
+        raise BadInput(f"ask with exactly one of question, prompt=, messages= or inputs=; got {told}")
+    images = tuple(open_image(source) for source in _listed(image))
+    if inputs is not None:
+        return Question(images, None, inputs=_checked(inputs))
+    if question is not None:
+        if not isinstance(question, str) or not question.strip():
+            raise BadInput(f"the question is empty; ask something in plain words (got {question!r})")
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        text = _templated(processor, messages)
+        messages = None
+    elif messages is not None:
+        messages, inside = _unpacked(messages)
+        if inside and images:
+            raise BadInput("pictures were given both inside messages= and as image; give them in one place")
+        images = images or inside
+        text = _templated(processor, messages)
+    else:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise BadInput(f"the prompt is empty (got {prompt!r})")
+        text = prompt
+    _check_places(processor, text, len(images))
+    return Question(images, text, messages)
+
+
+def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Model inputs for the questions, left-padded where they differ in length.
+
+    Raises:
+        BadInput: ready-made inputs in a batch, or something the processor refuses.
+    """
+    if any(question.inputs is not None for question in questions):
+        if len(questions) > 1:
+            raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
+        return dict(questions[0].inputs or {})
+    texts = [question.prompt or "" for question in questions]
+    images = [list(question.images) for question in questions]
+    tokenizer = processor.tokenizer
+    settings: dict[str, Any] = {"return_tensors": "pt"}
+    if len(texts) > 1:
+        if tokenizer.pad_token is None:
+            raise BadInput("this tokenizer has no pad token to fill a batch with; set processor.tokenizer.pad_token")
+        settings |= {"padding": True, "padding_side": "left"}
+    if tokenizer.bos_token and all(text.startswith(tokenizer.bos_token) for text in texts):
+        settings["add_special_tokens"] = False
+    try:
+        batch = processor(text=texts, images=images if any(images) else None, **settings, **processor_kwargs)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BadInput(f"{type(processor).__name__} refused the input: {_first_line(error)}") from error
+    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:
+    """Ids of a given answer as the model would have generated it.
+
+    Args:
+        processor: its tokenizer splits the text.
+        question: what the answer follows; a space goes between where its prompt does not end in one.
+        prompt_ids: the prompt's ids, to see how it ends.
+        answer: text (a whole answer: EOS is added), or ids, taken as they are.
+
+    Raises:
+        BadInput: an empty answer.
+    """
+    if not isinstance(answer, str):
+        ids = tuple(int(token) for token in answer)
+        if not ids:
+            raise BadInput("the answer to score has no tokens")
+        return ids
+    if not answer.strip():
+        raise BadInput(f"the answer to score is empty (got {answer!r}); give words or token ids")
+    tokenizer = processor.tokenizer
+    text = question.prompt if question.prompt is not None else tokenizer.decode(prompt_ids)
+    for special in tokenizer.all_special_tokens:
+        text = text.rsplit(special, 1)[-1]  # only what follows the last special token can merge with the answer
+    between = " " if text and not text[-1].isspace() and not answer[0].isspace() else ""
+    before = tokenizer(text, add_special_tokens=False).input_ids
+    both = tokenizer(text + between + answer, add_special_tokens=False).input_ids
+    if both[: len(before)] != before:
+        before, both = [], tokenizer(between + answer, add_special_tokens=False).input_ids
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return (*both[len(before) :], *end)
+
+
+def image_token_id(model: Any) -> int:
+    """The id that stands for a visual token in ``model``'s prompts.
+
+    Raises:
+        BadModel: the config names none.
+    """
+    for name in ("image_token_id", "image_token_index"):
+        found = getattr(model.config, name, None)
+        if isinstance(found, int):
+            return found
+    raise BadModel(f"{type(model).__name__}: its config names no image token, so its visual tokens cannot be found")
+
+
+def _ways(*values: Any) -> list[tuple[str, Any]]:
+    return list(zip(("question", "prompt=", "messages=", "inputs="), values, strict=True))
+
+
+def _listed(image: Any) -> list[Any]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]
+
+
+def _unpacked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...]]:
+    """The chat with bare image places, and the pictures that stood in them."""
+    plain, images = [], []
+    if isinstance(messages, Mapping | str) or not messages:
+        raise BadInput("messages= is a list of {'role': ..., 'content': ...}, as for a chat template")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise BadInput(f"a message needs 'role' and 'content'; got {message!r}")
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+        kept: list[dict[str, Any]] = []
+        for part in parts:
+            if part.get("type") == "image":
+                key = next((key for key in _PICTURE_KEYS if key in part), None)
+                if key is not None:
+                    source = part[key] if key != "base64" else "data:image/*;base64," + part[key]
+                    images.append(open_image(source))
+                kept.append({"type": "image"})
+            else:
+                kept.append(dict(part))
+        plain.append({"role": message["role"], "content": kept})
+    return plain, tuple(images)
+
+
+def _templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    if not getattr(processor, "chat_template", None):
+        raise BadInput(
+            f"{type(processor).__name__} has no chat template to put plain words into; pass the whole text as prompt="
+        )
+    try:
+        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # jinja raises whatever the template's author chose
+        raise BadInput(f"the model's chat template refused these messages: {_first_line(error)}") from error
+
+
+def _check_places(processor: Any, text: str, images: int) -> None:
+    token = getattr(processor, "image_token", None)
+    if token is None:
+        return
+    places = text.count(token)
+    if places != images:
+        were = "1 picture was" if images == 1 else f"{images} pictures were"
+        has = "1 place" if places == 1 else f"{places} places"
+        raise BadInput(f"the prompt has {has} for a picture ({token}) but {were} given: {text!r}")
+
+
+def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if "input_ids" not in inputs:
+        raise BadInput(f"inputs= needs input_ids; got {sorted(inputs)}")
+    tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    if tensors["input_ids"].ndim != 2 or tensors["input_ids"].shape[0] != 1:
+        raise BadInput(
+            f"inputs= holds one sample: input_ids of shape [1, P]; got {list(tensors['input_ids'].shape)}. "
+            "Batches go through generate_batch"
+        )
+    if tensors["input_ids"].shape[1] == 0:
+        raise BadInput("inputs= holds an empty prompt: input_ids has no tokens")
+    return tensors
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,403 @@
+"""What one generation left behind: the one record that every analyzer reads.
+
+    trace = vlm.generate("street.jpg", "What does the sign say?")
+    trace.answer                                      # "STOP"
+    trace.logits, trace.attention                     # [T, V], [T, L, H, K]: entry t predicted generated token t
+    trace.hidden(layer=12, at="image")                # [N, D]: by the model's own layer number and position
+    trace.rows(at=trace.find("STOP"), layer=-1)       # [tokens, H, K]
+    trace.save("run.trace")
+
+Sizes: T generated tokens, P prompt tokens, K = P + T - 1 keys, L blocks, H heads, D width, V vocabulary. Positions
+are places in the whole sequence; only the [T, ...] axes count generated tokens from 0. A trace holds tensors on the
+CPU and plain data: nothing of torch's hooks, nothing of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_probe.capture import NAMED_POSITIONS, Capture
+from llava_probe.errors import BadInput, NotCaptured, OutOfRange
+from llava_probe.layout import ImageLayout
+from llava_probe.tokens import ROLES, Token, find
+
+At = int | str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, enough to ask it again.
+
+    Attributes:
+        prompt: the text the processor was given, image places included; None when ``inputs`` were ready made.
+        messages: the chat it came from, if any, without its pictures.
+        inputs: ready-made model inputs by name, if they were given.
+        answer: ids of the answer that was scored; None for a generation.
+        generate: generation arguments; ``processor``: processor arguments.
+        seed: given to ``torch.manual_seed`` just before the run.
+        capture: what to keep.
+    """
+
+    prompt: str | None
+    messages: Any = None
+    inputs: Mapping[str, Tensor] | None = None
+    answer: tuple[int, ...] | None = None
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    capture: Capture = field(default_factory=Capture)
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """Stands in a loaded trace for a setting that no file can hold: a logits processor, a streamer."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The largest of each step's logits (or scores), and enough of the rest to stay exact.
+
+    Attributes:
+        values, ids: [T, k] in falling order.
+        chosen: [T] value of the token that was taken; ``rank``: [T] how many are larger.
+        logsumexp, entropy: [T] over the whole vocabulary, in nats.
+    """
+
+    values: Tensor
+    ids: Tensor
+    chosen: Tensor
+    rank: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One generation (or one scored answer) and all that was kept of it.
+
+    Attributes:
+        tokens: every token of prompt and answer.
+        prompt_length: P.
+        answer: the generated text, special tokens left out.
+        images: the upright RGB originals; ``layouts``: where their visual tokens lie, one per image.
+        request: what was asked; ``provenance``: with what (model, dtype, versions, hashes).
+        records: the tensors by name; read them through the properties below.
+        hidden_layers, hidden_positions: what the two first axes of the kept hidden states are.
+        attention_layers, attention_heads, attention_positions: likewise for attention rows.
+        sequence_score: under beam search, the sum of the chosen tokens' scores over length**length_penalty.
+        alternatives: the other returned sequences, each a trace.
+    """
+
+    tokens: tuple[Token, ...]
+    prompt_length: int
+    answer: str
+    images: tuple[Image.Image, ...]
+    layouts: tuple[ImageLayout, ...]
+    request: Request
+    provenance: Mapping[str, Any]
+    records: Mapping[str, Tensor]
+    hidden_layers: tuple[int, ...] = ()
+    hidden_positions: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] = ()
+    attention_heads: tuple[int, ...] = ()
+    attention_positions: tuple[int, ...] = ()
+    sequence_score: float | None = None
+    alternatives: tuple[Trace, ...] = ()
+
+    # --- the answer ---
+
+    @property
+    def generated_ids(self) -> Tensor:
+        """[T] ids of the generated tokens, an ending EOS included."""
+        return torch.tensor([token.id for token in self.generated], dtype=torch.long)
+
+    @property
+    def generated(self) -> tuple[Token, ...]:
+        """The generated tokens."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def scored(self) -> bool:
+        """Whether the answer was given (``vlm.score``), not generated."""
+        return self.request.answer is not None
+
+    def find(self, text: str, role: str | None = None, occurrence: int | None = None) -> tuple[int, ...]:
+        """Positions of the tokens that spell a word or words; see ``llava_probe.tokens.find``."""
+        return find(self.tokens, text, role, occurrence)
+
+    # --- what was kept, by step ---
+
+    @property
+    def logits(self) -> Tensor:
+        """[T, V] float32, the model's own."""
+        return self._distribution("logits")
+
+    @property
+    def scores(self) -> Tensor:
+        """[T, V] float32, what was sampled from: after temperature, top-p and the other processors."""
+        return self._distribution("scores")
+
+    def top(self, name: str = "logits") -> TopK:
+        """The kept largest ``"logits"`` or ``"scores"`` of each step, where only those were kept."""
+        if f"{name}.values" not in self.records:
+            raise NotCaptured(f"the top {name} were not kept apart; pass Capture({name}=k), or read trace.{name}")
+        return TopK(**{part: self.records[f"{name}.{part}"] for part in TopK.__dataclass_fields__})
+
+    def kept(self, name: str) -> bool:
+        """Whether a record (``"logits"``, ``"scores"``, ``"hidden"``, ``"attention"`` ...) is held in full."""
+        return name in self.records
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """[T, layers, D] at the positions that predicted each token; layers as in ``hidden_layers``."""
+        return self._predicting("hidden", self.hidden_positions, "positions", "hidden_states")
+
+    @property
+    def attention(self) -> Tensor:
+        """[T, layers, heads, K] weights of the predicting queries; layers as in ``attention_layers``."""
+        return self._predicting("attention", self.attention_positions, "attention_positions", "attention")
+
+    @property
+    def predicting(self) -> range:
+        """The position that predicted each generated token: P - 1 to P + T - 2."""
+        return range(self.prompt_length - 1, len(self.tokens) - 1)
+
+    # --- what was kept, by layer and position ---
+
+    def positions(self, at: At) -> list[int]:
+        """Sequence positions that ``at`` names.
+
+        Args:
+            at: a position (negative counts from the end), a list of them, ``"all"``, ``"last_prompt"``,
+                ``"predicting"``, ``"text"`` (the prompt without its visual tokens), a role (``"image"``,
+                ``"prompt"``, ``"generated"``, ``"special"``), or a word of the answer, else of the prompt.
+
+        Raises:
+            OutOfRange: a position or word that is not there.
+        """
+        if isinstance(at, str):
+            return self._named(at)
+        places = [int(at)] if isinstance(at, int) else [int(place) for place in at]
+        for place in places:
+            if not -len(self.tokens) <= place < len(self.tokens):
+                raise OutOfRange(f"position {place} is not there: this trace has {len(self.tokens)} tokens")
+        return [place % len(self.tokens) for place in places]
+
+    def hidden(self, layer: int | Sequence[int] | None = None, at: At = "predicting") -> Tensor:
+        """Hidden states by the model's own layer number and by sequence position.
+
+        Args:
+            layer: 0 the embedding (at visual tokens: the projector's output), L after the final norm; negative
+                counts from the end; a list keeps its axis; None: all kept.
+            at: see ``positions``; a single number drops its axis.
+
+        Returns:
+            [positions, layers, D], without the axes that a single number named.
+
+        Raises:
+            NotCaptured: a layer or position that was not kept.
+        """
+        if "hidden" not in self.records:
+            raise NotCaptured("hidden states were not kept; pass Capture(hidden_states=True)")
+        rows = self._rows(at, self.hidden_positions, "hidden states", "positions")
+        columns = self._columns(layer, self.hidden_layers, "hidden_layer_count", "hidden states of layer", "layers")
+        return _squeezed(self.records["hidden"][rows][:, columns], at, layer)
+
+    def rows(
+        self, at: At = "predicting", layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
+    ) -> Tensor:
+        """Attention rows by query position and by the model's own block and head numbers.
+
+        Returns:
+            [positions, layers, heads, K], without the axes that a single number named.
+
+        Raises:
+            NotCaptured: a position, layer or head that was not kept.
+        """
+        if "attention" not in self.records:
+            raise NotCaptured("attention rows were not kept; pass Capture(attention=True)")
+        rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
+        columns = self._columns(layer, self.attention_layers, "layer_count", "attention of layer", "attention_layers")
+        heads = self._columns(head, self.attention_heads, "head_count", "attention of head", "heads")
+        return _squeezed(self.records["attention"][rows][:, columns][:, :, heads], at, layer, head)
+
+    @property
+    def vision_hidden_states(self) -> Tensor:
+        """[crops, L_v + 1, S, D_v] of the vision tower: 0 its embedding, then each block's output."""
+        return self._vision("vision_hidden")
+
+    @property
+    def vision_attention(self) -> Tensor:
+        """[crops, L_v, H_v, S, S] weights of the vision tower."""
+        return self._vision("vision_attention")
+
+    @property
+    def projected(self) -> Tensor:
+        """[N, D] visual tokens as the language model gets them: hidden state 0 at the image positions."""
+        return self.hidden(layer=0, at="image")
+
+    # --- as a file, as a page ---
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one file, atomically; see ``llava_probe.trace_file``."""
+        from llava_probe.trace_file import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a saved trace; no model is needed."""
+        from llava_probe.trace_file import load
+
+        return load(path)
+
+    def without_alternatives(self) -> Trace:
+        """This sequence alone."""
+        return replace(self, alternatives=())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        plain = [name for name in self.__dataclass_fields__ if name not in ("records", "images", "request")]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in plain)
+            and _same_tensors(self.records, other.records)
+            and [(i.size, i.tobytes()) for i in self.images] == [(i.size, i.tobytes()) for i in other.images]
+            and replace(self.request, inputs=None) == replace(other.request, inputs=None)
+            and _same_tensors(self.request.inputs or {}, other.request.inputs or {})
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.records.items() if "." not in name)
+        return f"Trace({self.answer!r}, {self.prompt_length} + {len(self.generated)} tokens, {held})"
+
+    def _repr_html_(self) -> str:
+        from llava_probe.html import trace_html
+
+        return trace_html(self)
+
+    # --- details ---
+
+    def _distribution(self, name: str) -> Tensor:
+        if name in self.records:
+            return self.records[name]
+        if f"{name}.values" in self.records:
+            raise NotCaptured(
+                f"only the top {self.records[f'{name}.values'].shape[1]} {name} were kept: read trace.top({name!r}), "
+                f"or pass Capture({name}=True)"
+            )
+        if name == "scores" and self.scored:
+            raise NotCaptured("a scored answer has no scores: nothing was sampled; read trace.logits")
+        raise NotCaptured(f"{name} were not kept; pass Capture({name}=True)")
+
+    def _predicting(self, record: str, kept: tuple[int, ...], field_name: str, flag: str) -> Tensor:
+        if record not in self.records:
+            raise NotCaptured(f"{flag.replace('_', ' ')} were not kept; pass Capture({flag}=True)")
+        first = self.prompt_length - 1
+        if not kept or kept[-1] != len(self.tokens) - 2 or first not in kept:
+            raise NotCaptured(
+                f"the predicting positions were not kept, only {_summary(kept)}; pass "
+                f'Capture({field_name}=["predicting", ...])'
+            )
+        return self.records[record][kept.index(first) :]
+
+    def _vision(self, record: str) -> Tensor:
+        if record not in self.records:
+            raise NotCaptured("the vision tower was not kept; pass Capture(vision=True)")
+        return self.records[record]
+
+    def _named(self, name: str) -> list[int]:
+        end = len(self.tokens)
+        ranges = {
+            "all": range(end),
+            "last_prompt": [self.prompt_length - 1],
+            "predicting": self.predicting,
+            "text": [t.position for t in self.tokens[: self.prompt_length] if t.role != "image"],
+        }
+        if name in ranges:
+            return list(ranges[name])
+        if name in ROLES:
+            return [token.position for token in self.tokens if token.role == name]
+        found = self.find(name, role="generated") or self.find(name)
+        if not found:
+            raise OutOfRange(f"{name!r} is neither a role ({', '.join(ROLES)}) nor a word here; the answer: {self.answer!r}")
+        return list(found)
+
+    def _rows(self, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
+        index = {position: row for row, position in enumerate(kept)}
+        wanted = self.positions(at)
+        missing = [position for position in wanted if position not in index]
+        if missing:
+            last = len(self.tokens) - 1
+            if missing == [last]:
+                raise NotCaptured(f"{what} at position {last} do not exist: the last token was never fed to the model")
+            wanted_by = at if at in NAMED_POSITIONS else missing if len(missing) < 9 else "all"
+            raise NotCaptured(
+                f"{what} at {_summary(missing)} were not kept, only at {_summary(kept)}; "
+                f'pass Capture({field_name}=["predicting", {wanted_by!r}])'
+            )
+        return [index[position] for position in wanted]
+
+    def _columns(
+        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], count: str, what: str, field_name: str
+    ) -> list[int]:
+        if wanted is None:
+            return list(range(len(kept)))
+        total = int(self.provenance[count])
+        columns = []
+        for number in [wanted] if isinstance(wanted, int) else wanted:
+            if not -total <= number < total:
+                raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
+            if number % total not in kept:
+                raise NotCaptured(f"{what} {number % total} were not kept; pass Capture({field_name}=[{number % total}])")
+            columns.append(kept.index(number % total))
+        return columns
+
+
+def _squeezed(found: Tensor, *named: Any) -> Tensor:
+    for axis in reversed(range(len(named))):
+        if isinstance(named[axis], int):
+            found = found.squeeze(axis)
+    return found
+
+
+def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def _summary(positions: Sequence[int]) -> str:
+    if not positions:
+        return "no position"
+    if len(positions) == 1:
+        return f"position {positions[0]}"
+    return f"{len(positions)} positions from {min(positions)} to {max(positions)}"
+
+
+def top_k(distribution: Tensor, chosen: Tensor, k: int) -> TopK:
+    """The top ``k`` of each row of ``distribution`` [T, V] and what the rest adds up to."""
+    if k > distribution.shape[1]:
+        raise BadInput(f"asked for the top {k} of a vocabulary of {distribution.shape[1]}")
+    values, ids = distribution.topk(k, dim=1)
+    taken = distribution.gather(1, chosen[:, None]).squeeze(1)
+    logprobs = torch.log_softmax(distribution, dim=1)
+    return TopK(
+        values=values,
+        ids=ids,
+        chosen=taken,
+        rank=(distribution > taken[:, None]).sum(1),
+        logsumexp=torch.logsumexp(distribution, dim=1),
+        entropy=torch.special.entr(logprobs.exp()).sum(1),
+    )

@@ -1,0 +1,211 @@
+"""A trace as one file: tensors, pictures and provenance, readable without the model.
+
+The file is a safetensors file (never pickle): tensors under their record names, pictures as PNG bytes, everything
+else as JSON in its header beside a checksum. It is written next to its place and moved there when complete, so a
+full disk or a kill leaves the old file or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from llava_probe.capture import Capture
+from llava_probe.errors import BadFile
+from llava_probe.layout import ImageLayout
+from llava_probe.tokens import Token
+from llava_probe.trace import Request, Trace, Unsaved
+
+FORMAT = 1
+
+_LAYOUT_ARRAYS = ("positions", "boxes", "tiles")
+_PLAIN = ("answer", "prompt_length", "sequence_score", "provenance")
+_AXES = ("hidden_layers", "hidden_positions", "attention_layers", "attention_heads", "attention_positions")
+
+
+def save(trace: Trace, path: str | Path) -> Path:
+    """Write ``trace`` to ``path``, whole or not at all.
+
+    Raises:
+        BadFile: the place cannot be written, or the disk is full; what was there before is still there.
+    """
+    target = Path(path).expanduser()
+    tensors: dict[str, Tensor] = {}
+    header = json.dumps(_described(trace, "", tensors), ensure_ascii=False)
+    metadata = {"llava_probe.format": str(FORMAT), "trace": header, "digest": _digest(header, tensors)}
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise BadFile(f"the trace could not be written to {target}: {error}") from error
+    return target
+
+
+def load(path: str | Path) -> Trace:
+    """Read a trace written by ``save``.
+
+    Raises:
+        BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
+    """
+    source = Path(path).expanduser()
+    try:
+        with safe_open(source, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if "llava_probe.format" not in metadata:
+                raise BadFile(f"{source} is a safetensors file but no trace of llava_probe")
+            if int(metadata["llava_probe.format"]) > FORMAT:
+                raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.format']})")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError as error:
+        raise BadFile(f"there is no trace at {source}") from error
+    except BadFile:
+        raise
+    except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise BadFile(f"{source} is no trace, or a damaged one: {error}") from error
+    if _digest(metadata.get("trace", ""), tensors) != metadata.get("digest"):
+        raise BadFile(f"{source} is damaged: its checksum does not match its contents")
+    return _restored(json.loads(metadata["trace"]), "", tensors)
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The trace's plain data; its tensors go into ``tensors`` under ``prefix``."""
+    request = trace.request
+    for name, tensor in trace.records.items():
+        tensors[f"{prefix}records/{name}"] = tensor.contiguous()
+    for name, tensor in (request.inputs or {}).items():
+        tensors[f"{prefix}inputs/{name}"] = tensor.contiguous()
+    for number, layout in enumerate(trace.layouts):
+        for array in _LAYOUT_ARRAYS:
+            tensors[f"{prefix}layouts/{number}/{array}"] = torch.from_numpy(np.ascontiguousarray(getattr(layout, array)))
+    if not prefix:  # alternatives share the pictures
+        for number, image in enumerate(trace.images):
+            png = io.BytesIO()
+            image.save(png, format="PNG", compress_level=1)
+            tensors[f"images/{number}"] = torch.frombuffer(bytearray(png.getvalue()), dtype=torch.uint8)
+    return {
+        **{name: getattr(trace, name) for name in (*_PLAIN, *_AXES)},
+        "tokens": [[token.id, token.text, token.role] for token in trace.tokens],
+        "images": len(trace.images),
+        "layouts": [{"size": layout.size, "grid": layout.grid} for layout in trace.layouts],
+        "request": {
+            "prompt": request.prompt,
+            "messages": _plain(request.messages),
+            "inputs": sorted(request.inputs) if request.inputs is not None else None,
+            "answer": request.answer,
+            "generate": {name: _plain(value) for name, value in request.generate.items()},
+            "processor": {name: _plain(value) for name, value in request.processor.items()},
+            "seed": request.seed,
+            "capture": asdict(request.capture),
+        },
+        "alternatives": [
+            _described(other, f"{prefix}alternatives/{number}/", tensors)
+            for number, other in enumerate(trace.alternatives)
+        ],
+    }
+
+
+def _restored(told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Trace:
+    def under(folder: str) -> dict[str, Tensor]:
+        start = f"{prefix}{folder}/"
+        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+    asked = told["request"]
+    layouts = tuple(
+        ImageLayout(
+            tuple(layout["size"]),
+            **{array: tensors[f"{prefix}layouts/{number}/{array}"].numpy() for array in _LAYOUT_ARRAYS},
+            grid=None if layout["grid"] is None else tuple(layout["grid"]),
+        )
+        for number, layout in enumerate(told["layouts"])
+    )
+    pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
+    return Trace(
+        **{name: told[name] for name in _PLAIN},
+        **{name: tuple(told[name]) for name in _AXES},
+        tokens=tuple(Token(*parts, place) for place, parts in enumerate(told["tokens"])),
+        images=tuple(Image.open(picture).convert("RGB") for picture in pictures),
+        layouts=layouts,
+        request=Request(
+            prompt=asked["prompt"],
+            messages=_unplain(asked["messages"]),
+            inputs=None if asked["inputs"] is None else under("inputs"),
+            answer=None if asked["answer"] is None else tuple(asked["answer"]),
+            generate={name: _unplain(value) for name, value in asked["generate"].items()},
+            processor={name: _unplain(value) for name, value in asked["processor"].items()},
+            seed=asked["seed"],
+            capture=Capture(**asked["capture"]),
+        ),
+        records=under("records"),
+        alternatives=tuple(
+            _restored(other, f"{prefix}alternatives/{number}/", tensors)
+            for number, other in enumerate(told["alternatives"])
+        ),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON; what JSON cannot say is marked, and what cannot be written at all is named."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, tuple):
+        return {"__tuple__": [_plain(part) for part in value]}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, GenerationConfig):
+        return {"__generation_config__": value.to_dict()}
+    return {"__unsaved__": value.what if isinstance(value, Unsaved) else type(value).__name__}
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unplain(part) for part in value]
+    if isinstance(value, dict):
+        match value:
+            case {"__tuple__": parts}:
+                return tuple(_unplain(part) for part in parts)
+            case {"__generation_config__": settings}:
+                return GenerationConfig.from_dict(settings)
+            case {"__unsaved__": what}:
+                return Unsaved(what)
+        return {key: _unplain(part) for key, part in value.items()}
+    return value
