@@ -15,14 +15,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _NAMES = {
     "VLM": "model",
     "load": "model",
+    "check": "agreement",
     "Capture": "capture",
     "Trace": "trace",
     "Token": "tokens",
     "ImageLayout": "layout",
     "open_image": "images",
+    "ImageMap": "maps",
+    "confidence": "analyzers.confidence",
+    "attention_map": "analyzers.attention",
+    "rollout": "analyzers.rollout",
+    "heads": "analyzers.heads",
+    "sinks": "analyzers.sinks",
     **dict.fromkeys(
         (
             "ProbeError",

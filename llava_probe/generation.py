@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 from transformers.utils import ModelOutput
 
+from llava_probe import __version__
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
 from llava_probe.errors import BadInput
@@ -30,6 +31,7 @@ from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
+from llava_probe.spellings import Spellings, spellings
 from llava_probe.tokens import tokens_of
 from llava_probe.trace import Request, Trace, top_k
 
@@ -61,6 +63,11 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
     for name in ("custom_generate", "assistant_model"):
         if arguments.get(name) is not None:
             raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
+    if arguments.get("prefill_chunk_size") and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise BadInput(
+            f"prefill_chunk_size: {type(model).__name__} in transformers {transformers.__version__} cannot cut a prompt "
+            "with a picture into chunks; leave it out"
+        )
     new_tokens = arguments.get("max_new_tokens", 1)
     if new_tokens is not None and (isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1):
         raise BadInput(f"max_new_tokens must be a whole number of at least 1; got {new_tokens!r}")
@@ -155,6 +162,17 @@ class Vocabulary:
     tokenizer: Any
     image_token: int
 
+    @cached_property
+    def _whole(self) -> Spellings:
+        return spellings(self.tokenizer)
+
+    def spellings(self, recorded: Sequence[Mapping[str, Tensor]]) -> Spellings:
+        """What the ids of these records spell: the whole vocabulary, once, where a whole distribution was kept."""
+        if any(name in records for records in recorded for name in ("logits", "scores")):
+            return self._whole
+        tops = [records[name] for records in recorded for name in ("logits.ids", "scores.ids") if name in records]
+        return spellings(self.tokenizer, (token for top in tops for token in top.flatten().tolist()))
+
 
 def traces_of(
     recorder: Recorder, out: Any, config: Any, vocabulary: Vocabulary, samples: Sequence[Sample]
@@ -164,7 +182,7 @@ def traces_of(
     prompt_end = recorder.prompts[0].length + recorder.prompts[0].padding
     returned = len(sequences) // len(samples)
     beams = getattr(out, "beam_indices", None)
-    lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer)
+    lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, samples[0].request)
     steps = {name: out[name] for name in ("logits", "scores") if out.get(name) is not None}
     beam_scores = out.get("sequences_scores")
     traces = []
@@ -180,7 +198,9 @@ def traces_of(
                 records |= _distribution(name, rows, ids[-length:], getattr(recorder.plan.capture, name))
             trace = _trace(recorder, number, source, ids.tolist(), records, vocabulary, sample)
             family.append(trace if beam_scores is None else replace(trace, sequence_score=float(beam_scores[row])))
-        traces.append(replace(family[0], alternatives=tuple(family[1:])))
+        spelled = vocabulary.spellings([trace.records for trace in family])
+        first, *others = (replace(trace, spellings=spelled) for trace in family)
+        traces.append(replace(first, alternatives=tuple(others)))
     return traces
 
 
@@ -191,7 +211,8 @@ def scored_trace(
     answer = list(sample.request.answer or ())
     kept = sample.request.capture.logits
     records = _distribution("logits", logits, torch.tensor(answer), kept) if kept else {}
-    return _trace(recorder, 0, [0] * len(answer), [*prompt_ids, *answer], records, vocabulary, sample)
+    trace = _trace(recorder, 0, [0] * len(answer), [*prompt_ids, *answer], records, vocabulary, sample)
+    return replace(trace, spellings=vocabulary.spellings([records]))
 
 
 def _trace(
@@ -250,7 +271,9 @@ def _vision(recorder: Recorder, sample: int, images: int) -> dict[str, Tensor]:
     return found
 
 
-def _lengths(sequences: Tensor, prompt_end: int, beams: Tensor | None, config: Any, tokenizer: Any) -> list[int]:
+def _lengths(
+    sequences: Tensor, prompt_end: int, beams: Tensor | None, config: Any, tokenizer: Any, request: Request
+) -> list[int]:
     """How many tokens each returned sequence has: up to its EOS or stop string, its padding left out."""
     if beams is not None:
         return (beams >= 0).sum(1).tolist()
@@ -268,6 +291,9 @@ def _lengths(sequences: Tensor, prompt_end: int, beams: Tensor | None, config: A
         if stop is not None:
             steps = range(1, length + 1)
             length = next((t for t in steps if bool(stop(sequences[row : row + 1, : prompt_end + t], None))), length)
+        if request.generate.get("stopping_criteria"):  # cannot be asked again: what it ended is padded
+            while length > 1 and answer[length - 1] == config.pad_token_id:
+                length -= 1
         lengths.append(length)
     return lengths
 
@@ -328,9 +354,10 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
         "layer_count": anatomy.layers,
         "hidden_layer_count": anatomy.layers + 1,
         "head_count": anatomy.heads,
+        "vocabulary": anatomy.decoder.owner.config.get_text_config().vocab_size,
         "images": [fingerprint(image) for image in images],
         "versions": {
-            "llava_probe": version("llava_probe"),
+            "llava_probe": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

@@ -33,7 +33,7 @@ from llava_probe.generation import (
 )
 from llava_probe.layout import lay_out
 from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
-from llava_probe.recorder import Prompt
+from llava_probe.recorder import Prompt, alone_with
 from llava_probe.trace import Request, Trace, Unsaved
 
 #: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
@@ -53,6 +53,7 @@ class VLM:
     Attributes:
         model: any decoder-only image-text model of transformers, or a PEFT wrapper around one.
         processor: the processor it was trained with.
+        anatomy: its blocks and towers, as found by type.
         checks: what ``lp.check`` found, kept in the provenance of later traces.
     """
 
@@ -65,11 +66,11 @@ class VLM:
         self.model = model
         self.processor = processor
         self.checks: dict[str, Any] = {}
-        self._anatomy = anatomy(model)
-        self._vocabulary = Vocabulary(processor.tokenizer, image_token_id(self._anatomy.model))
+        self.anatomy = anatomy(model)
+        self._vocabulary = Vocabulary(processor.tokenizer, image_token_id(self.anatomy.model))
 
     def __repr__(self) -> str:
-        inside = self._anatomy
+        inside = self.anatomy
         return f"VLM({type(inside.model).__name__}, {inside.layers} layers × {inside.heads} heads, {self.model.dtype})"
 
     def generate(
@@ -165,8 +166,8 @@ class VLM:
             asked.prompt, asked.messages, asked.inputs, ids, processor=dict(processor_kwargs or {}), capture=capture
         )
         sample = self._sample(asked, request, prompts[0])
-        announce(plan, self._anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=tensors.get("pixel_values"))
-        recorder, logits = run_score(self.model, self._anatomy, tensors, plan, prompts, ids)
+        announce(plan, self.anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=tensors.get("pixel_values"))
+        recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
         return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
 
     def rerun(self, trace: Trace) -> Trace:
@@ -191,6 +192,22 @@ class VLM:
             processor_kwargs=request.processor,
         )
 
+    def model_inputs(
+        self, image: Any = None, question: str | None = None, **asking: Any
+    ) -> tuple[dict[str, Tensor], Question]:
+        """What ``generate`` would feed the model for this question, for calls of your own.
+
+        Args:
+            image, question: as for ``generate``.
+            **asking: ``prompt``, ``messages`` or ``inputs`` instead of a question; ``processor_kwargs``.
+
+        Returns:
+            Tensors on the model's device, and the settled question (pictures and prompt text).
+        """
+        processor_kwargs = asking.pop("processor_kwargs", None) or {}
+        asked = pose(self.processor, image, question, **asking)
+        return self._prepare([asked], processor_kwargs)[0], asked
+
     # --- details ---
 
     def _generate(
@@ -202,7 +219,7 @@ class VLM:
         processor_kwargs: Mapping[str, Any] | None,
     ) -> list[Trace]:
         capture = _capture(capture)
-        config = check_decoding(self._anatomy.model, arguments)
+        config = check_decoding(self.anatomy.model, arguments)
         tensors, prompts = self._prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
         samples = [
@@ -212,7 +229,7 @@ class VLM:
                     question.prompt,
                     question.messages,
                     question.inputs,
-                    generate=dict(arguments),
+                    generate={name: value for name, value in arguments.items() if name != "streamer"},
                     processor=dict(processor_kwargs or {}),
                     seed=seed,
                     capture=capture,
@@ -223,19 +240,19 @@ class VLM:
         ]
         announce(
             plan,
-            self._anatomy,
+            self.anatomy,
             prompts,
             new_tokens=config.max_new_tokens or max(1, (config.max_length or 20) - prompts[0].length),
             sequences=max(config.num_beams or 1, config.num_return_sequences or 1),
             pixels=tensors.get("pixel_values"),
         )
         recorder, out = run_generate(
-            self.model, self._anatomy, self.processor.tokenizer, tensors, plan, prompts, arguments=arguments, seed=seed
+            self.model, self.anatomy, self.processor.tokenizer, tensors, plan, prompts, arguments=arguments, seed=seed
         )
         return traces_of(recorder, out, config, self._vocabulary, samples)
 
     def _plan(self, capture: Capture) -> Plan:
-        return resolve(capture, self._anatomy.layers, self._anatomy.heads)
+        return resolve(capture, self.anatomy.layers, self.anatomy.heads)
 
     def _prepare(
         self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
@@ -252,7 +269,7 @@ class VLM:
                 raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
             image = (row[padding:] == self._vocabulary.image_token).nonzero().flatten().tolist()
             prompts.append(Prompt(len(row) - padding, padding, tuple(image)))
-        model = self._anatomy.model
+        model = self.anatomy.model
         moved = {
             name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
             for name, value in tensors.items()
@@ -261,13 +278,14 @@ class VLM:
 
     def _sample(self, question: Question, request: Request, prompt: Prompt) -> Sample:
         layouts = lay_out(
-            self._anatomy.model.config,
+            self.anatomy.model.config,
             self.processor.image_processor,
             [image.size for image in question.images],
             prompt.image_positions,
             request.processor,
         )
-        provenance = provenance_of(self._anatomy, self.processor, question.images, self.checks)
+        with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
+            provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         return Sample(question, request, layouts, provenance)
 
 

@@ -96,7 +96,7 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
         settings["add_special_tokens"] = False
     try:
         batch = processor(text=texts, images=images if any(images) else None, **settings, **processor_kwargs)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except Exception as error:  # each processor has errors of its own; its sentence is passed on
         raise BadInput(f"{type(processor).__name__} refused the input: {_first_line(error)}") from error
     return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
 

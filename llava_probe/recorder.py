@@ -196,9 +196,7 @@ class Recorder:
         last = prompt.length + (len(source) - 1 if self._attention.selection.predicting else 0)
         return self._collect(self._attention, sample, source, keys=last)
 
-    def _collect(
-        self, kind: _Kind, sample: int, source: Sequence[int], keys: int | None
-    ) -> tuple[Tensor, list[int]]:
+    def _collect(self, kind: _Kind, sample: int, source: Sequence[int], keys: int | None) -> tuple[Tensor, list[int]]:
         prompt = self.prompts[sample]
         wanted = kind.wanted[sample]
         length = len(source) if kind.selection.predicting else 0
@@ -245,12 +243,17 @@ def _place(out: Tensor, rows: Tensor, padding: int, keys: int | None) -> None:
         out[..., : rows.shape[-1]] = rows
 
 
+def alone_with(model: nn.Module) -> threading.RLock:
+    """The lock that keeps runs of one model apart: while one records, the model's attention is ours."""
+    return _locks.setdefault(model, threading.RLock())
+
+
 @contextmanager
 def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> Iterator[Recorder]:
     """Record what ``plan`` asks for while the context lasts. One run at a time per model."""
     recorder = Recorder(anatomy, plan, prompts)
     with ExitStack() as stack:
-        stack.enter_context(_locks.setdefault(anatomy.model, threading.RLock()))
+        stack.enter_context(alone_with(anatomy.model))
         token = _recorder.set(recorder)
         stack.callback(_recorder.reset, token)
         if plan.attention.layers or plan.vision:
@@ -338,9 +341,7 @@ def _weighed(module: nn.Module, _args: Any, output: Any) -> None:
 
 
 @torch.compiler.disable
-def _attended(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-) -> None:
+def _attended(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
     recorder = _recorder.get()
     if recorder is not None:
         recorder.attended(module, query, key, mask, kwargs)

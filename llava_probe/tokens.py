@@ -15,8 +15,8 @@ from llava_probe.errors import BadInput
 
 ROLES = ("special", "image", "prompt", "generated")
 
-#: How far back a token's text may depend on the ones before it (byte pieces of one character, spaces of a word).
-_CONTEXT = 8
+#: Bytes of the longest character in UTF-8: as many tokens may share one.
+_LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True)
@@ -53,40 +53,29 @@ def _role(token: int, place: int, prompt_length: int, image_token_id: int, speci
 
 
 def _texts(tokenizer: Any, ids: Sequence[int], roles: Sequence[str]) -> list[str]:
-    alone = set(tokenizer.all_special_ids)
-    image = {token for token, role in zip(ids, roles, strict=True) if role == "image"}
-    names = {token: tokenizer.convert_ids_to_tokens(token) for token in (alone | image) & set(ids)}
+    named = set(tokenizer.all_special_ids) | {token for token, role in zip(ids, roles, strict=True) if role == "image"}
     texts: list[str] = []
-    run: list[int] = []
+    settled = read = 0  # ids[settled:read] is context: decoding it again gives the text that is already out
     for place, token in enumerate(ids):
-        if place and (roles[place] == "generated") != (roles[place - 1] == "generated"):
-            run = []
-        if token in names:
-            texts.append(names[token])
-            run = []
+        if token in named:
+            texts.append(str(tokenizer.convert_ids_to_tokens(token)))
+            settled = read = place + 1
             continue
-        # The token before the run gives the first one its space, where the tokenizer writes words with a leading one.
-        before = run[-_CONTEXT:]
-        texts.append(_added(tokenizer, before, token))
-        run = [*before, token] if texts[-1] or not run else [*run, token]
+        before, now = _decode(tokenizer, ids[settled:read]), _decode(tokenizer, ids[settled : place + 1])
+        last = place + 1 == len(ids) or ids[place + 1] in named
+        if now.endswith("�") and not last and place - read < _LONGEST_CHARACTER:
+            texts.append("")  # the character goes on in the next token
+            continue
+        first = settled == read and str(tokenizer.convert_ids_to_tokens(token)).startswith("▁")
+        texts.append(" " * first + now[len(before) :].lstrip(" " * first))
+        settled, read = read, place + 1
     return texts
 
 
-def _added(tokenizer: Any, before: list[int], token: int) -> str:
-    """What ``token`` adds after ``before``; nothing while it leaves a character unfinished."""
-    old = _decode(tokenizer, before)
-    new = _decode(tokenizer, [*before, token])
-    if not before and tokenizer.convert_ids_to_tokens(token).startswith("▁") and not new.startswith(" "):
-        new = " " + new  # sentencepiece drops the space of whatever it decodes first
-    if new.endswith("�") and not old.endswith("�"):
-        return ""
-    return new.removeprefix(old.removesuffix("�")) if new.startswith(old.rstrip("�")) else new[len(old) :]
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     if not ids:
         return ""
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence: int | None = None) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from llava_probe.capture import NAMED_POSITIONS, Capture
 from llava_probe.errors import BadInput, NotCaptured, OutOfRange
 from llava_probe.layout import ImageLayout
+from llava_probe.spellings import Spellings
 from llava_probe.tokens import ROLES, Token, find
 
 At = int | str | Sequence[int]
@@ -93,6 +94,7 @@ class Trace:
         records: the tensors by name; read them through the properties below.
         hidden_layers, hidden_positions: what the two first axes of the kept hidden states are.
         attention_layers, attention_heads, attention_positions: likewise for attention rows.
+        spellings: what the ids of the kept logits and scores spell.
         sequence_score: under beam search, the sum of the chosen tokens' scores over length**length_penalty.
         alternatives: the other returned sequences, each a trace.
     """
@@ -110,6 +112,7 @@ class Trace:
     attention_layers: tuple[int, ...] = ()
     attention_heads: tuple[int, ...] = ()
     attention_positions: tuple[int, ...] = ()
+    spellings: Spellings = field(default_factory=Spellings)
     sequence_score: float | None = None
     alternatives: tuple[Trace, ...] = ()
 
@@ -177,9 +180,10 @@ class Trace:
         """Sequence positions that ``at`` names.
 
         Args:
-            at: a position (negative counts from the end), a list of them, ``"all"``, ``"last_prompt"``,
-                ``"predicting"``, ``"text"`` (the prompt without its visual tokens), a role (``"image"``,
-                ``"prompt"``, ``"generated"``, ``"special"``), or a word of the answer, else of the prompt.
+            at: a position (negative counts from the end), a list of them, ``"all"`` (every token that was fed to
+                the model: not the last), ``"last_prompt"``, ``"predicting"``, ``"text"`` (the prompt without its
+                visual tokens), a role (``"image"``, ``"prompt"``, ``"generated"``, ``"special"``), or a word of
+                the answer, else of the prompt.
 
         Raises:
             OutOfRange: a position or word that is not there.
@@ -318,9 +322,8 @@ class Trace:
         return self.records[record]
 
     def _named(self, name: str) -> list[int]:
-        end = len(self.tokens)
         ranges = {
-            "all": range(end),
+            "all": range(len(self.tokens) - 1),
             "last_prompt": [self.prompt_length - 1],
             "predicting": self.predicting,
             "text": [t.position for t in self.tokens[: self.prompt_length] if t.role != "image"],
@@ -331,7 +334,7 @@ class Trace:
             return [token.position for token in self.tokens if token.role == name]
         found = self.find(name, role="generated") or self.find(name)
         if not found:
-            raise OutOfRange(f"{name!r} is neither a role ({', '.join(ROLES)}) nor a word here; the answer: {self.answer!r}")
+            raise OutOfRange(f"{name!r} is neither a role ({', '.join(ROLES)}) nor a word of {self.answer!r}")
         return list(found)
 
     def _rows(self, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
@@ -341,7 +344,10 @@ class Trace:
         if missing:
             last = len(self.tokens) - 1
             if missing == [last]:
-                raise NotCaptured(f"{what} at position {last} do not exist: the last token was never fed to the model")
+                raise NotCaptured(
+                    f"{what} at position {last} do not exist: the last token was never fed to the model; "
+                    'at="predicting" reads where each token of the answer was predicted'
+                )
             wanted_by = at if at in NAMED_POSITIONS else missing if len(missing) < 9 else "all"
             raise NotCaptured(
                 f"{what} at {_summary(missing)} were not kept, only at {_summary(kept)}; "
@@ -360,7 +366,8 @@ class Trace:
             if not -total <= number < total:
                 raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
             if number % total not in kept:
-                raise NotCaptured(f"{what} {number % total} were not kept; pass Capture({field_name}=[{number % total}])")
+                number %= total
+                raise NotCaptured(f"{what} {number} were not kept; pass Capture({field_name}=[{number}])")
             columns.append(kept.index(number % total))
         return columns
 

@@ -14,10 +14,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ from transformers import GenerationConfig
 from llava_probe.capture import Capture
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
+from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
 from llava_probe.trace import Request, Trace, Unsaved
 
@@ -76,7 +77,7 @@ def load(path: str | Path) -> Trace:
         with safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}
             if "llava_probe.format" not in metadata:
-                raise BadFile(f"{source} is a safetensors file but no trace of llava_probe")
+                raise BadFile(f"{source} is a safetensors file but no trace of llava_probe, or a damaged one")
             if int(metadata["llava_probe.format"]) > FORMAT:
                 raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.format']})")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
@@ -88,7 +89,10 @@ def load(path: str | Path) -> Trace:
         raise BadFile(f"{source} is no trace, or a damaged one: {error}") from error
     if _digest(metadata.get("trace", ""), tensors) != metadata.get("digest"):
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")
-    return _restored(json.loads(metadata["trace"]), "", tensors)
+    told = json.loads(metadata["trace"])
+    pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
+    images = tuple(Image.open(picture).convert("RGB") for picture in pictures)
+    return _restored(told, "", tensors, images)
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -111,15 +115,18 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
     for name, tensor in trace.records.items():
         tensors[f"{prefix}records/{name}"] = tensor.contiguous()
     for name, tensor in (request.inputs or {}).items():
-        tensors[f"{prefix}inputs/{name}"] = tensor.contiguous()
+        tensors[f"{prefix}inputs/{name}"] = tensor.contiguous().clone()  # alternatives hold the very same
     for number, layout in enumerate(trace.layouts):
         for array in _LAYOUT_ARRAYS:
-            tensors[f"{prefix}layouts/{number}/{array}"] = torch.from_numpy(np.ascontiguousarray(getattr(layout, array)))
-    if not prefix:  # alternatives share the pictures
+            tensors[f"{prefix}layouts/{number}/{array}"] = torch.tensor(getattr(layout, array))
+    if not prefix:  # alternatives share the pictures and the spellings
+        told: dict[str, Any] = {"texts": {str(token): text for token, text in trace.spellings.texts.items()}}
+        told |= {"special": sorted(trace.spellings.special), "whole": trace.spellings.whole}
+        tensors["spellings"] = _bytes(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
         for number, image in enumerate(trace.images):
             png = io.BytesIO()
             image.save(png, format="PNG", compress_level=1)
-            tensors[f"images/{number}"] = torch.frombuffer(bytearray(png.getvalue()), dtype=torch.uint8)
+            tensors[f"images/{number}"] = _bytes(png.getvalue())
     return {
         **{name: getattr(trace, name) for name in (*_PLAIN, *_AXES)},
         "tokens": [[token.id, token.text, token.role] for token in trace.tokens],
@@ -142,7 +149,9 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
     }
 
 
-def _restored(told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Trace:
+def _restored(
+    told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], images: tuple[Image.Image, ...]
+) -> Trace:
     def under(folder: str) -> dict[str, Tensor]:
         start = f"{prefix}{folder}/"
         return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
@@ -156,12 +165,11 @@ def _restored(told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor]) 
         )
         for number, layout in enumerate(told["layouts"])
     )
-    pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
     return Trace(
         **{name: told[name] for name in _PLAIN},
         **{name: tuple(told[name]) for name in _AXES},
         tokens=tuple(Token(*parts, place) for place, parts in enumerate(told["tokens"])),
-        images=tuple(Image.open(picture).convert("RGB") for picture in pictures),
+        images=images,
         layouts=layouts,
         request=Request(
             prompt=asked["prompt"],
@@ -174,22 +182,35 @@ def _restored(told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor]) 
             capture=Capture(**asked["capture"]),
         ),
         records=under("records"),
+        spellings=_spellings(tensors["spellings"].numpy().tobytes()),
         alternatives=tuple(
-            _restored(other, f"{prefix}alternatives/{number}/", tensors)
+            _restored(other, f"{prefix}alternatives/{number}/", tensors, images)
             for number, other in enumerate(told["alternatives"])
         ),
     )
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def _spellings(data: bytes) -> Spellings:
+    """Read once for all the traces of one model: a vocabulary's strings take megabytes."""
+    told = json.loads(data)
+    texts = {int(token): text for token, text in told["texts"].items()}
+    return Spellings(texts, frozenset(told["special"]), told["whole"])
 
 
 def _plain(value: Any) -> Any:
     """``value`` as JSON; what JSON cannot say is marked, and what cannot be written at all is named."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if isinstance(value, list):
+    if type(value) is list:  # a subclass (LogitsProcessorList) is more than its parts
         return [_plain(part) for part in value]
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return {"__tuple__": [_plain(part) for part in value]}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+    if type(value) is dict and all(isinstance(key, str) for key in value):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, GenerationConfig):
         return {"__generation_config__": value.to_dict()}

@@ -78,7 +78,12 @@ def random_llava(seed: int = 0, *, strategy: str = "default", kv_heads: int = 2,
     tokenizer = word_tokenizer()
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=48, patch_size=8
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=48,
+            patch_size=8,
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),

@@ -45,7 +45,9 @@ def lay_out(
     way = WAYS.get(config.model_type)
     if way is None or not sizes:
         return ()
-    settings = {name: getattr(image_processor, name, None) for name in _SETTINGS} | dict(overrides or {})
+    overrides = dict(overrides or {})
+    overrides |= overrides.pop("images_kwargs", {})
+    settings = {name: getattr(image_processor, name, None) for name in _SETTINGS} | overrides
     keeps_class_token = getattr(config, "vision_feature_select_strategy", "default") == "full"
     layouts = []
     start = 0

@@ -62,9 +62,7 @@ def _resized(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, i
     return width, height
 
 
-def _crop(
-    settings: Mapping[str, Any], image_processor: Any, size: tuple[int, int]
-) -> tuple[int, int, tuple[int, int]]:
+def _crop(settings: Mapping[str, Any], image_processor: Any, size: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
     """(left, top) of the crop on the resized picture, negative where it pads, and the canvas's (width, height)."""
     if not settings.get("do_center_crop"):
         return 0, 0, size
@@ -80,4 +78,3 @@ def _crop(
     middle_y, middle_x = cropped.shape[1] // 2, cropped.shape[2] // 2
     left, top = cropped[:, middle_y, middle_x] - (middle_x, middle_y)
     return round(float(left)), round(float(top)), (cropped.shape[2], cropped.shape[1])
-

@@ -1,0 +1,153 @@
+"""Does it hold on your own weights? Every promise about numbers, tried on the model in your hands.
+
+    print(lp.check(vlm))
+
+Tests can only try the models that they can build; this runs the same comparisons on a real checkpoint in its own
+dtype and quantisation, in about a minute: capture against plain ``generate``, rows against transformers' eager
+attention, a scored answer against a generated one. The outcome goes into the provenance of later traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_probe.model import VLM
+from llava_probe.trace import Trace
+
+#: How far numbers may lie apart where two kernels add in another order, by dtype: float32 leaves 1e-5; bfloat16
+#: has 8 bits of mantissa (2^-8 = 4e-3 a step, a few steps through the layers), float16 has 11.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
+
+_QUESTION = "Describe the image."
+_WIDER = 3  # logits pass through the whole depth: this much wider, relative to their spread
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison: what was compared, how far apart it came out, and how far it may."""
+
+    claim: str
+    apart: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim held."""
+        return self.apart <= self.limit
+
+
+@dataclass(frozen=True)
+class Check:
+    """All comparisons on one model; prints as a small table."""
+
+    model: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held."""
+        return all(finding.holds for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as kept in later provenance."""
+        return {finding.claim: {"apart": finding.apart, "limit": finding.limit} for finding in self.findings}
+
+    def __str__(self) -> str:
+        lines = [self.model]
+        for finding in self.findings:
+            mark = "holds" if finding.holds else "FAILS"
+            lines.append(f"  {mark}  {finding.claim:<58} {finding.apart:8.1e}  (at most {finding.limit:.0e})")
+        return "\n".join(lines)
+
+
+def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens: int = 16) -> Check:
+    """Compare what ``vlm`` records with transformers' own numbers, on these weights.
+
+    Args:
+        vlm: the model to check; left as it was.
+        image: any picture; a drawn one when None.
+        question: what to ask about it.
+        max_new_tokens: how long the compared answers are.
+
+    Returns:
+        The findings, also kept in ``vlm.checks`` and so in the provenance of later traces.
+    """
+    image = _picture() if image is None else image
+    trace = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=False)
+    limit = TOLERANCE.get(trace.provenance["dtype"], 2e-2)
+    findings = (
+        *_unchanged(vlm, trace, image, question, max_new_tokens),
+        *_rows_equal_eager(vlm, trace, limit),
+        *_score_equals_generate(vlm, trace, limit),
+    )
+    result = Check(f"{trace.provenance['model']} ({trace.provenance['dtype']})", findings)
+    vlm.checks = result.to_dict()
+    return result
+
+
+def _unchanged(vlm: VLM, trace: Trace, image: Any, question: str, max_new_tokens: int) -> Iterator[Finding]:
+    inputs, _ = vlm.model_inputs(image, question)
+    plain = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True, "output_logits": True}
+    out = vlm.model.generate(**inputs, **plain, do_sample=False)
+    tokens = out.sequences[0, trace.prompt_length :].cpu()
+    yield Finding("greedy tokens, capture on and off: tokens that differ", _differing(tokens, trace.generated_ids), 0)
+    shared = min(len(out.logits), len(trace.logits))
+    logits = torch.cat([step.float().cpu() for step in out.logits[:shared]])
+    yield Finding("logits of a plain generate", _apart(trace.logits[:shared], logits), 0)
+    sampled = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=True, seed=0)
+    torch.manual_seed(0)
+    out = vlm.model.generate(**inputs, **plain, do_sample=True)
+    tokens = out.sequences[0, trace.prompt_length :].cpu()
+    yield Finding("sampled tokens, same seed: tokens that differ", _differing(tokens, sampled.generated_ids), 0)
+
+
+def _rows_equal_eager(vlm: VLM, trace: Trace, limit: float) -> Iterator[Finding]:
+    with _eager(vlm):
+        eager = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
+    yield Finding("attention rows of transformers' eager attention", _apart(trace.attention, eager.attention), limit)
+    yield Finding("a row's sum is one", float((trace.attention.float().sum(-1) - 1).abs().max()), limit)
+
+
+def _score_equals_generate(vlm: VLM, trace: Trace, limit: float) -> Iterator[Finding]:
+    scored = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
+    yield Finding("score and generate: attention rows", _apart(trace.attention, scored.attention), limit)
+    spread = float(trace.logits.std())
+    yield Finding(
+        "score and generate: logits, over their spread", _apart(trace.logits, scored.logits) / spread, _WIDER * limit
+    )
+
+
+@contextmanager
+def _eager(vlm: VLM) -> Iterator[None]:
+    config = vlm.anatomy.decoder.owner.config
+    before = config._attn_implementation
+    try:
+        config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+def _differing(one: Tensor, other: Tensor) -> float:
+    shared = min(len(one), len(other))
+    return float((one[:shared] != other[:shared]).sum()) + abs(len(one) - len(other))
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).abs().max())
+
+
+def _picture() -> Image.Image:
+    """A smooth picture of no particular shape: colours that drift, and a disc."""
+    y, x = np.mgrid[0:320, 0:420] / 320
+    disc = ((x - 0.8) ** 2 + (y - 0.5) ** 2 < 0.06)[..., None]
+    colours = np.stack([0.5 + 0.4 * np.sin(3 * x), 0.6 * y + 0.2, 0.9 - 0.6 * y], axis=-1)
+    return Image.fromarray((np.where(disc, [0.85, 0.15, 0.1], colours) * 255).astype(np.uint8))

@@ -1,0 +1,84 @@
+"""Loading: by name, by hand, wrapped, quantised names; original checkpoints are answered with their twins."""
+
+import pytest
+import torch
+from conftest import llava_processor, photo, random_llava
+
+import llava_probe as lp
+from llava_probe.model import TWINS
+
+QUESTION = "what is the text on the stop sign"
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_an_original_checkpoint_is_answered_with_its_twin(name):
+    with pytest.raises(lp.BadModel, match=TWINS[name]):
+        lp.load(name)
+
+
+def test_an_unknown_original_checkpoint_says_what_to_look_for():
+    with pytest.raises(lp.BadModel, match="-hf"):
+        lp.load("liuhaotian/llava-lcs558k-pretrain")
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path):
+    with pytest.raises(lp.BadModel, match="cannot be loaded"):
+        lp.load(tmp_path)
+
+
+def test_a_saved_model_loads_and_answers_the_same(random_vlm, tmp_path):
+    random_vlm.model.save_pretrained(tmp_path)
+    random_vlm.processor.save_pretrained(tmp_path)
+    loaded = lp.load(tmp_path, dtype="float32")
+    one, other = (vlm.generate(photo(), QUESTION, max_new_tokens=5) for vlm in (random_vlm, loaded))
+    torch.testing.assert_close(one.attention, other.attention, atol=1e-6, rtol=0)
+    assert other.provenance["model"] == str(tmp_path)
+    assert (
+        lp.load(tmp_path, dtype="bfloat16").generate(photo(), QUESTION, max_new_tokens=2).attention.dtype
+        == torch.bfloat16
+    )
+
+
+def test_a_peft_model_is_taken_as_it_is():
+    peft = pytest.importorskip("peft")
+    model, processor = random_llava(), llava_processor()
+    plain = lp.VLM(model, processor).generate(photo(), QUESTION, max_new_tokens=5)
+    settings = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
+    wrapped = lp.VLM(peft.get_peft_model(model, settings), processor)
+    tuned = wrapped.generate(photo(), QUESTION, max_new_tokens=5)
+    assert not torch.allclose(tuned.logits, plain.logits)
+    scored = wrapped.score(photo(), QUESTION, tuned.generated_ids)
+    torch.testing.assert_close(scored.attention, tuned.attention, atol=1e-5, rtol=0)
+    with wrapped.model.disable_adapter():
+        assert torch.equal(wrapped.generate(photo(), QUESTION, max_new_tokens=5).logits, plain.logits)
+
+
+def test_provenance_says_with_what_it_was_made(random_vlm):
+    told = random_vlm.generate(photo(), QUESTION, max_new_tokens=1).provenance
+    assert told["class"] == "LlavaForConditionalGeneration"
+    assert told["dtype"] == "float32"
+    assert told["attention"] == "sdpa"
+    assert told["versions"]["torch"] == torch.__version__
+    assert len(told["images"][0]) == 64
+
+
+def test_check_holds_on_a_right_model_and_is_kept(random_vlm):
+    found = lp.check(random_vlm, max_new_tokens=6)
+    assert found.ok, str(found)
+    trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=1)
+    assert trace.provenance["checks"].keys() == found.to_dict().keys()
+
+
+def test_check_notices_rows_that_are_wrong(random_vlm, monkeypatch):
+    from llava_probe import rows
+
+    right = rows._rows_of_block
+    monkeypatch.setattr(rows, "_rows_of_block", lambda *args: right(*args) * 1.01)
+    assert not lp.check(random_vlm, max_new_tokens=3).ok
+
+
+def test_two_models_keep_their_own_blocks():
+    one, other = lp.VLM(random_llava(0), llava_processor()), lp.VLM(random_llava(1), llava_processor())
+    first = one.generate(photo(), QUESTION, max_new_tokens=3)
+    other.generate(photo(), QUESTION, max_new_tokens=3)
+    assert one.generate(photo(), QUESTION, max_new_tokens=3) == first

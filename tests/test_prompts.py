@@ -1,0 +1,174 @@
+"""What cannot be asked is one clear sentence, and the model is never left changed by it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import llava_processor, photo, random_llava
+from PIL import Image
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+import llava_probe as lp
+
+QUESTION = "what is the text on the stop sign"
+PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
+
+
+def cut_jpeg():
+    data = io.BytesIO()
+    photo(200, 200).save(data, format="JPEG")
+    return data.getvalue()[:2000]
+
+
+REFUSED = {
+    "no picture file": (lambda vlm: vlm.generate(b"hello, I am a text", QUESTION), "picture"),
+    "a cut picture": (lambda vlm: vlm.generate(cut_jpeg(), QUESTION), "cut short|truncated|incomplete"),
+    "a missing path": (lambda vlm: vlm.generate("/nowhere/street.jpg", QUESTION), "/nowhere/street.jpg"),
+    "no pixels": (lambda vlm: vlm.generate(np.zeros((0, 4, 3), np.uint8), QUESTION), "no pixels|0"),
+    "an empty question": (lambda vlm: vlm.generate(photo(), "   "), "the question is empty"),
+    "an empty prompt": (lambda vlm: vlm.generate(photo(), prompt=""), "the prompt is empty"),
+    "nothing asked": (lambda vlm: vlm.generate(photo()), "exactly one of question"),
+    "two ways at once": (lambda vlm: vlm.generate(photo(), QUESTION, prompt=PROMPT), "question and prompt="),
+    "too few pictures": (
+        lambda vlm: vlm.generate(photo(), prompt="USER: <image>\n<image>\nwhere\nASSISTANT:"),
+        r"2 places for a picture \(<image>\) but 1 picture was given",
+    ),
+    "a picture without a place": (
+        lambda vlm: vlm.generate(photo(), prompt="USER: where\nASSISTANT:"),
+        "0 places for a picture",
+    ),
+    "no picture for a place": (lambda vlm: vlm.generate(prompt=PROMPT), "1 place for a picture .* but 0 pictures"),
+    "a layer that is not there": (
+        lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(layers=[9])),
+        "layer 9 is not there: this model has hidden states 0 to 4",
+    ),
+    "a head that is not there": (
+        lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(heads=[4])),
+        "head 4 is not there: this model has heads 0 to 3",
+    ),
+    "a position that is not there": (
+        lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(positions=[999])),
+        "position 999 is not in the prompt",
+    ),
+    "a position of no name": (
+        lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(positions="imagge")),
+        "'imagge'",
+    ),
+    "a capture that is none": (lambda vlm: vlm.generate(photo(), QUESTION, capture="all"), r"lp\.Capture"),
+    "top 0 of the logits": (lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(logits=0)), "logits="),
+    "more than the vocabulary": (
+        lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(logits=10**6)),
+        "the top 1000000 of a vocabulary",
+    ),
+    "inputs without ids": (lambda vlm: vlm.generate(inputs={"pixel_values": torch.zeros(1)}), "input_ids"),
+    "inputs of a batch": (lambda vlm: vlm.generate(inputs={"input_ids": torch.ones(2, 3).long()}), r"\[2, 3\]"),
+    "an empty prompt of ids": (lambda vlm: vlm.generate(inputs={"input_ids": torch.ones(1, 0).long()}), "no tokens"),
+    "right padding": (
+        lambda vlm: vlm.generate(
+            inputs={"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+        ),
+        "pad on the left",
+    ),
+    "a message without a role": (lambda vlm: vlm.generate(messages=[{"content": "where"}]), "'role' and 'content'"),
+    "an unknown processor flag of a wrong type": (
+        lambda vlm: vlm.generate(photo(), QUESTION, processor_kwargs={"image_mean": "grey"}),
+        "LlavaProcessor refused",
+    ),
+    "an answer of nothing": (lambda vlm: vlm.score(photo(), QUESTION, "  "), "answer to score is empty"),
+    "an answer of no ids": (lambda vlm: vlm.score(photo(), QUESTION, []), "no tokens"),
+    "a batch of something else": (lambda vlm: vlm.generate_batch([photo()]), "sample 0 of the batch"),
+}
+
+
+@pytest.mark.parametrize(("ask", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_one_clear_sentence(random_vlm, ask, sentence):
+    with pytest.raises(lp.ProbeError, match=sentence) as caught:
+        ask(random_vlm)
+    assert "\n" not in str(caught.value).strip("\n")
+    random_vlm.generate(photo(), QUESTION, max_new_tokens=1)  # and nothing is lost
+
+
+def test_a_picture_whose_tokens_do_not_match_the_model_is_named():
+    processor = llava_processor()
+    processor.patch_size = 16
+    with pytest.raises(lp.BadInput, match=r"9 visual tokens where its 1 picture\(s\) give 36"):
+        lp.VLM(random_llava(), processor).generate(photo(), QUESTION, max_new_tokens=1)
+
+
+def test_ready_inputs_whose_features_do_not_match_are_a_sentence(random_vlm):
+    inputs = random_vlm.processor(text=PROMPT, images=photo(), return_tensors="pt")
+    keep = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    keep[5] = False
+    inputs = {"pixel_values": inputs["pixel_values"], "input_ids": inputs["input_ids"][:, keep]}
+    with pytest.raises(lp.BadInput, match="do not match"):
+        random_vlm.generate(inputs=inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: LlamaForCausalLM(LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)),
+        lambda: BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)),
+        lambda: torch.nn.Linear(2, 2),
+        lambda: "llava-hf/llava-1.5-7b-hf",
+    ],
+    ids=["a language model", "an encoder", "a module", "a name"],
+)
+def test_what_is_no_vision_language_model_is_refused(model):
+    with pytest.raises(lp.BadModel):
+        lp.VLM(model(), llava_processor())
+
+
+def test_a_tokenizer_is_no_processor():
+    with pytest.raises(lp.BadModel, match="AutoProcessor"):
+        lp.VLM(random_llava(), llava_processor().tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (50, 40)), ("RGBA", (40, 50)), ("CMYK", (64, 64)), ("P", (30, 70)), ("1", (48, 48))]
+)
+def test_pictures_of_any_mode_are_asked_about(random_vlm, mode, size):
+    trace = random_vlm.generate(photo(*size).convert(mode), QUESTION, max_new_tokens=1)
+    assert trace.images[0].mode == "RGB"
+    assert trace.layouts[0].size == size
+
+
+def test_the_upright_picture_is_the_one_that_is_asked_about(random_vlm):
+    lying = photo(90, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    lying.save(data, format="PNG", exif=exif)
+    upright = lying.transpose(Image.Transpose.ROTATE_270)
+    from_file = random_vlm.generate(data.getvalue(), QUESTION, max_new_tokens=3)
+    from_memory = random_vlm.generate(upright, QUESTION, max_new_tokens=3)
+    assert from_file.layouts[0].size == (40, 90)
+    assert from_file.images[0].tobytes() == upright.tobytes()
+    assert torch.equal(from_file.logits, from_memory.logits)
+
+
+def test_a_question_without_a_picture_has_no_layout(random_vlm):
+    trace = random_vlm.generate(question="what is red", max_new_tokens=2)
+    assert trace.layouts == ()
+    assert trace.prompt_length > 0
+
+
+def test_a_chat_keeps_its_turns_and_pictures_in_order(random_vlm):
+    chat = [
+        {"role": "system", "content": "look"},
+        {"role": "user", "content": [{"type": "image", "image": photo(60, 40)}, {"type": "text", "text": "where"}]},
+        {"role": "assistant", "content": "here"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this"}]},
+    ]
+    with pytest.raises(lp.BadInput, match="2 places .* but 1 picture"):
+        random_vlm.generate(messages=chat, max_new_tokens=1)
+    chat[3]["content"][0]["image"] = photo(30, 90)
+    trace = random_vlm.generate(messages=chat, max_new_tokens=2)
+    assert [layout.size for layout in trace.layouts] == [(60, 40), (30, 90)]
+    assert trace.request.prompt.count("<image>") == 2
+    assert trace.request.prompt.endswith("ASSISTANT:")
+    bare = [{**m, "content": m["content"] if isinstance(m["content"], str) else [
+        {"type": "image"} if p["type"] == "image" else p for p in m["content"]]} for m in chat]  # fmt: skip
+    again = random_vlm.generate([photo(60, 40), photo(30, 90)], messages=bare, max_new_tokens=2)
+    assert torch.equal(again.logits, trace.logits)

@@ -1,0 +1,134 @@
+"""A trace comes back equal, and a file that is not one says so."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import photo
+from safetensors.torch import save_file
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import llava_probe as lp
+
+QUESTION = "what is the text on the stop sign"
+
+
+@pytest.fixture
+def trace(random_vlm):
+    capture = lp.Capture(positions="all", attention_positions=[3, "predicting"], scores=4, vision=True)
+    return random_vlm.generate(
+        [photo(90, 40)], QUESTION, max_new_tokens=4, num_beams=3, num_return_sequences=2, capture=capture
+    )
+
+
+def test_a_trace_comes_back_equal(trace, tmp_path):
+    back = lp.Trace.load(trace.save(tmp_path / "run.trace"))
+    assert back == trace
+    assert back.alternatives[0].answer == trace.alternatives[0].answer
+    assert [image.tobytes() for image in back.images] == [image.tobytes() for image in trace.images]
+    assert back.provenance == trace.provenance
+    assert back.layouts == trace.layouts
+
+
+def test_equality_sees_a_single_changed_number(trace, tmp_path):
+    back = lp.Trace.load(trace.save(tmp_path / "run.trace"))
+    back.records["hidden"][0, 0, 0] += 1e-3
+    assert back != trace
+
+
+def test_bfloat16_stays_bfloat16(random_vlm, tmp_path):
+    random_vlm.model.to(torch.bfloat16)
+    trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=3)
+    assert trace.hidden_states.dtype == trace.attention.dtype == torch.bfloat16
+    assert lp.Trace.load(trace.save(tmp_path / "run.trace")) == trace
+
+
+def test_it_loads_without_transformers_models(trace, tmp_path):
+    path = trace.save(tmp_path / "run.trace")
+    code = (
+        "import sys, llava_probe as lp\n"
+        f"trace = lp.Trace.load({str(path)!r})\n"
+        "print(trace.answer == sys.argv[1], any('modeling_llava' in name for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, trace.answer], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("at", [0, 4, 30, 400, -1, -5000])
+def test_a_flipped_byte_is_noticed(trace, tmp_path, at):
+    path = trace.save(tmp_path / "run.trace")
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x41
+    path.write_bytes(data)
+    with pytest.raises(lp.BadFile, match="damaged"):
+        lp.Trace.load(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_cut_file_is_refused(trace, tmp_path, share):
+    path = trace.save(tmp_path / "run.trace")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(lp.BadFile, match="damaged"):
+        lp.Trace.load(path)
+
+
+def test_foreign_and_missing_files_are_named_as_such(tmp_path):
+    with pytest.raises(lp.BadFile, match="there is no trace at"):
+        lp.Trace.load(tmp_path / "nothing.trace")
+    with pytest.raises(lp.BadFile, match="no trace"):
+        lp.Trace.load(tmp_path)
+    (tmp_path / "text").write_text("hello, I am a text of some length and no trace at all")
+    with pytest.raises(lp.BadFile, match="no trace"):
+        lp.Trace.load(tmp_path / "text")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(lp.BadFile, match="no trace of llava_probe"):
+        lp.Trace.load(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "newer.trace", metadata={"llava_probe.format": "99"})
+    with pytest.raises(lp.BadFile, match=r"newer llava_probe \(format 99\)"):
+        lp.Trace.load(tmp_path / "newer.trace")
+
+
+def test_a_full_disk_leaves_the_old_file(trace, tmp_path):
+    path = trace.without_alternatives().save(tmp_path / "run.trace")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(lp.BadFile, match="could not be written"):
+            trace.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(trace, tmp_path):
+    with pytest.raises(lp.BadFile, match="could not be written"):
+        trace.save(tmp_path / "no" / "such" / "folder" / "run.trace")
+    with pytest.raises(lp.BadFile, match="could not be written"):
+        trace.save(tmp_path)
+
+
+class Nothing(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+def test_a_setting_that_no_file_holds_is_named_when_run_again(random_vlm, tmp_path):
+    trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=2, logits_processor=LogitsProcessorList([Nothing()]))
+    assert random_vlm.rerun(trace) == trace
+    back = lp.Trace.load(trace.save(tmp_path / "run.trace"))
+    with pytest.raises(lp.BadInput, match="logits_processor could not be saved"):
+        random_vlm.rerun(back)
+
+
+def test_a_notebook_shows_picture_and_shaded_answer(random_vlm):
+    trace = random_vlm.generate(photo(), "where <b>", max_new_tokens=3)
+    page = trace._repr_html_()
+    assert page.count("data:image/png;base64,") == 1
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count('title="p = ') == 3
