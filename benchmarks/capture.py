@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoTokenizer,
+    AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
@@ -57,7 +57,8 @@ WAYS = ("plain", "ours", "recorders", "eager")
 
 def build(shape: str, device: str) -> lp.VLM:
     """A random LLaVA of this shape with CLIP-L/336 in front, bf16."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny.path())
+    small = AutoProcessor.from_pretrained(tiny.path())
+    tokenizer = small.tokenizer
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=1024,
@@ -80,6 +81,7 @@ def build(shape: str, device: str) -> lp.VLM:
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
+        chat_template=small.chat_template,
         image_token="<image>",
         num_additional_image_tokens=1,
     )

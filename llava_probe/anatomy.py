@@ -86,13 +86,13 @@ def anatomy(model: Any) -> Anatomy:
     return Anatomy(model=model, decoder=decoder, vision=vision)
 
 
-def _stack(owner: nn.Module) -> Stack | None:
+def _stack(owner: Any) -> Stack | None:
     records = getattr(type(owner), "_can_record_outputs", None) or {}
     block_classes = _classes(records.get("hidden_states"))
     attention_classes = _classes(records.get("attentions"))
     if not block_classes:
         return None
-    blocks = tuple(module for module in owner.modules() if isinstance(module, block_classes))
+    blocks: tuple[Any, ...] = tuple(module for module in owner.modules() if isinstance(module, block_classes))
     attentions = {
         id(module): index
         for index, block in enumerate(blocks)

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 from transformers.utils import ModelOutput
 
-from llava_probe import __version__
+from llava_probe import __version__, tiny
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
 from llava_probe.errors import BadInput
@@ -65,8 +65,8 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
             raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
     if arguments.get("prefill_chunk_size") and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise BadInput(
-            f"prefill_chunk_size: {type(model).__name__} in transformers {transformers.__version__} cannot cut a prompt "
-            "with a picture into chunks; leave it out"
+            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
+            "prompt with a picture into chunks; leave it out"
         )
     new_tokens = arguments.get("max_new_tokens", 1)
     if new_tokens is not None and (isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1):
@@ -131,10 +131,10 @@ def run_score(
     answer: Sequence[int],
 ) -> tuple[Recorder, Tensor]:
     """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
-    model = anatomy.model
+    model: Any = anatomy.model
     ids = inputs["input_ids"]
     fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
-    extended = dict(inputs)
+    extended: dict[str, Any] = dict(inputs)
     for _ in range(len(answer) - 1):
         extended = model._update_model_kwargs_for_generation(ModelOutput(), extended)
     extended["input_ids"] = torch.cat([ids, fed], dim=1)
@@ -192,7 +192,7 @@ def traces_of(
             length = lengths[row]
             source = beams[row, :length].tolist() if beams is not None else [row] * length
             ids = sequences[row, recorder.prompts[number].padding : prompt_end + length]
-            records = {}
+            records: dict[str, Tensor] = {}
             for name, made in steps.items():
                 rows = torch.stack([made[t][source[t]].to("cpu", torch.float32) for t in range(length)])
                 records |= _distribution(name, rows, ids[-length:], getattr(recorder.plan.capture, name))
@@ -343,7 +343,7 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
     model = anatomy.model
     quantization = getattr(model.config, "quantization_config", None)
     return {
-        "model": model.config._name_or_path or type(model).__name__,
+        "model": _name(model),
         "revision": getattr(model.config, "_commit_hash", None),
         "class": type(model).__name__,
         "processor": type(processor).__name__,
@@ -364,3 +364,8 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
         },
         "checks": dict(checks),
     }
+
+
+def _name(model: Any) -> str:
+    where = model.config._name_or_path
+    return "tiny" if where == str(tiny.path()) else where or type(model).__name__

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe import tiny
 from llava_probe.anatomy import anatomy
 from llava_probe.capture import Capture, Plan, resolve
 from llava_probe.errors import BadInput, BadModel
@@ -35,6 +36,9 @@ from llava_probe.layout import lay_out
 from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
 from llava_probe.recorder import Prompt, alone_with
 from llava_probe.trace import Request, Trace, Unsaved
+
+#: The name of the model that ships inside.
+TINY = "tiny"
 
 #: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
 TWINS = {
@@ -269,9 +273,9 @@ class VLM:
                 raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
             image = (row[padding:] == self._vocabulary.image_token).nonzero().flatten().tolist()
             prompts.append(Prompt(len(row) - padding, padding, tuple(image)))
-        model = self.anatomy.model
+        device, dtype = _input_device(self.anatomy.model), self.anatomy.model.dtype
         moved = {
-            name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
             for name, value in tensors.items()
         }
         return moved, prompts
@@ -290,10 +294,10 @@ class VLM:
 
 
 def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
-    """Load a model and its processor; with no name the tiny one that ships inside.
+    """Load a model and its processor; with no name the tiny one that ships inside (in float32).
 
     Args:
-        name: a repository on the Hugging Face hub or a folder.
+        name: a repository on the Hugging Face hub, a folder, or ``"tiny"``.
         **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
             ``quantization_config``, ``revision``, ``attn_implementation`` ...
 
@@ -302,9 +306,9 @@ def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from llava_probe import tiny
-
-    where = str(name) if name is not None else str(tiny.path())
+    where = str(name) if name is not None else TINY
+    if where == TINY:
+        where, kwargs = str(tiny.path()), {"dtype": "float32", **kwargs}
     if where.startswith("liuhaotian/"):
         twin = TWINS.get(where)
         told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
@@ -317,6 +321,15 @@ def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
     return VLM(model.eval(), processor)
+
+
+def _input_device(model: Any) -> torch.device:
+    """Where ids go: to the embedding, wherever ``device_map`` put it; weights on disk run where their hook says."""
+    embedding = model.get_input_embeddings()
+    device = next(embedding.parameters()).device
+    if device.type == "meta":
+        device = torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", None) or "cpu")
+    return device
 
 
 def _capture(capture: Capture | None) -> Capture:

@@ -131,28 +131,26 @@ class Recorder:
         layer = self.anatomy.decoder.attentions.get(id(module))
         if layer is None:
             if self.plan.vision and self.anatomy.vision and id(module) in self.anatomy.vision.attentions:
-                index = torch.arange(query.shape[2], device=query.device)
-                weights = attention_rows(module, query, key, mask, kwargs, index=index, start=0)
-                self.looked(module, weights)
+                self.looked(module, attention_rows(module, query, key, mask, kwargs, index=None, start=0))
             return
         if not self._running or layer not in self._attention.selection.layers:
             return
         heads = None if self._all_heads else torch.tensor(self.plan.heads, device=query.device)
 
-        def rows(index: Tensor, sample: int | None = None) -> Tensor:
-            at = slice(None) if sample is None else slice(sample, sample + 1)
-            batched = mask is not None and mask.shape[0] > 1
+        def rows(index: Tensor | None, at: slice = slice(None)) -> Tensor:
+            part = mask[at] if mask is not None and mask.shape[0] > 1 else mask
             found = attention_rows(
-                module, query[at], key[at], mask[at] if batched and mask is not None else mask, kwargs,
-                index=index, start=self._start, heads=heads,
-            )  # fmt: skip
+                module, query[at], key[at], part, kwargs, index=index, start=self._start, heads=heads
+            )
             return self._aligned(found)
 
         if self._attention.selection.predicting and self._steps:
-            steps = torch.arange(self._steps.start, self._steps.stop, device=query.device)
+            whole = len(self._steps) == query.shape[2]
+            steps = None if whole else torch.arange(self._steps.start, self._steps.stop, device=query.device)
             self._attention.current[layer] = rows(steps).transpose(1, 2)
         for sample, row, index in self._wanted(self._attention, query):
-            self._attention.prompt[sample][layer].append(rows(index, row)[0].transpose(0, 1).cpu())
+            found = rows(index, slice(row, row + 1))[0].transpose(0, 1)
+            self._attention.prompt[sample][layer].append(found.cpu())
 
     def weighed(self, module: nn.Module, weights: Tensor) -> None:
         """Whole attention weights that an eager module gave of itself: [batch, heads, queries, keys]."""
@@ -216,6 +214,8 @@ class Recorder:
 
     def _wanted(self, kind: _Kind, tensor: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """(sample, its first batch row, query indices) of the prompt rows wanted in this pass."""
+        if self._fresh.start + self._start >= self._prompt_end:
+            return
         copies = tensor.shape[0] // len(self.prompts)
         for sample, (prompt, wanted) in enumerate(zip(self.prompts, kind.wanted, strict=True)):
             index = [at + prompt.padding - self._start for at in wanted]
@@ -300,8 +300,8 @@ def _block_hooks(stack: Stack, sink: Any) -> Iterator[torch.utils.hooks.Removabl
 def _begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     recorder = _recorder.get()
     if recorder is not None:
-        given = kwargs.get("input_ids", args[0] if args else None)
-        given = kwargs.get("inputs_embeds") if given is None else given
+        named = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        given = next(tensor for tensor in named if tensor is not None)
         recorder.begin(given.shape[1], kwargs.get("past_key_values"))
 
 

@@ -88,7 +88,7 @@ def attention_rows(
     mask: Tensor | None,
     kwargs: dict[str, Any],
     *,
-    index: Tensor,
+    index: Tensor | None,
     start: int,
     heads: Tensor | None = None,
 ) -> Tensor:
@@ -99,17 +99,21 @@ def attention_rows(
         query: [B, H, Q, d]; ``key``: [B, H_kv, K, d]; both after rotary embedding.
         mask: what the kernel got: [B, 1, Q, K] bool or additive, [B, K] (flash), or None.
         kwargs: the call's other arguments (``scaling``, ``softcap``, ``sliding_window``, ``s_aux`` ...).
-        index: which of the Q queries.
+        index: which of the Q queries; all when None (every step but the first has one).
         start: how many tokens were seen before this call.
         heads: which query heads; all when None.
 
     Returns:
         [B, heads, len(index), K] in the query's dtype; the softmax itself in float32.
     """
+    if index is None and query.shape[2] > QUERY_BLOCK:
+        index = torch.arange(query.shape[2], device=query.device)
+    if index is None or len(index) <= QUERY_BLOCK:
+        return _rows_of_block(module, query, key, mask, kwargs, index, start, heads)
     blocks = [
         _rows_of_block(module, query, key, mask, kwargs, block, start, heads) for block in index.split(QUERY_BLOCK)
     ]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+    return torch.cat(blocks, dim=2)
 
 
 def _rows_of_block(
@@ -118,18 +122,18 @@ def _rows_of_block(
     key: Tensor,
     mask: Tensor | None,
     kwargs: dict[str, Any],
-    index: Tensor,
+    index: Tensor | None,
     start: int,
     heads: Tensor | None,
 ) -> Tensor:
     batch, n_heads, n_queries, _ = query.shape
     groups = n_heads // key.shape[1]
-    chosen = query[:, :, index]
+    chosen = query if index is None else query[:, :, index]
     if heads is not None:
         chosen, key = chosen[:, heads], key[:, heads // groups]
         groups = 1
-    packed = chosen.reshape(batch, key.shape[1], groups * len(index), -1)
-    logits = torch.matmul(packed, key.transpose(2, 3)).view(batch, -1, len(index), key.shape[2])
+    packed = chosen.reshape(batch, key.shape[1], groups * chosen.shape[2], -1)
+    logits = torch.matmul(packed, key.transpose(2, 3)).view(batch, -1, chosen.shape[2], key.shape[2])
     scaling = kwargs.get("scaling")
     logits = logits * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if (cap := kwargs.get("softcap")) is not None:
@@ -147,27 +151,32 @@ def _masked(
     logits: Tensor,
     mask: Tensor | None,
     kwargs: dict[str, Any],
-    index: Tensor,
+    index: Tensor | None,
     start: int,
     n_queries: int,
     heads: Tensor | None,
 ) -> Tensor:
     keys = logits.shape[-1]
     if mask is not None and mask.ndim == 4:
-        part = mask[:, :, index.to(mask.device), :keys]
+        part = mask[..., :keys] if index is None else mask[:, :, index.to(mask.device), :keys]
         if heads is not None and part.shape[1] > 1:
             part = part[:, heads]
         if part.dtype != torch.bool:
             return logits + part
         return logits.masked_fill(~part, torch.finfo(logits.dtype).min)
-    allowed = torch.ones(1, 1, len(index), keys, dtype=torch.bool, device=logits.device)
+    window = kwargs.get("sliding_window")
     causal = kwargs.get("is_causal")
-    if getattr(module, "is_causal", True) if causal is None else causal:
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and (not causal or (n_queries == 1 and keys <= start + 1 and window is None)):
+        return logits
+    allowed = torch.ones(1, 1, logits.shape[2], keys, dtype=torch.bool, device=logits.device)
+    if causal:
         # A sliding cache hands over only its last keys: place them where they are in the sequence.
         key_at = torch.arange(keys, device=logits.device) + max(0, start + n_queries - keys)
-        query_at = (start + index).unsqueeze(-1)
+        queries = torch.arange(n_queries, device=logits.device) if index is None else index
+        query_at = (start + queries).unsqueeze(-1)
         allowed = allowed & (key_at <= query_at)
-        if (window := kwargs.get("sliding_window")) is not None:
+        if window is not None:
             allowed = allowed & (key_at > query_at - window)
     if mask is not None:
         allowed = allowed & mask[:, None, None, -keys:].bool()

@@ -49,12 +49,9 @@ def spellings(tokenizer: Any, ids: Iterable[int] | None = None) -> Spellings:
 
 def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    alone = [[token] for token in ids]
-    if backend is not None:  # 32,000 at once in some 30 ms, where one by one takes half a second
-        decoded = backend.decode_batch(alone, skip_special_tokens=False)
-    else:
-        decoded = [tokenizer.decode(token, skip_special_tokens=False) for token in alone]
+    decoded = (
+        tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False) for token in ids
+    )
     # sentencepiece drops the space of whatever it decodes first
     return [
         " " + text if piece and piece.startswith("▁") and not text.startswith(" ") else text

@@ -99,7 +99,7 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -157,6 +157,7 @@ def _restored(
         return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
     asked = told["request"]
+    plain: dict[str, Any] = {name: told[name] for name in _PLAIN} | {name: tuple(told[name]) for name in _AXES}
     layouts = tuple(
         ImageLayout(
             tuple(layout["size"]),
@@ -166,9 +167,8 @@ def _restored(
         for number, layout in enumerate(told["layouts"])
     )
     return Trace(
-        **{name: told[name] for name in _PLAIN},
-        **{name: tuple(told[name]) for name in _AXES},
-        tokens=tuple(Token(*parts, place) for place, parts in enumerate(told["tokens"])),
+        **plain,
+        tokens=tuple(Token(token, text, role, at) for at, (token, text, role) in enumerate(told["tokens"])),
         images=images,
         layouts=layouts,
         request=Request(

@@ -53,6 +53,32 @@ def test_a_peft_model_is_taken_as_it_is():
         assert torch.equal(wrapped.generate(photo(), QUESTION, max_new_tokens=5).logits, plain.logits)
 
 
+LAYERS = {f"model.language_model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(4)}
+TEXT = {f"model.language_model.{part}": "cpu" for part in ("embed_tokens", "norm", "rotary_emb")}
+VISION = ("model.vision_tower", "model.multi_modal_projector")
+MAPS = {
+    "auto": "auto",
+    "every second block on disk": {**LAYERS, **TEXT, **dict.fromkeys(VISION, "cpu"), "lm_head": "cpu"},
+    "all but the decoder on disk": {"model.language_model": "cpu", **dict.fromkeys((*VISION, "lm_head"), "disk")},
+}
+
+
+@pytest.mark.parametrize("device_map", MAPS.values(), ids=MAPS)
+def test_a_model_in_pieces_leaves_the_same_trace(random_vlm, tmp_path, device_map):
+    pytest.importorskip("accelerate")
+    random_vlm.model.save_pretrained(tmp_path)
+    random_vlm.processor.save_pretrained(tmp_path)
+    pieces = lp.load(tmp_path, device_map=device_map, offload_folder=str(tmp_path / "offload"))
+    one, other = (
+        vlm.generate(photo(), QUESTION, max_new_tokens=4, capture=lp.Capture(vision=True))
+        for vlm in (random_vlm, pieces)
+    )
+    assert one.tokens == other.tokens
+    torch.testing.assert_close(other.attention, one.attention, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other.vision_attention, one.vision_attention, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other.hidden_states, one.hidden_states, atol=1e-4, rtol=1e-4)
+
+
 def test_provenance_says_with_what_it_was_made(random_vlm):
     told = random_vlm.generate(photo(), QUESTION, max_new_tokens=1).provenance
     assert told["class"] == "LlavaForConditionalGeneration"

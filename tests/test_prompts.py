@@ -161,7 +161,7 @@ def test_a_chat_keeps_its_turns_and_pictures_in_order(random_vlm):
         {"role": "assistant", "content": "here"},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this"}]},
     ]
-    with pytest.raises(lp.BadInput, match="2 places .* but 1 picture"):
+    with pytest.raises(lp.BadInput, match=r"2 places .* but 1 picture"):
         random_vlm.generate(messages=chat, max_new_tokens=1)
     chat[3]["content"][0]["image"] = photo(30, 90)
     trace = random_vlm.generate(messages=chat, max_new_tokens=2)

@@ -68,10 +68,12 @@ DECODING = {
 
 
 @pytest.mark.parametrize("kwargs", DECODING.values(), ids=DECODING)
-@pytest.mark.parametrize("kv_heads", [2, 4])
-def test_records_equal_transformers_own(kwargs, kv_heads):
+@pytest.mark.parametrize("name", ["grouped queries", "full heads", "tiny"])
+def test_records_equal_transformers_own(kwargs, name, tiny_vlm):
     skip_where_chunks_lose_the_picture(kwargs)
-    model, processor = random_llava(kv_heads=kv_heads), llava_processor()
+    model, processor = random_llava(kv_heads=2 if name == "grouped queries" else 4), llava_processor()
+    if name == "tiny":
+        model, processor = tiny_vlm.model, tiny_vlm.processor
     torch.manual_seed(7)
     _, plain = plain_generate(model, processor, max_new_tokens=6, **kwargs)
     torch.manual_seed(7)

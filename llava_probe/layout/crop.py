@@ -70,7 +70,7 @@ def _crop(settings: Mapping[str, Any], image_processor: Any, size: tuple[int, in
     target = settings["crop_size"]
     x = np.broadcast_to(np.arange(width, dtype=np.float32), (height, width))
     y = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None], (height, width))
-    coordinates = np.stack([x, y])
+    coordinates: Any = np.stack([x, y])
     canvas_size = SizeDict(height=target["height"], width=target["width"])
     if image_processor.backend == "torchvision":
         coordinates = torch.from_numpy(coordinates)

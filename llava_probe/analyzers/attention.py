@@ -1,0 +1,140 @@
+"""Where each generated token's prediction looked: attention weights on the visual tokens, as a map.
+
+    lp.attention_map(trace)                          # a row for each generated token, all layers and heads averaged
+    lp.attention_map(trace, tokens="STOP", layers=range(8, 16))
+    lp.attention_map(trace, relative_to=neutral)     # over what a neutral question looks at anyway
+
+A value is a share of one attention row: what falls on text is left out and not shared out again, so rows can be
+compared. Relative attention is A(question) / A(neutral): Zhang et al. 2025, "MLLMs Know Where to Look" (arXiv
+2502.17422). Attention says where information could have come from, not what it was used for: see ``lp.attribute``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from llava_probe.analyzers.sinks import sinks as find_sinks
+from llava_probe.errors import BadInput, NotANumber
+from llava_probe.maps import ImageMap
+from llava_probe.targets import explained, placed, queries
+from llava_probe.trace import At, Trace
+
+Numbers = int | Iterable[int] | None
+
+REDUCTIONS = ("mean", "max")
+
+#: Added to the neutral map before dividing, as a share of its mean: a visual token that it all but ignores would
+#: otherwise win whatever the question.
+FLOOR = 0.01
+
+
+def attention_map(
+    trace: Trace,
+    image: int = 0,
+    tokens: At | None = None,
+    layers: Numbers = None,
+    heads: Numbers = None,
+    *,
+    reduce: str = "mean",
+    sinks: str = "keep",
+    relative_to: Trace | None = None,
+) -> ImageMap:
+    """How much each explained token's prediction attended to each visual token of one picture.
+
+    Args:
+        trace: with attention rows.
+        image: which picture.
+        tokens: positions, a word or a role; all generated tokens when None. A generated token is explained by the
+            row that predicted it, a prompt token by its own.
+        layers, heads: the model's own numbers; all that were kept when None.
+        reduce: ``"mean"`` or ``"max"`` over them.
+        sinks: ``"drop"`` sets tokens that draw attention without content (``lp.sinks``) to 0 and marks them.
+        relative_to: a trace of the same picture asked something neutral ("Describe the picture."); each value is
+            divided by that of the row that predicted its first token.
+
+    Returns:
+        ImageMap with values [T, N]; ``about`` tells each row's share on this picture and on the dropped sinks.
+
+    Raises:
+        NotCaptured: rows that were not kept, or for ``sinks="drop"`` hidden states.
+        OutOfRange: a picture, position, layer or head that is not there.
+        BadInput: an unknown option, or a neutral trace of another picture.
+        NotANumber: the model's attention was NaN.
+    """
+    if sinks not in ("keep", "drop"):
+        raise BadInput(f'sinks= takes "keep" or "drop"; got {sinks!r}')
+    layout = placed(trace, image)
+    wanted = explained(trace, tokens)
+    columns = torch.from_numpy(layout.positions)
+    values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
+    about = {
+        "unit": "share of attention",
+        "layers": _listed(trace.attention_layers, layers),
+        "heads": _listed(trace.attention_heads, heads),
+        "reduce": reduce,
+        "sinks": sinks,
+        "image_share": values.sum(1).tolist(),
+    }
+    marked = None
+    if sinks == "drop":
+        marked = find_sinks(trace, image).marked
+        about["sink_share"] = values[:, marked].sum(1).tolist()
+        values = values.masked_fill(marked, 0.0)
+    if relative_to is not None:
+        _check_same_picture(trace, relative_to, image)
+        first = [relative_to.prompt_length - 1]
+        places = torch.from_numpy(placed(relative_to, image).positions)
+        neutral = reduced(relative_to, first, places, layers, heads, reduce)
+        values = values / (neutral + FLOOR * neutral.mean())
+        about |= {"unit": "attention over neutral attention", "neutral": neutral.squeeze(0).tolist()}
+    return ImageMap(values, layout, trace.images[image], wanted, "attention", marked, about)
+
+
+def reduced(
+    trace: Trace, positions: Sequence[int], columns: Tensor, layers: Numbers, heads: Numbers, reduce: str
+) -> Tensor:
+    """Attention of some query positions on some key positions, [positions, columns], layers and heads reduced.
+
+    Raises:
+        BadInput: an unknown reduction, or no layer or head at all.
+        NotANumber: NaN in a row.
+    """
+    if reduce not in REDUCTIONS:
+        raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
+    layers, heads = numbers("layers", layers), numbers("heads", heads)
+    reduced_rows = []
+    for position in positions:  # one at a time: whole matrices may be kept
+        weights = trace.rows(at=[position], layer=layers, head=heads)[0][..., columns].float().flatten(0, 1)
+        reduced_rows.append(weights.mean(0) if reduce == "mean" else weights.amax(0))
+    found = torch.stack(reduced_rows)
+    if bool(torch.isnan(found).any()):
+        raise NotANumber("attention rows hold NaN; in half precision this is an overflow: load the model in bfloat16")
+    return found
+
+
+def numbers(name: str, given: Numbers) -> list[int] | None:
+    """Layers or heads as a list, whichever way they were given.
+
+    Raises:
+        BadInput: an empty list, or something that is no number.
+    """
+    if given is None:
+        return None
+    listed = [given] if isinstance(given, int) else list(given)
+    if not listed or not all(isinstance(number, int) and not isinstance(number, bool) for number in listed):
+        raise BadInput(f"{name}= takes a number, a list of them, or None for all that were kept; got {given!r}")
+    return listed
+
+
+def _listed(kept: Sequence[int], given: Numbers) -> list[int]:
+    return numbers("layers", given) or list(kept)
+
+
+def _check_same_picture(trace: Trace, other: Trace, image: int) -> None:
+    pictures, others = (list(each.provenance.get("images", ())) for each in (trace, other))
+    index = image % len(trace.images)
+    if index >= len(others) or pictures[index] != others[index]:
+        raise BadInput(f"relative_to= takes a trace of the same picture; its picture {index} is another, or missing")

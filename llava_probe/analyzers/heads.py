@@ -1,0 +1,145 @@
+"""What each head of each layer looks at when a token is predicted: the picture, the question, the answer so far.
+
+    shares = lp.heads(trace)
+    shares.image                      # [T, L, H]
+    shares.top(5)                     # the five heads that look at the picture most
+    shares.plot()
+
+Shares of one attention row; the five parts are disjoint and add up to the row's sum, which is one unless the model
+has learned sink logits. The heads found by the largest image share are the candidates of Kang et al. 2025, "Your Large
+Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (arXiv 2503.06287), their first criterion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.targets import explained, queries
+from llava_probe.tokens import Token
+from llava_probe.trace import At, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = ("image", "question", "first", "generated", "rest")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head and a share of its attention."""
+
+    layer: int
+    head: int
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class HeadShares:
+    """Where each head's attention goes, each part [T, layers, heads] float32.
+
+    Attributes:
+        image: visual tokens, of all pictures.
+        question: words of the prompt, its template's among them.
+        first: the first token of the sequence, where heads rest that have nothing to do.
+        generated: the answer so far.
+        rest: special tokens of the prompt.
+        tokens: what was predicted; ``layers``, ``heads``: the model's numbers along the other axes.
+    """
+
+    image: Tensor
+    question: Tensor
+    first: Tensor
+    generated: Tensor
+    rest: Tensor
+    tokens: tuple[Token, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+
+    def part(self, name: str) -> Tensor:
+        """[T, layers, heads] of one of the five parts.
+
+        Raises:
+            BadInput: there is no such part.
+        """
+        if name not in PARTS:
+            raise BadInput(f"a share is one of {', '.join(PARTS)}; got {name!r}")
+        return getattr(self, name)  # type: ignore[no-any-return]
+
+    def top(self, k: int = 10, of: str = "image", row: int | None = None) -> tuple[Head, ...]:
+        """The ``k`` heads with the largest share, of one token's row or averaged over all.
+
+        Raises:
+            OutOfRange: there is no such row.
+        """
+        shares = self._shares(of, row)
+        values, places = shares.flatten().topk(min(k, shares.numel()))
+        width = len(self.heads)
+        return tuple(
+            Head(self.layers[place // width], self.heads[place % width], share)
+            for place, share in zip(places.tolist(), values.tolist(), strict=True)
+        )
+
+    def table(self, k: int = 10, of: str = "image", row: int | None = None) -> str:
+        """The top heads with all their shares, a line each, to print."""
+        lines = ["layer  head  " + "  ".join(name.rjust(9) for name in PARTS)]
+        for head in self.top(k, of, row):
+            place = self.layers.index(head.layer), self.heads.index(head.head)
+            cells = "  ".join(f"{float(self._shares(name, row)[place]):9.4f}" for name in PARTS)
+            lines.append(f"{head.layer:5d}  {head.head:4d}  {cells}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested lists by name, ready for JSON."""
+        return {
+            "tokens": [token.text for token in self.tokens],
+            "positions": [token.position for token in self.tokens],
+            "layers": list(self.layers),
+            "heads": list(self.heads),
+            **{name: self.part(name).tolist() for name in PARTS},
+        }
+
+    def plot(self, of: str = "image", row: int | None = None) -> Figure:
+        """Layers by heads, shaded by share; see ``view.figures.heads_figure``."""
+        from llava_probe.view.figures import heads_figure
+
+        return heads_figure(self, of, row)
+
+    def _shares(self, name: str, row: int | None) -> Tensor:
+        part = self.part(name)
+        if row is None:
+            return part.mean(0)
+        if not -len(part) <= row < len(part):
+            raise OutOfRange(f"row {row} is not there: these shares have rows 0 to {len(part) - 1}")
+        return part[row]
+
+
+def heads(trace: Trace, tokens: At | None = None) -> HeadShares:
+    """The share of each head's attention on the parts of the sequence, for each explained token.
+
+    Args:
+        trace: with attention rows.
+        tokens: as for ``attention_map``: all generated tokens when None, each read in the row that predicted it.
+
+    Raises:
+        NotCaptured: rows that were not kept.
+    """
+    wanted = explained(trace, tokens)
+    member = _membership(trace)  # [K, parts]
+    rows = (trace.rows(at=[position])[0].float() @ member for position in queries(trace, wanted))
+    shares = dict(zip(PARTS, torch.stack(list(rows)).unbind(-1), strict=True))
+    return HeadShares(**shares, tokens=wanted, layers=trace.attention_layers, heads=trace.attention_heads)
+
+
+def _membership(trace: Trace) -> Tensor:
+    """[K, parts] one where a position belongs to a part; each to exactly one."""
+    names = {"image": "image", "prompt": "question", "generated": "generated", "special": "rest"}
+    member = torch.zeros(len(trace.tokens) - 1, len(PARTS))
+    for token in trace.tokens[:-1]:
+        part = "first" if token.position == 0 else names[token.role]
+        member[token.position, PARTS.index(part)] = 1
+    return member

@@ -1,0 +1,101 @@
+"""Attention followed back through the layers: whose information could have reached a token, step by step.
+
+Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928), eq. 1: Â = (mean over heads
+of A + I), rows normalised; R = Â_L ⋯ Â_1. Only the wanted rows of R are needed, so they are pulled back one layer at
+a time, r ← r Â, and no P × P product is ever made. Rollout knows nothing of values or signs: in causal models it
+piles up on the first tokens.
+
+    trace = vlm.generate(image, question, capture=lp.Capture(attention_positions="all"))
+    lp.rollout(trace, tokens="STOP")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
+from llava_probe.errors import BadInput, NotANumber, NotCaptured
+from llava_probe.maps import ImageMap
+from llava_probe.targets import explained, placed, queries
+from llava_probe.trace import At, Trace
+
+
+def rollout(
+    trace: Trace,
+    image: int = 0,
+    tokens: At | None = None,
+    layers: Numbers = None,
+    heads: Numbers = None,
+    *,
+    reduce: str = "mean",
+) -> ImageMap:
+    """How much of each visual token could have flowed into each explained token's prediction.
+
+    Args:
+        trace: made with ``Capture(attention_positions="all")``.
+        image, tokens: as for ``attention_map``.
+        layers: which to follow back through; every layer of the model when None.
+        heads: every head of the model when None.
+        reduce: ``"mean"`` or ``"max"`` over the heads of a layer.
+
+    Returns:
+        ImageMap with values [T, N], each row a share of one.
+
+    Raises:
+        NotCaptured: rows of all positions, layers and heads were not kept; the message tells what that takes.
+        OutOfRange: a picture, position, layer or head that is not there.
+    """
+    if reduce not in REDUCTIONS:
+        raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
+    layout = placed(trace, image)
+    wanted = explained(trace, tokens)
+    _check_kept(trace)
+    count = trace.provenance["layer_count"]
+    layer_list = numbers("layers", layers) or list(range(count))
+    head_list = numbers("heads", heads) or list(range(trace.provenance["head_count"]))
+    trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
+    layer_list = sorted({layer % count for layer in layer_list})
+    rows = torch.eye(len(trace.tokens) - 1)[queries(trace, wanted)]  # [T, K]
+    for layer in reversed(layer_list):
+        rows = rows @ _step(trace, layer, head_list, reduce)
+    if bool(torch.isnan(rows).any()):
+        raise NotANumber("attention rows hold NaN; in half precision this is an overflow: load the model in bfloat16")
+    values = rows[:, torch.from_numpy(layout.positions)]
+    about = {"unit": "share of attention flow", "layers": layer_list, "heads": head_list, "reduce": reduce}
+    return ImageMap(values, layout, trace.images[image], wanted, "rollout", about=about)
+
+
+def _step(trace: Trace, layer: int, heads: Sequence[int], reduce: str) -> Tensor:
+    """Â of one layer, [K, K]."""
+    kept = trace.records["attention"][:, trace.attention_layers.index(layer)]  # [K, H, K], no copy
+    count = trace.provenance["head_count"]
+    weights = kept[:, [trace.attention_heads.index(head % count) for head in heads]].float()
+    mixed = weights.mean(1) if reduce == "mean" else weights.amax(1)
+    mixed.diagonal().add_(1)
+    return mixed / mixed.sum(1, keepdim=True)
+
+
+def _check_kept(trace: Trace) -> None:
+    fed = len(trace.tokens) - 1
+    if len(trace.attention_positions) == fed:
+        return
+    layers, heads = trace.provenance["layer_count"], trace.provenance["head_count"]
+    itemsize = getattr(torch, trace.provenance["dtype"]).itemsize
+    size = fed * fed * layers * heads * itemsize
+    kept = f"only {len(trace.attention_positions)}" if trace.attention_positions else "none"
+    raise NotCaptured(
+        f"rollout needs the attention rows of all {fed} positions and {kept} were kept; pass "
+        f'Capture(attention_positions="all"): {fed} × {layers} layers × {heads} heads × {fed} weights take '
+        f"{_in_words(size)}"
+    )
+
+
+def _in_words(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,231 @@
+"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``.
+
+Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What goes wrong on purpose is one
+sentence on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llava_probe.errors import BadInput, ProbeError
+
+if TYPE_CHECKING:
+    from llava_probe.model import VLM
+    from llava_probe.trace import Trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A microscope for vision-language models: what was answered, how surely, and where it looked.",
+)
+
+TINY = "tiny"
+EXAMPLE = "llava-hf/llava-1.5-7b-hf"
+
+ModelName = Annotated[str, typer.Option(help="A checkpoint on the Hugging Face hub or a folder; 'tiny' ships inside.")]
+DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Where to put the model: auto, cuda, cpu ...")]
+Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager ...; the model's default if left.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Look for a scene from this one on; held out below 1,000,000.")] = 0,
+) -> None:
+    """Ask the tiny model about a drawn scene: no download, a few seconds."""
+    with _plainly():
+        from llava_probe import tiny
+        from llava_probe.view.terminal import show
+
+        scene = tiny.scene(_with_stop_sign(seed))
+        vlm = _load(TINY)
+        asked = "What is the text on the stop sign?"
+        trace = vlm.generate(scene.image, asked)
+        _write(trace, out)
+        show(trace, asked)
+        described = vlm.generate(scene.image, "Describe the image.")
+        _write(described, out / "describe")
+        show(described, "Describe the image.")
+        typer.echo(f"\nEverything is in {out}/: answer.json, run.trace, maps/, figures/ (and describe/).")
+        typer.echo(f"A photograph of your own:  llava-probe run PHOTO 'QUESTION' --model {EXAMPLE}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(help="Path or URL of a picture; several with commas between them.")],
+    question: Annotated[str, typer.Argument(help="What to ask, in plain words.")],
+    model: ModelName = TINY,
+    out: Annotated[Path, typer.Option(help="Folder for answer, trace, maps and figures.")] = Path("out"),
+    dtype: DType = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
+    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
+    maps: Annotated[bool, typer.Option(help="Also attention maps over the picture.")] = True,
+    layers: Annotated[str | None, typer.Option(help="Attention layers to average: 14 or 10,11,12.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to average: 3 or 3,7.")] = None,
+) -> None:
+    """Ask about a picture and write down everything.
+
+    Every other flag goes to transformers' generate as it is: --do-sample true --temperature 0.7 --num-beams 4.
+    """
+    with _plainly():
+        from llava_probe.view.terminal import show
+
+        flags = _generation_flags(context.args)
+        chosen = _numbers("--layers", layers), _numbers("--heads", heads)
+        vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+        one = Path(image).exists() or image.startswith("data:")
+        pictures = [image] if one else image.split(",")
+        if model == TINY:
+            _warn_tiny()
+        trace = _generate(vlm, pictures, question, max_new_tokens, seed, flags)
+        _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
+        show(trace, question)
+        typer.echo(f"\nEverything is in {out}/: answer.json, run.trace, {'maps/, ' * maps}figures/")
+
+
+@app.command()
+def check(
+    model: ModelName = TINY,
+    dtype: DType = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+    image: Annotated[str | None, typer.Option(help="A picture to try with; a drawn one if left.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the compared answers.")] = 16,
+) -> None:
+    """Compare what is recorded with transformers' own numbers, on your weights."""
+    with _plainly():
+        from llava_probe.agreement import check as compare
+
+        vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+        with _spinner("comparing"):
+            found = compare(vlm, image, max_new_tokens=max_new_tokens)
+        typer.echo(str(found))
+        if not found.ok:
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Errors of ours as one sentence."""
+    try:
+        yield
+    except ProbeError as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _spinner(doing: str) -> Iterator[None]:
+    from rich.console import Console
+
+    with Console(stderr=True).status(doing):
+        yield
+
+
+def _load(name: str, **settings: Any) -> VLM:
+    from transformers.utils import logging
+
+    from llava_probe.model import load
+
+    if name == TINY:
+        logging.disable_progress_bar()
+    return load(name, **{key: value for key, value in settings.items() if value is not None})
+
+
+def _generate(
+    vlm: VLM, pictures: list[str], question: str, max_new_tokens: int, seed: int | None, flags: dict[str, Any]
+) -> Trace:
+    """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner."""
+    if int(flags.get("num_beams", 1)) > 1 or int(flags.get("num_return_sequences", 1)) > 1:
+        with _spinner("searching"):
+            return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, seed=seed, **flags)
+    from tqdm import tqdm
+
+    with tqdm(total=max_new_tokens, unit="token", leave=False, delay=2) as bar:
+        return vlm.generate(
+            pictures, question, max_new_tokens=max_new_tokens, seed=seed, streamer=_Ticker(bar), **flags
+        )
+
+
+class _Ticker:
+    """Counts generated tokens on a bar; the first call brings the prompt."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._prompt = bar, True
+
+    def put(self, _tokens: Any) -> None:
+        if not self._prompt:
+            self._bar.update(1)
+        self._prompt = False
+
+    def end(self) -> None:
+        pass
+
+
+def _write(trace: Trace, out: Path, **options: Any) -> None:
+    from llava_probe.view.folder import write_run
+
+    write_run(trace, out, **options)
+
+
+def _with_stop_sign(seed: int) -> int:
+    """The first scene from ``seed`` on with company for a sign that says STOP."""
+    from llava_probe import tiny
+
+    if not 0 <= seed < 1_000_000:
+        raise BadInput(f"--seed {seed}: held-out scenes have seeds from 0 to 999,999")
+    seeds = range(seed, 1_000_000)
+    scenes = ((number, tiny.scene(number).objects) for number in seeds)
+    return next((n for n, things in scenes if len(things) > 2 and any(t.text == "STOP" for t in things)), seeds[-1])
+
+
+def _warn_tiny() -> None:
+    typer.secho(
+        "The tiny model knows only its own drawn scenes (coloured shapes and stop signs); what it says of anything "
+        f"else means nothing. For a photograph name a model:  --model {EXAMPLE}",
+        fg="yellow",
+        err=True,
+    )
+
+
+def _generation_flags(words: list[str]) -> dict[str, Any]:
+    """``--num-beams 4 --do-sample`` as generate's arguments; values are read as JSON where they are JSON."""
+    flags: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise BadInput(f"{word!r} belongs to no flag; flags of generate are given as --name value")
+        name, given, value = word[2:].partition("=")
+        if not given:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        try:
+            flags[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            flags[name.replace("-", "_")] = {"True": True, "False": False, "None": None}.get(value, value)
+    return flags
+
+
+def _numbers(flag: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{flag} takes whole numbers with commas between them; got {text!r}") from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Everything that turns results into something to look at; nothing here computes a result."""
