@@ -8,6 +8,9 @@ A message says what was given, what was expected and what to type instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ProbeError(Exception):
     """Anything that llava_probe refuses to do."""
@@ -41,3 +44,20 @@ class OutOfRange(ProbeError, IndexError, ValueError):
 
 class NotANumber(ProbeError, ValueError):
     """The model produced NaN where a number was needed."""
+
+
+@contextmanager
+def refusing(sentence: str) -> Iterator[None]:
+    """Parsers, sockets and other people's classes raise about anything; the user gets one ``BadImage`` sentence."""
+    try:
+        yield
+    except ProbeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"{sentence}: {shortened(reason)}") from None
+
+
+def shortened(text: str) -> str:
+    """``text`` in at most 120 characters, its end kept."""
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

@@ -13,32 +13,23 @@ damaged, cut short or unreasonably large is refused in one sentence; nothing is 
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
 import os
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import SplitResult, quote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
-from llava_probe.errors import BadImage
+from llava_probe.errors import BadImage, refusing, shortened
+from llava_probe.urls import download, shown
 
-if TYPE_CHECKING:  # at run time only inside the functions that need them: this import stays light
-    import http.client
-    import socket
-
+if TYPE_CHECKING:  # at run time only inside the functions that need it: this import stays light
     import numpy as np
 
 MAX_PIXELS = 1024**3 // 4 // 3  # PIL's own alarm level: 256 MiB as RGB, far beyond what any processor keeps
-MAX_BYTES = 50_000_000  # taken from a URL: several times a large camera's JPEG, and harmless in memory
-MAX_REDIRECTS = 5  # real hosts need one or two: http to https, then to a storage host
-WAIT_SECONDS = 10.0  # the longest silence of a server: to connect, to shake hands, between two packets
-TOTAL_SECONDS = 30.0  # for one URL with its redirects (the system's name look-up keeps its own time)
 FLOAT_SLACK = 1 / 510  # half an 8-bit step, what a resize may leave beyond 0..1; more is another scale
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -109,14 +100,14 @@ def _from_string(text: str, allow_private: bool) -> Image.Image:
         return _from_path(text)
     if scheme[1]:
         return _from_bytes(_data_url(text), "the data: URL")
-    return _from_bytes(_download(text, allow_private), _shown(_split(text)))
+    return _from_bytes(download(text, allow_private), shown(text))
 
 
 def _from_path(source: str | os.PathLike[str]) -> Image.Image:
-    name = _short(repr(os.fspath(source)))
+    name = shortened(repr(os.fspath(source)))
     if not os.fspath(source):
         raise BadImage("the path of the picture is empty; pass a path, a URL or the picture itself")
-    with _refusal(f"{name} cannot be opened"):
+    with refusing(f"{name} cannot be opened"):
         path = Path(source).expanduser()
         if path.is_file():
             with path.open("rb") as file:
@@ -126,7 +117,7 @@ def _from_path(source: str | os.PathLike[str]) -> Image.Image:
 
 
 def _read(file: Any) -> bytes:
-    with _refusal("the open file cannot be read"):
+    with refusing("the open file cannot be read"):
         if hasattr(file, "seekable") and file.seekable():
             file.seek(0)  # as PIL does: a buffer that was just written stands at its end
         data = file.read()
@@ -139,7 +130,7 @@ def _data_url(url: str) -> bytes:
     header, comma, body = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise BadImage("the data: URL is not base64; expected 'data:image/png;base64,...'")
-    with _refusal("the data: URL is damaged or cut short"):
+    with refusing("the data: URL is damaged or cut short"):
         return base64.b64decode(b"".join(unquote_to_bytes(body).split()), validate=True)
 
 
@@ -150,7 +141,7 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
 
 
 def _decode(file: IO[bytes], name: str) -> Image.Image:
-    with _refusal(f"{name} cannot be decoded"):
+    with refusing(f"{name} cannot be decoded"):
         try:
             image = Image.open(file)
         except UnidentifiedImageError:
@@ -162,7 +153,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.size, name)
-    with _refusal(f"{name} cannot be decoded"):
+    with refusing(f"{name} cannot be decoded"):
         image.load()
         colours = _to_rgb(image, name)
     try:  # only after loading: a PNG may say it last, and PIL itself turns a TIFF
@@ -203,7 +194,7 @@ def _from_array(source: Any) -> Image.Image:
     import numpy as np
 
     is_tensor = hasattr(source, "detach")
-    with _refusal(f"the {type(source).__name__} cannot be read as an array"):
+    with refusing(f"the {type(source).__name__} cannot be read as an array"):
         if is_tensor:
             source = source.detach().cpu()
             source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
@@ -254,151 +245,3 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise BadImage(f"{name} has no pixels ({width} × {height})")
     if width * height > MAX_PIXELS:
         raise BadImage(f"{name} has {width} × {height} pixels, more than {MAX_PIXELS:,}; scale it down first")
-
-
-def _download(url: str, allow_private: bool) -> bytes:
-    deadline = time.monotonic() + TOTAL_SECONDS
-    for _ in range(1 + MAX_REDIRECTS):
-        parts = _split(url)
-        name = _shown(parts)
-        with (
-            _refusal(f"{name} cannot be read (proxies are not used)"),
-            contextlib.closing(_connect(parts, allow_private, deadline)) as sock,
-        ):
-            response = _get(parts, _Wire(sock, deadline))
-            location = response.getheader("Location")
-            if location is None or response.status not in (301, 302, 303, 307, 308):
-                return _body(response, name)
-            url = urljoin(url, location)
-    raise BadImage(f"{name} redirects yet again, after {MAX_REDIRECTS} redirects; pass the final address")
-
-
-def _split(url: str) -> SplitResult:
-    """A URL that may be asked for. What is malformed is not repeated: it may be a password."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise BadImage("the URL is malformed: its host or port cannot be read") from None
-    if parts.scheme not in ("http", "https"):
-        scheme = _short(parts.scheme)
-        raise BadImage(f"a {scheme}: URL is not opened, only http, https and data; pass a file by its path")
-    if not host:
-        raise BadImage("the URL names no host; expected 'https://host/picture.jpg'")
-    if "@" in parts.netloc:
-        raise BadImage("a URL with a user name or password is not opened; download it and pass the bytes")
-    return parts
-
-
-def _connect(parts: SplitResult, allow_private: bool, deadline: float) -> socket.socket:
-    """Looks the name up once and connects to an address that was checked, so no second answer can differ."""
-    import socket
-    import ssl
-
-    host = str(parts.hostname)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for address in addresses:
-        if not allow_private and not _is_public(address):
-            where = f"{_shown(parts)} leads to {address}, which is not a public address"
-            raise BadImage(f"{where}; pass allow_private=True if that is meant")
-    for address in addresses:
-        try:
-            sock = socket.create_connection((address, port), _patience(deadline))
-        except OSError:
-            if address is addresses[-1]:
-                raise
-            continue  # a host with IPv6 and IPv4 may answer on one only
-        break
-    if parts.scheme == "http":
-        return sock
-    sock.settimeout(_patience(deadline))
-    return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-
-
-def _is_public(address: str) -> bool:
-    import ipaddress
-
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.is_site_local:
-            return False
-        ip = ip.ipv4_mapped or ip.sixtofour or ip  # IPv4 in disguise; its other disguises are reserved
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
-
-
-def _get(parts: SplitResult, wire: _Wire) -> http.client.HTTPResponse:
-    import http.client
-
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(str(parts.hostname), parts.port)
-    connection.sock = wire  # type: ignore[assignment]
-    harmless = "/%:@!$&'()*+,;=~?[]"
-    target = quote(parts.path or "/", harmless) + (f"?{quote(parts.query, harmless)}" if parts.query else "")
-    connection.request("GET", target, headers={"User-Agent": "llava_probe", "Connection": "close"})
-    return connection.getresponse()
-
-
-def _body(response: http.client.HTTPResponse, name: str) -> bytes:
-    if response.status != 200:
-        raise BadImage(f"{name} answered {response.status} {_short(response.reason)}, no picture")
-    claimed = response.length or 0
-    data = response.read(MAX_BYTES + 1) if claimed <= MAX_BYTES else b""
-    if max(claimed, len(data)) > MAX_BYTES:
-        raise BadImage(f"{name} is larger than {MAX_BYTES:,} bytes; download it and pass the path")
-    if len(data) < claimed:
-        raise BadImage(f"{name} was cut short: {len(data):,} of {claimed:,} bytes arrived")
-    return data
-
-
-class _Wire(io.RawIOBase):
-    """A socket as http.client sees it, with one deadline over every wait: bytes that trickle gain no time."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self._deadline = deadline
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_patience(self._deadline))
-        self._sock.sendall(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_patience(self._deadline))
-        return self._sock.recv_into(buffer)
-
-    def close(self) -> None:
-        """Left to ``_download``: http.client hangs up before the body is read."""
-
-
-def _patience(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError(f"it took longer than {TOTAL_SECONDS:g} seconds")
-    return min(WAIT_SECONDS, left)
-
-
-@contextlib.contextmanager
-def _refusal(sentence: str) -> Iterator[None]:
-    """PIL's parsers, sockets and other people's classes raise about anything; the user gets one sentence."""
-    try:
-        yield
-    except BadImage:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"{sentence}: {_short(reason)}") from None
-
-
-def _shown(parts: SplitResult) -> str:
-    """Without the query, which may be a signature or a key."""
-    return _short(f"{parts.scheme}://{parts.netloc}{parts.path}")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
