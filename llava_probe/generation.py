@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 from llava_probe import __version__, tiny
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
+from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput
 from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
@@ -33,7 +34,7 @@ from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
 from llava_probe.spellings import Spellings, spellings
 from llava_probe.tokens import tokens_of
-from llava_probe.trace import Request, Trace, top_k
+from llava_probe.trace import Request, Trace
 
 #: Above this a capture's size is told before it starts.
 TELL_ABOVE = 1_000_000_000

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.capture import NAMED_POSITIONS, Capture
-from llava_probe.errors import BadInput, NotCaptured, OutOfRange
+from llava_probe.distributions import TopK
+from llava_probe.errors import NotCaptured, OutOfRange
 from llava_probe.layout import ImageLayout
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import ROLES, Token, find
@@ -61,24 +62,6 @@ class Unsaved:
     """Stands in a loaded trace for a setting that no file can hold: a logits processor, a streamer."""
 
     what: str
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The largest of each step's logits (or scores), and enough of the rest to stay exact.
-
-    Attributes:
-        values, ids: [T, k] in falling order.
-        chosen: [T] value of the token that was taken; ``rank``: [T] how many are larger.
-        logsumexp, entropy: [T] over the whole vocabulary, in nats.
-    """
-
-    values: Tensor
-    ids: Tensor
-    chosen: Tensor
-    rank: Tensor
-    logsumexp: Tensor
-    entropy: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,20 +374,3 @@ def _summary(positions: Sequence[int]) -> str:
     if len(positions) == 1:
         return f"position {positions[0]}"
     return f"{len(positions)} positions from {min(positions)} to {max(positions)}"
-
-
-def top_k(distribution: Tensor, chosen: Tensor, k: int) -> TopK:
-    """The top ``k`` of each row of ``distribution`` [T, V] and what the rest adds up to."""
-    if k > distribution.shape[1]:
-        raise BadInput(f"asked for the top {k} of a vocabulary of {distribution.shape[1]}")
-    values, ids = distribution.topk(k, dim=1)
-    taken = distribution.gather(1, chosen[:, None]).squeeze(1)
-    logprobs = torch.log_softmax(distribution, dim=1)
-    return TopK(
-        values=values,
-        ids=ids,
-        chosen=taken,
-        rank=(distribution > taken[:, None]).sum(1),
-        logsumexp=torch.logsumexp(distribution, dim=1),
-        entropy=torch.special.entr(logprobs.exp()).sum(1),
-    )
