@@ -6,8 +6,6 @@ from pathlib import Path
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.view.canvas import save_figure
-from llava_probe.view.figures import contact_sheet
 
 HERE = Path(__file__).parent
 
@@ -18,7 +16,7 @@ def stop_sign() -> Path:
     scene = next(s for s in scenes if len(s.objects) == 4 and any(thing.text == "STOP" for thing in s.objects))
     trace = lp.load().generate(scene.image, "What is the text on the stop sign?")
     m = lp.attention_map(trace, tokens="STOP")
-    return save_figure(contact_sheet(m, lp.confidence(trace)), HERE / "stop_sign.png")
+    return lp.figures.save_figure(lp.figures.contact_sheet(m, lp.confidence(trace)), HERE / "stop_sign.png")
 
 
 if __name__ == "__main__":

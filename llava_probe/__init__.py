@@ -32,6 +32,7 @@ _NAMES = {
     "rollout": "analyzers.rollout",
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
+    "figures": "view.figures",
     **dict.fromkeys(
         (
             "ProbeError",
@@ -53,7 +54,8 @@ __all__ = list(_NAMES)
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    module = import_module(f"{__name__}.{_NAMES[name]}")
+    value = module if name == "figures" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -32,9 +32,10 @@ from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
+from llava_probe.request import Request
 from llava_probe.spellings import Spellings, spellings
 from llava_probe.tokens import tokens_of
-from llava_probe.trace import Request, Trace
+from llava_probe.trace import Trace
 
 #: Above this a capture's size is told before it starts.
 TELL_ABOVE = 1_000_000_000

@@ -3,20 +3,21 @@
     m = lp.attention_map(trace)
     m.pixels(0)              # [height, width] on the original, NaN where the model saw nothing
     m.overlay(0).show()      # the photograph with the map over it, token by token, nothing smoothed
-    m.save("maps/")          # a PNG a row, one sheet of all, and one .npz that plots again
+    m.save("maps/")          # a PNG a row, and one .npz that plots again
 
 Rows count the tokens that were asked for, from 0; leaving the row out takes their mean.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,8 @@ from torch import Tensor
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import FloatArray
+from llava_probe.overlay import backdrop
 from llava_probe.tokens import Token
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
@@ -88,9 +87,9 @@ class ImageMap:
         return f"ImageMap({self.method}: {len(self)} tokens {told[:40]!r} on {len(self.layout)} visual tokens)"
 
     def _repr_png_(self) -> bytes:
-        from llava_probe.view.figures import contact_sheet, map_figure
-
-        return (map_figure(self) if len(self) == 1 else contact_sheet(self))._repr_png_()
+        png = io.BytesIO()
+        self.overlay().save(png, format="PNG")
+        return png.getvalue()
 
     # --- reading ---
 
@@ -140,20 +139,12 @@ class ImageMap:
             highest: the value that gets the full colour; the row's own largest when None. Give the same to several
                 to compare them.
         """
-        from llava_probe.view.overlay import overlay
-
-        return overlay(self, row, highest)
-
-    def plot(self, row: int | None = None) -> Figure:
-        """A figure with colour bar; see ``view.figures.map_figure``."""
-        from llava_probe.view.figures import map_figure
-
-        return map_figure(self, row)
+        return Image.fromarray(backdrop(self.image, self.layout).paint(self.row(row), highest))
 
     # --- as files ---
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write an overlay a row, a sheet of all rows and ``map.npz``, which holds all that ``load`` needs.
+        """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
 
         Returns:
             The files written, in that order.
@@ -161,15 +152,14 @@ class ImageMap:
         Raises:
             BadFile: the folder cannot be written to.
         """
-        from llava_probe.view.figures import contact_sheet, save_figure
-
         target = Path(folder).expanduser()
         try:
             target.mkdir(parents=True, exist_ok=True)
             written = [target / f"{row:03d}_{_file_name(token.text)}.png" for row, token in enumerate(self.tokens)]
-            for number, path in enumerate(written):
-                self.overlay(number).save(path)
-            written += [save_figure(contact_sheet(self), target / "sheet.png"), target / "map.npz"]
+            photograph = backdrop(self.image, self.layout)
+            for values, path in zip(self.values, written, strict=True):
+                Image.fromarray(photograph.paint(values)).save(path)
+            written.append(target / "map.npz")
             np.savez_compressed(written[-1], **self._arrays())
         except OSError as error:
             raise BadFile(f"the map could not be written to {target}: {error}") from error

@@ -35,7 +35,8 @@ from llava_probe.generation import (
 from llava_probe.layout import lay_out
 from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
 from llava_probe.recorder import Prompt, alone_with
-from llava_probe.trace import Request, Trace, Unsaved
+from llava_probe.request import Request, Unsaved
+from llava_probe.trace import Trace
 
 #: The name of the model that ships inside.
 TINY = "tiny"

@@ -23,45 +23,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.capture import NAMED_POSITIONS, Capture
+from llava_probe import trace_file
+from llava_probe.capture import NAMED_POSITIONS
 from llava_probe.distributions import TopK
 from llava_probe.errors import NotCaptured, OutOfRange
+from llava_probe.html import trace_html
 from llava_probe.layout import ImageLayout
+from llava_probe.request import Request
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import ROLES, Token, find
 
 At = int | str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, enough to ask it again.
-
-    Attributes:
-        prompt: the text the processor was given, image places included; None when ``inputs`` were ready made.
-        messages: the chat it came from, if any, without its pictures.
-        inputs: ready-made model inputs by name, if they were given.
-        answer: ids of the answer that was scored; None for a generation.
-        generate: generation arguments; ``processor``: processor arguments.
-        seed: given to ``torch.manual_seed`` just before the run.
-        capture: what to keep.
-    """
-
-    prompt: str | None
-    messages: Any = None
-    inputs: Mapping[str, Tensor] | None = None
-    answer: tuple[int, ...] | None = None
-    generate: Mapping[str, Any] = field(default_factory=dict)
-    processor: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    capture: Capture = field(default_factory=Capture)
-
-
-@dataclass(frozen=True)
-class Unsaved:
-    """Stands in a loaded trace for a setting that no file can hold: a logits processor, a streamer."""
-
-    what: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,16 +208,12 @@ class Trace:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, atomically; see ``llava_probe.trace_file``."""
-        from llava_probe.trace_file import save
-
-        return save(self, path)
+        return trace_file.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a saved trace; no model is needed."""
-        from llava_probe.trace_file import load
-
-        return load(path)
+        return trace_file.load(path, cls)
 
     def without_alternatives(self) -> Trace:
         """This sequence alone."""
@@ -270,8 +238,6 @@ class Trace:
         return f"Trace({self.answer!r}, {self.prompt_length} + {len(self.generated)} tokens, {held})"
 
     def _repr_html_(self) -> str:
-        from llava_probe.html import trace_html
-
         return trace_html(self)
 
     # --- details ---

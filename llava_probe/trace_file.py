@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -28,9 +28,12 @@ from transformers import GenerationConfig
 from llava_probe.capture import Capture
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
+from llava_probe.request import Request, Unsaved
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
-from llava_probe.trace import Request, Trace, Unsaved
+
+if TYPE_CHECKING:
+    from llava_probe.trace import Trace
 
 FORMAT = 1
 
@@ -66,8 +69,8 @@ def save(trace: Trace, path: str | Path) -> Path:
     return target
 
 
-def load(path: str | Path) -> Trace:
-    """Read a trace written by ``save``.
+def load(path: str | Path, kind: type[Trace]) -> Trace:
+    """Read a trace written by ``save``, as a ``kind``: the class itself, which stands above this file.
 
     Raises:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
@@ -92,7 +95,7 @@ def load(path: str | Path) -> Trace:
     told = json.loads(metadata["trace"])
     pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
     images = tuple(Image.open(picture).convert("RGB") for picture in pictures)
-    return _restored(told, "", tensors, images)
+    return _restored(kind, told, "", tensors, images)
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -150,7 +153,7 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
 
 
 def _restored(
-    told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], images: tuple[Image.Image, ...]
+    kind: type[Trace], told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], images: tuple[Image.Image, ...]
 ) -> Trace:
     def under(folder: str) -> dict[str, Tensor]:
         start = f"{prefix}{folder}/"
@@ -166,7 +169,7 @@ def _restored(
         )
         for number, layout in enumerate(told["layouts"])
     )
-    return Trace(
+    return kind(
         **plain,
         tokens=tuple(Token(token, text, role, at) for at, (token, text, role) in enumerate(told["tokens"])),
         images=images,
@@ -184,7 +187,7 @@ def _restored(
         records=under("records"),
         spellings=_spellings(tensors["spellings"].numpy().tobytes()),
         alternatives=tuple(
-            _restored(other, f"{prefix}alternatives/{number}/", tensors, images)
+            _restored(kind, other, f"{prefix}alternatives/{number}/", tensors, images)
             for number, other in enumerate(told["alternatives"])
         ),
     )

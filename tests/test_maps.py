@@ -156,7 +156,7 @@ def test_saving_writes_pictures_and_everything_to_plot_again(tmp_path):
     m = lp.attention_map(trace)
     m = dataclasses.replace(m, marked=torch.tensor([True] + [False] * 5))
     paths = m.save(tmp_path / "maps")
-    names = ["000_ST.png", "001_OP.png", "002_x.png", "003_s.png", "sheet.png", "map.npz"]
+    names = ["000_ST.png", "001_OP.png", "002_x.png", "003_s.png", "map.npz"]
     assert [path.name for path in paths] == names
     assert all(path.exists() for path in paths)
     np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), np.asarray(m.overlay(1)))

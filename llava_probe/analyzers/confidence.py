@@ -29,7 +29,7 @@ from llava_probe.tokens import Token
 from llava_probe.trace import Trace
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 #: Steps whose distributions are in float64 at once: bounds the extra memory.
 _BLOCK = 16
@@ -214,12 +214,6 @@ class Confidence:
 
     def __str__(self) -> str:
         return f"{self.table()}\nanswer: log-probability {self.sum:.3f} nats, perplexity {self.perplexity:.3f}"
-
-    def plot(self) -> Figure:
-        """Tokens by probability and entropy; see ``view.figures.confidence_figure``."""
-        from llava_probe.view.figures import confidence_figure
-
-        return confidence_figure(self)
 
     # --- details ---
 

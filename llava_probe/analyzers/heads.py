@@ -3,7 +3,7 @@
     shares = lp.heads(trace)
     shares.image                      # [T, L, H]
     shares.top(5)                     # the five heads that look at the picture most
-    shares.plot()
+    lp.figures.heads_figure(shares)
 
 Shares of one attention row; the five parts are disjoint and add up to the row's sum, which is one unless the model
 has learned sink logits. The heads found by the largest image share are the candidates of Kang et al. 2025, "Your Large
@@ -24,7 +24,7 @@ from llava_probe.tokens import Token
 from llava_probe.trace import At, Trace
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 PARTS = ("image", "question", "first", "generated", "rest")
 
@@ -102,12 +102,6 @@ class HeadShares:
             "heads": list(self.heads),
             **{name: self.part(name).tolist() for name in PARTS},
         }
-
-    def plot(self, of: str = "image", row: int | None = None) -> Figure:
-        """Layers by heads, shaded by share; see ``view.figures.heads_figure``."""
-        from llava_probe.view.figures import heads_figure
-
-        return heads_figure(self, of, row)
 
     def _shares(self, name: str, row: int | None) -> Tensor:
         part = self.part(name)

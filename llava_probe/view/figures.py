@@ -19,9 +19,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
 from llava_probe.errors import NotCaptured
+from llava_probe.overlay import backdrop, blend, scale_of
 from llava_probe.targets import explained, placed, queries
 from llava_probe.view.canvas import Canvas, drawable, save_figure
-from llava_probe.view.overlay import backdrop, blend, scale_of
 
 if TYPE_CHECKING:
     from llava_probe.analyzers.confidence import Confidence

@@ -27,14 +27,14 @@ def made(trace):
     c = lp.confidence(dataclasses.replace(trace, records={**trace.records, "scores": trace.logits * 2}))
     return {
         "one row": figures.map_figure(m, 1),
-        "mean": m.plot(),
+        "mean": figures.map_figure(m),
         "marked": figures.map_figure(marked, 0),
         "signed": figures.map_figure(dataclasses.replace(m, values=m.values - 0.05), 0),
         "zeros": figures.map_figure(dataclasses.replace(m, values=m.values * 0), 0),
         "sheet": figures.contact_sheet(m, c),
         "each head": figures.head_sheet(trace, "STOP"),
-        "confidence": c.plot(),
-        "heads": lp.heads(trace).plot(),
+        "confidence": figures.confidence_figure(c),
+        "heads": figures.heads_figure(lp.heads(trace)),
         "heads of one": figures.heads_figure(lp.heads(trace), "first", 0),
     }
 
@@ -77,7 +77,7 @@ def test_captions_of_a_sheet_do_not_overlap():
 def test_words_under_the_bars_do_not_overlap():
     pieces = [" photograph", " of", " stop", " internationalisation", "."] * 5
     logits = torch.randn(len(pieces), len(TEXTS), generator=torch.Generator().manual_seed(0))
-    figure = lp.confidence(synthetic_trace(logits=logits, answer=pieces)).plot()
+    figure = figures.confidence_figure(lp.confidence(synthetic_trace(logits=logits, answer=pieces)))
     assert len(figure.axes) == 4  # two lines of two panels
     figure.draw_without_rendering()
     for axes in figure.axes[::2]:
@@ -99,15 +99,22 @@ def test_odd_tokens_are_drawn_as_they_are(trace, tmp_path):
     assert [drawable(token.text) for token in odd.generated] == ["$x_1$", "□", "□", "⏎"]
     m = lp.attention_map(odd)
     c = lp.confidence(odd)
-    for figure in (m.plot(0), figures.contact_sheet(m, c), c.plot(), figures.head_sheet(odd, odd.prompt_length)):
+    for figure in (
+        figures.map_figure(m, 0),
+        figures.contact_sheet(m, c),
+        figures.confidence_figure(c),
+        figures.head_sheet(odd, odd.prompt_length),
+    ):
         figures.save_figure(figure, tmp_path / "odd.png")
-    assert "$x_1$" in texts(m.plot(0))
+    assert "$x_1$" in texts(figures.map_figure(m, 0))
 
 
 def test_equal_figures_make_equal_files(trace, tmp_path):
     for suffix in ("png", "pdf", "svg"):
         one, other = (
-            figures.save_figure(lp.attention_map(trace).plot(0), tmp_path / f"{number}.{suffix}").read_bytes()
+            figures.save_figure(
+                figures.map_figure(lp.attention_map(trace), 0), tmp_path / f"{number}.{suffix}"
+            ).read_bytes()
             for number in range(2)
         )
         assert one == other
@@ -115,9 +122,9 @@ def test_equal_figures_make_equal_files(trace, tmp_path):
 
 def test_other_formats_are_refused(trace, tmp_path):
     with pytest.raises(lp.BadInput, match=r"\.pdf"):
-        figures.save_figure(lp.attention_map(trace).plot(0), tmp_path / "map.bmp")
+        figures.save_figure(figures.map_figure(lp.attention_map(trace), 0), tmp_path / "map.bmp")
     with pytest.raises(lp.BadFile):
-        figures.save_figure(lp.attention_map(trace).plot(0), tmp_path / "nowhere" / "map.png")
+        figures.save_figure(figures.map_figure(lp.attention_map(trace), 0), tmp_path / "nowhere" / "map.png")
 
 
 def test_the_colour_bar_has_the_colours_of_the_picture(trace):

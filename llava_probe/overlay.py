@@ -8,7 +8,7 @@ pixels that a crop hid from the model are hatched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ from PIL import Image
 
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import FloatArray
-
-if TYPE_CHECKING:
-    from llava_probe.maps import ImageMap
 
 #: Perceptually uniform and with no grey in it, so that colour is the map and grey the photograph.
 COLOURS = "plasma"
@@ -62,11 +59,6 @@ def backdrop(image: Image.Image, layout: ImageLayout, side: int | None = None) -
     if shrink < 1:
         picture = picture.resize((len(columns), len(rows)), Image.Resampling.BILINEAR)
     return Backdrop(np.asarray(picture), layout.to_pixels(np.arange(len(layout)))[np.ix_(rows, columns)])
-
-
-def overlay(m: ImageMap, row: int | None = None, highest: float | None = None) -> Image.Image:
-    """The photograph with one row of the map (or their mean) over it, of the original's size."""
-    return Image.fromarray(backdrop(m.image, m.layout).paint(m.row(row), highest))
 
 
 def scale_of(values: FloatArray) -> float:
