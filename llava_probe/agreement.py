@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.model import VLM
+from llava_probe.recorder import alone_with
 from llava_probe.trace import Trace
 
 #: How far numbers may lie apart where two kernels add in another order, by dtype: float32 leaves 1e-5; bfloat16
@@ -83,7 +84,11 @@ def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens
     Returns:
         The findings, also kept in ``vlm.checks`` and so in the provenance of later traces.
     """
-    image = _picture() if image is None else image
+    with alone_with(vlm.anatomy.model):
+        return _compared(vlm, _picture() if image is None else image, question, max_new_tokens)
+
+
+def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check:
     trace = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=False)
     scored = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
     limit = TOLERANCE.get(trace.provenance["dtype"], max(TOLERANCE.values()))

@@ -55,6 +55,11 @@ class Anatomy:
         return int(self.decoder.owner.config.get_text_config().num_attention_heads)
 
     @property
+    def vocabulary(self) -> int:
+        """How many logits a step has."""
+        return int(self.decoder.owner.config.get_text_config().vocab_size)
+
+    @property
     def width(self) -> int:
         """Width of a hidden state."""
         return int(self.decoder.owner.config.get_text_config().hidden_size)

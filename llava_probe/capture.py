@@ -11,8 +11,10 @@ layer that is not there is an error before the model runs, and so that the size 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from llava_probe.errors import BadInput, OutOfRange
 
@@ -30,7 +32,7 @@ class Capture:
         layers: which, by transformers' index: 0 the embedding, L after the final norm; negative counts from
             the end; all by default.
         positions: at which sequence positions: ``"predicting"`` (the last prompt position and every generated
-            token that was fed back; the default), ``"all"``, ``"prompt"``, ``"image"`` (visual tokens),
+            token that was fed back; the default), ``"all"``, ``"prompt"`` (all of it), ``"image"`` (visual tokens),
             ``"text"`` (the prompt's other tokens), ``"last_prompt"``, numbers, or a list of these.
         attention: keep attention rows at all.
         attention_layers: of which blocks, from 0; all by default.
@@ -113,12 +115,15 @@ class Plan:
     capture: Capture = field(repr=False)
 
 
-def resolve(capture: Capture, layers: int, heads: int) -> Plan:
+def resolve(capture: Capture, layers: int, heads: int, vocabulary: int) -> Plan:
     """The plan of ``capture`` for a model with ``layers`` blocks of ``heads`` query heads.
 
     Raises:
-        OutOfRange: a layer or head that the model does not have.
+        OutOfRange: a layer or head that the model does not have, or more of the top than its vocabulary.
     """
+    for name in ("logits", "scores"):
+        if (kept := getattr(capture, name)) is not True and kept > vocabulary:
+            raise OutOfRange(f"Capture({name}={kept}) asks for the top {kept} of a vocabulary of {vocabulary}")
     hidden = attention = Selection()
     if capture.hidden_states:
         kept = _within(capture.layers, layers + 1, f"hidden states 0 to {layers}", "layer")
@@ -170,18 +175,25 @@ def nbytes(plan: Plan, extent: Extent) -> int:
 def _numbers(name: str, given: Sequence[int] | None) -> tuple[int, ...] | None:
     if given is None:
         return None
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = [given]
-    numbers = tuple(given)
-    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    listed: Any = given if hasattr(given, "__iter__") else [given]
+    try:
+        numbers = tuple(operator.index(number) for number in listed)
+    except TypeError:
+        numbers = ()
+    if not numbers or any(isinstance(number, bool) for number in listed):
         raise BadInput(f"Capture({name}=...) takes a list of whole numbers, or None for all; got {given!r}")
     return numbers
 
 
 def _places(name: str, given: Positions) -> tuple[str | int, ...]:
-    places = (given,) if isinstance(given, str | int) else tuple(given)
-    for place in places:
-        if isinstance(place, bool) or not (isinstance(place, int) or place in NAMED_POSITIONS):
+    listed = [given] if isinstance(given, str) or not hasattr(given, "__iter__") else list(given)
+    places: tuple[str | int, ...] = ()
+    for place in listed:
+        try:
+            places += (place if isinstance(place, str) else operator.index(place),)
+        except TypeError:
+            places += (repr(place),)
+        if isinstance(place, bool) or (isinstance(places[-1], str) and places[-1] not in NAMED_POSITIONS):
             raise BadInput(
                 f"Capture({name}=...) takes numbers and the names {', '.join(NAMED_POSITIONS)}; got {place!r}"
             )

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_probe.errors import BadInput, ProbeError
+from llava_probe.errors import BadInput, OutOfRange, ProbeError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from llava_probe.model import VLM
     from llava_probe.trace import Trace
 
@@ -35,6 +37,10 @@ DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; t
 DeviceMap = Annotated[str | None, typer.Option(help="Where to put the model: auto, cuda, cpu ...")]
 Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager ...; the model's default if left.")]
 
+#: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
+NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
+NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
+
 
 @app.command()
 def demo(
@@ -50,12 +56,12 @@ def demo(
         vlm = _load(TINY)
         asked = "What is the text on the stop sign?"
         trace = vlm.generate(scene.image, asked)
-        _write(trace, out)
+        written = _write(trace, out)
         show(trace, asked)
         described = vlm.generate(scene.image, "Describe the image.")
         _write(described, out / "describe")
         show(described, "Describe the image.")
-        typer.echo(f"\nEverything is in {out}/: answer.json, run.trace, maps/, figures/ (and describe/).")
+        typer.echo(f"\nEverything is in {_told(out, written)} (and describe/)")
         typer.echo(f"A photograph of your own:  llava-probe run PHOTO 'QUESTION' --model {EXAMPLE}")
 
 
@@ -77,22 +83,26 @@ def run(
 ) -> None:
     """Ask about a picture and write down everything.
 
-    Every other flag goes to transformers' generate as it is: --do-sample true --temperature 0.7 --num-beams 4.
+    Every other flag goes to transformers' generate as it is, after the question: --do-sample true --num-beams 4.
     """
     with _plainly():
-        from llava_probe.view.terminal import show
-
+        _check_order(image, question)
         flags = _generation_flags(context.args)
         chosen = _numbers("--layers", layers), _numbers("--heads", heads)
+        pictures = _opened(image)
+        from llava_probe.view.folder import made
+        from llava_probe.view.terminal import show
+
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
-        one = Path(image).exists() or image.startswith("data:")
-        pictures = [image] if one else image.split(",")
+        _check_there("layers", chosen[0], vlm.anatomy.layers)
+        _check_there("heads", chosen[1], vlm.anatomy.heads)
+        made(out)
         if model == TINY:
             _warn_tiny()
         trace = _generate(vlm, pictures, question, max_new_tokens, seed, flags)
-        _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
+        written = _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
         show(trace, question)
-        typer.echo(f"\nEverything is in {out}/: answer.json, run.trace, {'maps/, ' * maps}figures/")
+        typer.echo(f"\nEverything is in {_told(out, written)}")
 
 
 @app.command()
@@ -106,11 +116,14 @@ def check(
 ) -> None:
     """Compare what is recorded with transformers' own numbers, on your weights."""
     with _plainly():
+        from llava_probe.images import open_image
+
+        picture = None if image is None else open_image(image)
         from llava_probe.agreement import check as compare
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
         with _spinner("comparing"):
-            found = compare(vlm, image, max_new_tokens=max_new_tokens)
+            found = compare(vlm, picture, max_new_tokens=max_new_tokens)
         typer.echo(str(found))
         if not found.ok:
             raise typer.Exit(1)
@@ -145,10 +158,10 @@ def _load(name: str, **settings: Any) -> VLM:
 
 
 def _generate(
-    vlm: VLM, pictures: list[str], question: str, max_new_tokens: int, seed: int | None, flags: dict[str, Any]
+    vlm: VLM, pictures: list[Image.Image], question: str, max_new_tokens: int, seed: int | None, flags: dict[str, Any]
 ) -> Trace:
     """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner."""
-    if int(flags.get("num_beams", 1)) > 1 or int(flags.get("num_return_sequences", 1)) > 1:
+    if flags.get("num_beams", 1) > 1 or flags.get("num_return_sequences", 1) > 1:
         with _spinner("searching"):
             return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, seed=seed, **flags)
     from tqdm import tqdm
@@ -174,10 +187,49 @@ class _Ticker:
         pass
 
 
-def _write(trace: Trace, out: Path, **options: Any) -> None:
+def _write(trace: Trace, out: Path, **options: Any) -> list[Path]:
     from llava_probe.view.folder import write_run
 
-    write_run(trace, out, **options)
+    return write_run(trace, out, **options)
+
+
+def _told(out: Path, written: list[Path]) -> str:
+    """What a run wrote, folders by their names."""
+    parts = [path.relative_to(out.expanduser()).parts for path in written]
+    names = dict.fromkeys(first + "/" * bool(rest) for first, *rest in parts)
+    return f"{out}/: {', '.join(names)}"
+
+
+def _opened(text: str) -> list[Image.Image]:
+    """The pictures that the first argument names. An address may hold commas: one that parts it starts the next."""
+    from llava_probe.images import open_image
+
+    parts = text.split(",")
+    whole = _is_file(text) or text.startswith("data:")
+    whole = whole or ("://" in text and not all("://" in part or _is_file(part) for part in parts))
+    return [open_image(part) for part in ([text] if whole else parts)]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long for any file, a home that is not there
+        return False
+
+
+def _check_order(image: str, question: str) -> None:
+    for word in (image, question):
+        if word.startswith("--"):
+            raise BadInput(
+                f"{word} stands before the picture or the question; flags of generate come after both:  "
+                f"llava-probe run PICTURE QUESTION {word} ..."
+            )
+
+
+def _check_there(name: str, chosen: list[int] | None, count: int) -> None:
+    for number in chosen or ():
+        if not -count <= number < count:
+            raise OutOfRange(f"--{name} {number} is not there: this model has {name} 0 to {count - 1}")
 
 
 def _with_stop_sign(seed: int) -> int:
@@ -211,11 +263,20 @@ def _generation_flags(words: list[str]) -> dict[str, Any]:
         name, given, value = word[2:].partition("=")
         if not given:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        argument = name.replace("-", "_")
+        if argument in NO_FLAGS:
+            raise BadInput(f"--{name} is no flag of this command; from Python, vlm.generate takes {argument}=")
         try:
-            flags[name.replace("-", "_")] = json.loads(value)
+            flags[argument] = json.loads(value)
         except json.JSONDecodeError:
-            flags[name.replace("-", "_")] = {"True": True, "False": False, "None": None}.get(value, value)
+            flags[argument] = {"True": True, "False": False, "None": None}.get(value, value)
+        if argument in ("num_beams", "num_return_sequences") and not _counts(flags[argument]):
+            raise BadInput(f"--{name} takes a whole number of at least 1; got {value!r}")
     return flags
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _numbers(flag: str, text: str | None) -> list[int] | None:

@@ -6,7 +6,6 @@ read from the batch row that predicted its token, and stops where the sequence s
 
 from __future__ import annotations
 
-import copy
 import inspect
 import platform
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import StopStringCriteria
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import ModelOutput
 
 from llava_probe import __version__, tiny
@@ -50,7 +49,11 @@ _OURS = {
     "output_scores": "Capture(scores=...) keeps scores",
     "output_logits": "Capture(logits=...) keeps logits",
     "inputs_embeds": "ready-made inputs go into inputs=",
+    "past_key_values": "a trace begins with its own prompt, with nothing read before it",
 }
+
+#: Arguments of generate that are no settings of its config.
+_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer", "synced_gpus")
 
 
 def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
@@ -65,22 +68,22 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
     for name in ("custom_generate", "assistant_model"):
         if arguments.get(name) is not None:
             raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
-    if arguments.get("prefill_chunk_size") and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise BadInput(
-            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
-            "prompt with a picture into chunks; leave it out"
-        )
-    new_tokens = arguments.get("max_new_tokens", 1)
-    if new_tokens is not None and (isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1):
-        raise BadInput(f"max_new_tokens must be a whole number of at least 1; got {new_tokens!r}")
-    config = copy.deepcopy(arguments.get("generation_config") or model.generation_config)
+    if (new_tokens := arguments.get("max_new_tokens")) is not None and new_tokens < 1:
+        raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
+    given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
     with _sentences():
-        config.update(**{key: value for key, value in arguments.items() if key != "generation_config"})
-        mode = str(getattr(config.get_generation_mode(), "value", config.get_generation_mode()))
+        config, _ = model._prepare_generation_config(arguments.get("generation_config"), **given)
+        mode = config.get_generation_mode()
+    mode = str(getattr(mode, "value", mode))
     if mode not in _MODES:
         raise BadInput(
             f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
             f"(greedy, sampling, beams)"
+        )
+    if config.prefill_chunk_size and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise BadInput(
+            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
+            "prompt with a picture into chunks; leave it out"
         )
     return config
 
@@ -105,10 +108,21 @@ def run_generate(
     prompts: Sequence[Prompt],
     *,
     arguments: Mapping[str, Any],
+    config: Any,
     seed: int | None,
-) -> tuple[Recorder, Any]:
-    """Generate under a recorder; ``runner`` is the model as the user holds it (a PEFT wrapper, say)."""
-    extra: dict[str, Any] = {"tokenizer": tokenizer} if arguments.get("stop_strings") else {}
+) -> tuple[Recorder, Any, dict[int, int]]:
+    """Generate under a recorder; ``runner`` is the model as the user holds it (a PEFT wrapper, say).
+
+    Returns:
+        The recorder, what ``generate`` returned, and after how many tokens a criterion of the user's ended a row.
+    """
+    arguments = dict(arguments)
+    if config.stop_strings:
+        arguments.setdefault("tokenizer", tokenizer)
+    ended: dict[int, int] = {}
+    if criteria := arguments.get("stopping_criteria"):
+        start = inputs["input_ids"].shape[1]
+        arguments["stopping_criteria"] = StoppingCriteriaList([_Noted(one, start, ended) for one in criteria])
     capture = plan.capture
     with recording(anatomy, plan, prompts) as recorder, _sentences():
         if seed is not None:
@@ -116,12 +130,26 @@ def run_generate(
         out = runner.generate(
             **inputs,
             **arguments,
-            **extra,
             return_dict_in_generate=True,
             output_scores=bool(capture.scores),
             output_logits=bool(capture.logits),
         )
-    return recorder, out
+    return recorder, out, ended
+
+
+class _Noted(StoppingCriteria):
+    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding."""
+
+    def __init__(self, criterion: Any, start: int, ended: dict[int, int]) -> None:
+        self._criterion, self._start, self._ended = criterion, start, ended
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        done = self._criterion(input_ids, scores, **kwargs)
+        flags = done.tolist() if isinstance(done, Tensor) else [done] * len(input_ids)
+        for row, over in enumerate(flags):
+            if over:
+                self._ended.setdefault(row, input_ids.shape[1] - self._start)
+        return done
 
 
 def run_score(
@@ -177,14 +205,20 @@ class Vocabulary:
 
 
 def traces_of(
-    recorder: Recorder, out: Any, config: Any, vocabulary: Vocabulary, samples: Sequence[Sample]
+    recorder: Recorder,
+    out: Any,
+    config: Any,
+    ended: Mapping[int, int],
+    vocabulary: Vocabulary,
+    samples: Sequence[Sample],
 ) -> list[Trace]:
     """One trace per sample; further returned sequences are its alternatives."""
     sequences = out.sequences.cpu()
     prompt_end = recorder.prompts[0].length + recorder.prompts[0].padding
     returned = len(sequences) // len(samples)
     beams = getattr(out, "beam_indices", None)
-    lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, samples[0].request)
+    lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, ended)
+    vision = _vision(recorder, [len(sample.question.images) for sample in samples], config)
     steps = {name: out[name] for name in ("logits", "scores") if out.get(name) is not None}
     beam_scores = out.get("sequences_scores")
     traces = []
@@ -198,7 +232,9 @@ def traces_of(
             for name, made in steps.items():
                 rows = torch.stack([made[t][source[t]].to("cpu", torch.float32) for t in range(length)])
                 records |= _distribution(name, rows, ids[-length:], getattr(recorder.plan.capture, name))
+            records |= vision[number]
             trace = _trace(recorder, number, source, ids.tolist(), records, vocabulary, sample)
+            trace = replace(trace, request=replace(sample.request, sequence=row - number * returned))
             family.append(trace if beam_scores is None else replace(trace, sequence_score=float(beam_scores[row])))
         spelled = vocabulary.spellings([trace.records for trace in family])
         first, *others = (replace(trace, spellings=spelled) for trace in family)
@@ -213,6 +249,7 @@ def scored_trace(
     answer = list(sample.request.answer or ())
     kept = sample.request.capture.logits
     records = _distribution("logits", logits, torch.tensor(answer), kept) if kept else {}
+    records |= _vision(recorder, [len(sample.question.images)], GenerationConfig())[0]
     trace = _trace(recorder, 0, [0] * len(answer), [*prompt_ids, *answer], records, vocabulary, sample)
     return replace(trace, spellings=vocabulary.spellings([records]))
 
@@ -234,8 +271,6 @@ def _trace(
         records["hidden"], hidden_positions = recorder.hidden(number, source)
     if plan.attention.layers:
         records["attention"], attention_positions = recorder.attention(number, source)
-    if plan.vision:
-        records |= _vision(recorder, number, len(sample.question.images))
     return Trace(
         tokens=tokens_of(vocabulary.tokenizer, ids, prompt_length, vocabulary.image_token),
         prompt_length=prompt_length,
@@ -260,21 +295,30 @@ def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> 
     return {f"{name}.{part}": getattr(top, part) for part in top.__dataclass_fields__}
 
 
-def _vision(recorder: Recorder, sample: int, images: int) -> dict[str, Tensor]:
-    """This sample's crops of the vision tower's records; a beam's copies of a picture are left out."""
-    found = {}
+def _vision(recorder: Recorder, images: Sequence[int], config: Any) -> list[dict[str, Tensor]]:
+    """Each sample's crops of the vision tower's records.
+
+    Where the model encodes pictures inside its forward pass (before transformers 5.2x), each stands there once for
+    every beam or returned sequence; only the first is kept.
+    """
+    found: list[dict[str, Tensor]] = [{} for _ in images]
+    inside = "mm_encoder_outputs" not in inspect.signature(recorder.anatomy.model.forward).parameters
+    copies = max(config.num_beams or 1, config.num_return_sequences or 1) if inside else 1
     for name in ("vision_hidden", "vision_attention"):
-        by_layer = getattr(recorder, name)
-        if not by_layer:
-            continue
-        stacked = torch.stack([by_layer[layer] for layer in sorted(by_layer)], dim=1)
-        share = len(stacked) // len(recorder.prompts)
-        found[name] = stacked[sample * share : sample * share + (share if share % images else images)]
+        layers = [tensor for _, tensor in sorted(getattr(recorder, name).items())]
+        crops = len(layers[0]) // sum(images) if layers else 0
+        start = 0
+        for sample, count in enumerate(images):
+            rows = torch.arange(start * crops, (start + count) * crops).view(count, crops)
+            rows = rows[:, : crops // copies].flatten()
+            if layers:
+                found[sample][name] = torch.stack([tensor[rows] for tensor in layers], dim=1)
+            start += count
     return found
 
 
 def _lengths(
-    sequences: Tensor, prompt_end: int, beams: Tensor | None, config: Any, tokenizer: Any, request: Request
+    sequences: Tensor, prompt_end: int, beams: Tensor | None, config: Any, tokenizer: Any, ended: Mapping[int, int]
 ) -> list[int]:
     """How many tokens each returned sequence has: up to its EOS or stop string, its padding left out."""
     if beams is not None:
@@ -293,10 +337,7 @@ def _lengths(
         if stop is not None:
             steps = range(1, length + 1)
             length = next((t for t in steps if bool(stop(sequences[row : row + 1, : prompt_end + t], None))), length)
-        if request.generate.get("stopping_criteria"):  # cannot be asked again: what it ended is padded
-            while length > 1 and answer[length - 1] == config.pad_token_id:
-                length -= 1
-        lengths.append(length)
+        lengths.append(min(length, ended.get(row, length)))
     return lengths
 
 
@@ -304,7 +345,6 @@ def announce(
     plan: Plan, anatomy: Anatomy, prompts: Sequence[Prompt], *, new_tokens: int, sequences: int, pixels: Tensor | None
 ) -> None:
     """Tell the size of what will be kept, where it is large, before it is made."""
-    text = anatomy.decoder.owner.config.get_text_config()
     vision_bytes = _vision_bytes(anatomy, pixels) // len(prompts)
     total = sequences * sum(
         nbytes(
@@ -314,7 +354,7 @@ def announce(
                 image=len(prompt.image_positions),
                 generated=new_tokens,
                 width=anatomy.width,
-                vocabulary=text.vocab_size,
+                vocabulary=anatomy.vocabulary,
                 itemsize=anatomy.model.dtype.itemsize,
                 vision_bytes=vision_bytes,
             ),
@@ -356,7 +396,7 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
         "layer_count": anatomy.layers,
         "hidden_layer_count": anatomy.layers + 1,
         "head_count": anatomy.heads,
-        "vocabulary": anatomy.decoder.owner.config.get_text_config().vocab_size,
+        "vocabulary": anatomy.vocabulary,
         "images": [fingerprint(image) for image in images],
         "versions": {
             "llava_probe": __version__,

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
@@ -32,6 +33,8 @@ from llava_probe.tokens import Token
 
 _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
+_PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
+_UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +149,8 @@ class ImageMap:
     def save(self, folder: str | Path) -> list[Path]:
         """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
 
+        The overlays of a map that was saved there before are removed; nothing else in the folder is.
+
         Returns:
             The files written, in that order.
 
@@ -155,9 +160,11 @@ class ImageMap:
         target = Path(folder).expanduser()
         try:
             target.mkdir(parents=True, exist_ok=True)
-            written = [target / f"{row:03d}_{_file_name(token.text)}.png" for row, token in enumerate(self.tokens)]
+            remove_saved(target)
+            written = [target / name for name in _file_names(token.text for token in self.tokens)]
             photograph = backdrop(self.image, self.layout)
-            for values, path in zip(self.values, written, strict=True):
+            rows = list(zip(self.values, written, strict=True))
+            for values, path in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False):
                 Image.fromarray(photograph.paint(values)).save(path)
             written.append(target / "map.npz")
             np.savez_compressed(written[-1], **self._arrays())
@@ -189,7 +196,7 @@ class ImageMap:
                     marked=torch.from_numpy(held["marked"]) if "marked" in held else None,
                     about=told["about"],
                 )
-        except (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise BadFile(f"{source} is no map of llava_probe: {error}") from error
 
     # --- details ---
@@ -221,6 +228,27 @@ class ImageMap:
         }
 
 
-def _file_name(text: str) -> str:
-    """A token's text fit for any file system."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:_NAME_LENGTH] or "token"
+def remove_saved(folder: Path) -> bool:
+    """Take away what ``ImageMap.save`` wrote into ``folder`` and nothing else.
+
+    Returns:
+        Whether there was a map of ours.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    source = folder / "map.npz"
+    try:
+        with np.load(source, allow_pickle=False) as held:
+            names = _file_names(token["text"] for token in json.loads(str(held["told"]))["tokens"])
+    except _UNREADABLE:
+        return False
+    for name in [*names, source.name]:
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _file_names(texts: Iterable[str]) -> list[str]:
+    """Of each row's overlay: its number and its token's text, fit for any file system."""
+    plain = (re.sub(r"[^\w-]+", "_", text).strip("_")[:_NAME_LENGTH] or "token" for text in texts)
+    return [f"{row:03d}_{text}.png" for row, text in enumerate(plain)]

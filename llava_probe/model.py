@@ -10,6 +10,8 @@ The model runs unmodified and is given back as it was found; each run leaves a `
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,16 @@ from llava_probe.generation import (
 from llava_probe.layout import lay_out
 from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
 from llava_probe.recorder import Prompt, alone_with
-from llava_probe.request import Request, Unsaved
+from llava_probe.request import Request, unsaved
 from llava_probe.trace import Trace
 
 #: The name of the model that ships inside.
 TINY = "tiny"
+
+DEFAULT_NEW_TOKENS = 64
+
+_ASKING = ("image", "question", "prompt", "messages", "inputs")
+_NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
 #: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
 TWINS = {
@@ -72,6 +79,8 @@ class VLM:
         self.processor = processor
         self.checks: dict[str, Any] = {}
         self.anatomy = anatomy(model)
+        if model.training:
+            warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
         self._vocabulary = Vocabulary(processor.tokenizer, image_token_id(self.anatomy.model))
 
     def __repr__(self) -> str:
@@ -86,7 +95,7 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
-        max_new_tokens: int | None = 64,
+        max_new_tokens: int | None = None,
         capture: Capture | None = None,
         seed: int | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
@@ -100,7 +109,7 @@ class VLM:
             prompt: or the whole text as it is, image places included.
             messages: or a whole chat, pictures inside or in ``image``.
             inputs: or ready-made model inputs of one sample, its pictures in ``image``.
-            max_new_tokens: at least 1; None leaves it to ``max_length`` or the model's generation config.
+            max_new_tokens: at least 1; 64 unless ``max_length``, a ``generation_config`` or the model's own says.
             capture: what to keep; ``lp.Capture()`` when None.
             seed: ``torch.manual_seed`` just before the run.
             processor_kwargs: passed to the processor.
@@ -111,14 +120,14 @@ class VLM:
             NotANumber: the model's logits became NaN.
         """
         asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
-        arguments = {"max_new_tokens": max_new_tokens, **generate_kwargs}
+        arguments = self._arguments(max_new_tokens, generate_kwargs)
         return self._generate([asked], arguments, capture, seed, processor_kwargs)[0]
 
     def generate_batch(
         self,
         samples: Sequence[Any],
         *,
-        max_new_tokens: int | None = 64,
+        max_new_tokens: int | None = None,
         capture: Capture | None = None,
         seed: int | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
@@ -134,13 +143,16 @@ class VLM:
             return []
         questions = []
         for number, sample in enumerate(samples):
-            if isinstance(sample, Mapping):
+            if isinstance(sample, Mapping) and set(sample) <= set(_ASKING):
                 questions.append(pose(self.processor, **sample))
             elif isinstance(sample, tuple | list) and len(sample) == 2:
                 questions.append(pose(self.processor, *sample))
             else:
-                raise BadInput(f"sample {number} of the batch is not an (image, question) pair: {sample!r}")
-        arguments = {"max_new_tokens": max_new_tokens, **generate_kwargs}
+                raise BadInput(
+                    f"sample {number} of the batch is neither an (image, question) pair nor a dict of "
+                    f"{', '.join(_ASKING)}: {sample!r}"
+                )
+        arguments = self._arguments(max_new_tokens, generate_kwargs)
         return self._generate(questions, arguments, capture, seed, processor_kwargs)
 
     def score(
@@ -162,11 +174,21 @@ class VLM:
             answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
         """
         asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
+        return self._score(asked, answer, capture, processor_kwargs)
+
+    def _score(
+        self,
+        asked: Question,
+        answer: str | Sequence[int] | Tensor,
+        capture: Capture | None,
+        processor_kwargs: Mapping[str, Any] | None,
+    ) -> Trace:
         capture = _capture(capture)
         tensors, prompts = self._prepare([asked], processor_kwargs or {})
         plan = self._plan(capture)
-        prompt_ids = tensors["input_ids"][0].tolist()
+        prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
+        self._check_answer(ids)
         request = Request(
             asked.prompt, asked.messages, asked.inputs, ids, processor=dict(processor_kwargs or {}), capture=capture
         )
@@ -179,23 +201,22 @@ class VLM:
         """The same inputs and settings again, under an intervention say.
 
         Raises:
-            BadInput: the trace was loaded from a file and one of its settings could not be written there.
+            BadInput: one of its settings could not be saved with it, or it was drawn beside others of a batch.
         """
         request = trace.request
-        lost = [name for name, value in request.generate.items() if isinstance(value, Unsaved)]
+        lost = [name for name, value in request.generate.items() if unsaved(value)]
         if lost:
             raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
         asked = Question(trace.images, request.prompt, request.messages, request.inputs)
-        if request.answer is None:
-            return self._generate([asked], request.generate, request.capture, request.seed, request.processor)[0]
-        return self.score(
-            list(trace.images) or None,
-            answer=request.answer,
-            prompt=request.prompt,
-            inputs=request.inputs,
-            capture=request.capture,
-            processor_kwargs=request.processor,
-        )
+        if request.answer is not None:
+            return self._score(asked, request.answer, request.capture, request.processor)
+        if request.batch > 1 and check_decoding(self.anatomy.model, request.generate).do_sample:
+            raise BadInput(
+                "this answer was drawn beside the others of its batch, so it cannot be drawn again alone; "
+                "call generate_batch with the same samples and seed"
+            )
+        again = self._generate([asked], request.generate, request.capture, request.seed, request.processor)[0]
+        return (again, *again.alternatives)[request.sequence]
 
     def model_inputs(
         self, image: Any = None, question: str | None = None, **asking: Any
@@ -224,6 +245,7 @@ class VLM:
         processor_kwargs: Mapping[str, Any] | None,
     ) -> list[Trace]:
         capture = _capture(capture)
+        seed = None if seed is None else _whole("seed", seed)
         config = check_decoding(self.anatomy.model, arguments)
         tensors, prompts = self._prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
@@ -234,9 +256,10 @@ class VLM:
                     question.prompt,
                     question.messages,
                     question.inputs,
-                    generate={name: value for name, value in arguments.items() if name != "streamer"},
+                    generate={name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
                     processor=dict(processor_kwargs or {}),
                     seed=seed,
+                    batch=len(questions),
                     capture=capture,
                 ),
                 prompt,
@@ -251,13 +274,37 @@ class VLM:
             sequences=max(config.num_beams or 1, config.num_return_sequences or 1),
             pixels=tensors.get("pixel_values"),
         )
-        recorder, out = run_generate(
-            self.model, self.anatomy, self.processor.tokenizer, tensors, plan, prompts, arguments=arguments, seed=seed
+        recorder, out, ended = run_generate(
+            self.model,
+            self.anatomy,
+            self.processor.tokenizer,
+            tensors,
+            plan,
+            prompts,
+            arguments=arguments,
+            config=config,
+            seed=seed,
         )
-        return traces_of(recorder, out, config, self._vocabulary, samples)
+        return traces_of(recorder, out, config, ended, self._vocabulary, samples)
+
+    def _arguments(self, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Generation arguments with a length, where nobody gave one."""
+        told = self.anatomy.model.generation_config.max_new_tokens is not None
+        if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
+            max_new_tokens = DEFAULT_NEW_TOKENS
+        if max_new_tokens is None:
+            return dict(generate_kwargs)
+        return {"max_new_tokens": _whole("max_new_tokens", max_new_tokens), **generate_kwargs}
+
+    def _check_answer(self, ids: Sequence[int]) -> None:
+        wrong = [token for token in ids if not 0 <= token < self.anatomy.vocabulary]
+        if wrong:
+            raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {self.anatomy.vocabulary - 1}")
+        if self._vocabulary.image_token in ids:
+            raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")
 
     def _plan(self, capture: Capture) -> Plan:
-        return resolve(capture, self.anatomy.layers, self.anatomy.heads)
+        return resolve(capture, self.anatomy.layers, self.anatomy.heads, self.anatomy.vocabulary)
 
     def _prepare(
         self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
@@ -318,7 +365,7 @@ def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
     try:
         processor = AutoProcessor.from_pretrained(where, **shared)
         model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each backend, format and quantiser has errors of its own
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
     return VLM(model.eval(), processor)
@@ -331,6 +378,12 @@ def _input_device(model: Any) -> torch.device:
     if device.type == "meta":
         device = torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", None) or "cpu")
     return device
+
+
+def _whole(name: str, number: Any) -> int:
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise BadInput(f"{name} must be a whole number; got {number!r}")
+    return operator.index(number)
 
 
 def _capture(capture: Capture | None) -> Capture:

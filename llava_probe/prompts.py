@@ -7,6 +7,7 @@ sentence and not a traceback from inside the model.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,10 @@ def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], an
         BadInput: an empty answer.
     """
     if not isinstance(answer, str):
-        ids = tuple(int(token) for token in answer)
+        try:
+            ids = tuple(operator.index(token) for token in answer)
+        except TypeError:
+            raise BadInput(f"an answer to score is text, or a flat list of token ids; got {answer!r}") from None
         if not ids:
             raise BadInput("the answer to score has no tokens")
         return ids
@@ -129,8 +133,9 @@ def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], an
     both = tokenizer(text + between + answer, add_special_tokens=False).input_ids
     if both[: len(before)] != before:
         before, both = [], tokenizer(between + answer, add_special_tokens=False).input_ids
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return (*both[len(before) :], *end)
+    ids = both[len(before) :]
+    end = [] if tokenizer.eos_token_id in (None, ids[-1]) else [tokenizer.eos_token_id]
+    return (*ids, *end)
 
 
 def image_token_id(model: Any) -> int:
@@ -165,9 +170,13 @@ def _unpacked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise BadInput(f"a message needs 'role' and 'content'; got {message!r}")
         content = message["content"]
+        if not isinstance(content, str) and not all(isinstance(part, Mapping) for part in content or [None]):
+            raise BadInput(f"a message's content is text, or a list of {{'type': ...}} parts; got {content!r}")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
         kept: list[dict[str, Any]] = []
         for part in parts:
+            if part.get("type") == "image_url":
+                raise BadInput("a picture in a chat is {'type': 'image', 'image': path, URL or picture}, not image_url")
             if part.get("type") == "image":
                 key = next((key for key in _PICTURE_KEYS if key in part), None)
                 if key is not None:
@@ -203,9 +212,20 @@ def _check_places(processor: Any, text: str, images: int) -> None:
 
 
 def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if "input_ids" not in inputs:
-        raise BadInput(f"inputs= needs input_ids; got {sorted(inputs)}")
-    tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        told = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise BadInput(f"inputs= is a dict of model inputs with input_ids in it; got {told}")
+    try:
+        tensors = {name: torch.as_tensor(value).cpu().clone() for name, value in inputs.items() if value is not None}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"inputs= holds something that is no tensor: {_first_line(error)}") from error
+    if tensors["input_ids"].is_floating_point():
+        raise BadInput("inputs= holds input_ids that are no whole numbers")
+    mask = tensors.get("attention_mask", tensors["input_ids"])
+    if mask.shape != tensors["input_ids"].shape:
+        raise BadInput(
+            f"inputs= holds an attention_mask of {list(mask.shape)} for ids of {list(tensors['input_ids'].shape)}"
+        )
     if tensors["input_ids"].ndim != 2 or tensors["input_ids"].shape[0] != 1:
         raise BadInput(
             f"inputs= holds one sample: input_ids of shape [1, P]; got {list(tensors['input_ids'].shape)}. "

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.capture import Plan, Selection
-from llava_probe.errors import BadModel, NotANumber
+from llava_probe.errors import BadInput, BadModel, NotANumber
 from llava_probe.rows import attention_rows, routed
 
 _recorder: ContextVar[Recorder | None] = ContextVar("llava_probe_recorder", default=None)
@@ -65,7 +65,10 @@ class Recorder:
             _Kind(selection, [selection.in_prompt(p.length, p.image_positions) for p in self.prompts])
             for selection in (plan.hidden, plan.attention)
         ]
-        for kind in self._kinds:
+        for name, kind in zip(("positions", "attention_positions"), self._kinds, strict=True):
+            if kind.selection.layers and not kind.selection.predicting and not all(kind.wanted):
+                places = list(kind.selection.places)
+                raise BadInput(f"Capture({name}={places}) names no position of a prompt without a picture")
             kind.prompt = [{layer: [] for layer in kind.selection.layers} for _ in self.prompts]
         self._hidden, self._attention = self._kinds
         self._prompt_end = self.prompts[0].length + self.prompts[0].padding

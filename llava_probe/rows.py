@@ -60,6 +60,8 @@ def _tell(module: torch.nn.Module, query: Tensor, key: Tensor, mask: Tensor | No
 
 
 def _twin(implementation: str) -> str:
+    if implementation.startswith(_PREFIX):
+        return implementation
     if implementation == "flex_attention":
         raise BadModel("attention rows cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
     name = _PREFIX + implementation.replace("/", "_")

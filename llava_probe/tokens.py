@@ -15,6 +15,11 @@ from llava_probe.errors import BadInput
 
 ROLES = ("special", "image", "prompt", "generated")
 
+#: A letter or digit of a script that parts its words. Chinese, Japanese and the scripts of South-East Asia do not, and
+#: Korean writes particles onto its words: there any run of characters may be looked for.
+_PARTED = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u31ff\u3400-\u9fff\ua960-\ua97f"
+_PARTED += r"\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff]"
+
 #: Bytes of the longest character in UTF-8: as many tokens may share one.
 _LONGEST_CHARACTER = 4
 
@@ -79,13 +84,13 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence: int | None = None) -> tuple[int, ...]:
-    """Positions of the tokens that spell ``text``: whole words, whatever the case.
+    """Positions of the tokens that spell ``text``, whatever the case; "red" is not found in "coloured".
 
     Args:
         tokens: of the whole sequence.
-        text: one or several words.
+        text: one or several words, or anything else that is written: ``"?"``, ``"'s"``, ``"</s>"``.
         role: look only among tokens of this role.
-        occurrence: which time the text occurs, from 0; all of them when None.
+        occurrence: which time the text occurs, from 0, or from the end when negative; all of them when None.
 
     Returns:
         Sequence positions in order; empty where the text does not occur.
@@ -108,8 +113,14 @@ def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence
         joined += piece
         owners += [token.position] * len(piece)
         previous = token.position
-    words = r"\s+".join(re.escape(word) for word in text.split())
-    matches = list(re.finditer(rf"(?<!\w){words}(?!\w)", joined, re.IGNORECASE))
+    sought = text.strip()
+    pattern = r"\s+".join(re.escape(word) for word in sought.split())
+    if re.match(_PARTED, sought[0]):
+        pattern = f"(?<!{_PARTED}){pattern}"
+    if re.match(_PARTED, sought[-1]):
+        pattern = f"{pattern}(?!{_PARTED})"
+    matches = list(re.finditer(pattern, joined, re.IGNORECASE))
     if occurrence is not None:
-        matches = matches[occurrence : occurrence + 1]
+        there = -len(matches) <= occurrence < len(matches)
+        matches = [matches[occurrence]] if there else []
     return tuple(sorted({owners[place] for match in matches for place in range(*match.span())}))

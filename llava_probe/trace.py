@@ -14,8 +14,10 @@ CPU and plain data: nothing of torch's hooks, nothing of the model.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ from torch import Tensor
 from llava_probe import trace_file
 from llava_probe.capture import NAMED_POSITIONS
 from llava_probe.distributions import TopK
-from llava_probe.errors import NotCaptured, OutOfRange
+from llava_probe.errors import BadInput, NotCaptured, OutOfRange
 from llava_probe.html import trace_html
 from llava_probe.layout import ImageLayout
-from llava_probe.request import Request
+from llava_probe.request import Request, to_plain
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import ROLES, Token, find
 
-At = int | str | Sequence[int]
+At = int | str | Sequence["int | str"]
+
+#: More missing positions than this are not listed one by one.
+_LISTED = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +150,10 @@ class Trace:
         """
         if isinstance(at, str):
             return self._named(at)
-        places = [int(at)] if isinstance(at, int) else [int(place) for place in at]
-        for place in places:
-            if not -len(self.tokens) <= place < len(self.tokens):
-                raise OutOfRange(f"position {place} is not there: this trace has {len(self.tokens)} tokens")
-        return [place % len(self.tokens) for place in places]
+        listed: Any = [at] if _single(at) else at
+        return [
+            place for part in listed for place in (self._named(part) if isinstance(part, str) else [self._place(part)])
+        ]
 
     def hidden(self, layer: int | Sequence[int] | None = None, at: At = "predicting") -> Tensor:
         """Hidden states by the model's own layer number and by sequence position.
@@ -169,7 +173,7 @@ class Trace:
             raise NotCaptured("hidden states were not kept; pass Capture(hidden_states=True)")
         rows = self._rows(at, self.hidden_positions, "hidden states", "positions")
         columns = self._columns(layer, self.hidden_layers, "hidden_layer_count", "hidden states of layer", "layers")
-        return _squeezed(self.records["hidden"][rows][:, columns], at, layer)
+        return _squeezed(_picked(self.records["hidden"], rows, columns), at, layer)
 
     def rows(
         self, at: At = "predicting", layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
@@ -187,7 +191,7 @@ class Trace:
         rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
         columns = self._columns(layer, self.attention_layers, "layer_count", "attention of layer", "attention_layers")
         heads = self._columns(head, self.attention_heads, "head_count", "attention of head", "heads")
-        return _squeezed(self.records["attention"][rows][:, columns][:, :, heads], at, layer, head)
+        return _squeezed(_picked(self.records["attention"], rows, columns, heads), at, layer, head)
 
     @property
     def vision_hidden_states(self) -> Tensor:
@@ -227,7 +231,7 @@ class Trace:
             all(getattr(self, name) == getattr(other, name) for name in plain)
             and _same_tensors(self.records, other.records)
             and [(i.size, i.tobytes()) for i in self.images] == [(i.size, i.tobytes()) for i in other.images]
-            and replace(self.request, inputs=None) == replace(other.request, inputs=None)
+            and _settings(self.request) == _settings(other.request)
             and _same_tensors(self.request.inputs or {}, other.request.inputs or {})
         )
 
@@ -270,6 +274,12 @@ class Trace:
             raise NotCaptured("the vision tower was not kept; pass Capture(vision=True)")
         return self.records[record]
 
+    def _place(self, at: Any) -> int:
+        place = _index(at, "a position")
+        if not -len(self.tokens) <= place < len(self.tokens):
+            raise OutOfRange(f"position {place} is not there: this trace has {len(self.tokens)} tokens")
+        return place % len(self.tokens)
+
     def _named(self, name: str) -> list[int]:
         ranges = {
             "all": range(len(self.tokens) - 1),
@@ -289,18 +299,24 @@ class Trace:
     def _rows(self, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
         index = {position: row for row, position in enumerate(kept)}
         wanted = self.positions(at)
+        last = len(self.tokens) - 1
+        if isinstance(at, str) and at in ROLES:
+            wanted = [position for position in wanted if position != last]  # it was never fed to the model
         missing = [position for position in wanted if position not in index]
         if missing:
-            last = len(self.tokens) - 1
             if missing == [last]:
                 raise NotCaptured(
                     f"{what} at position {last} do not exist: the last token was never fed to the model; "
                     'at="predicting" reads where each token of the answer was predicted'
                 )
-            wanted_by = at if at in NAMED_POSITIONS else missing if len(missing) < 9 else "all"
+            in_prompt = [position for position in missing if position < self.prompt_length]
+            named: list[str | int] = [*in_prompt] if len(in_prompt) < _LISTED else ["all"]
+            if isinstance(at, str) and at in NAMED_POSITIONS:
+                named = [at]
+            advice: list[str | int] = list(dict.fromkeys(["predicting", *named]))
             raise NotCaptured(
                 f"{what} at {_summary(missing)} were not kept, only at {_summary(kept)}; "
-                f'pass Capture({field_name}=["predicting", {wanted_by!r}])'
+                f"pass Capture({field_name}={advice})"
             )
         return [index[position] for position in wanted]
 
@@ -311,7 +327,9 @@ class Trace:
             return list(range(len(kept)))
         total = int(self.provenance[count])
         columns = []
-        for number in [wanted] if isinstance(wanted, int) else wanted:
+        listed: Any = [wanted] if _single(wanted) else wanted
+        for given in listed:
+            number = _index(given, what)
             if not -total <= number < total:
                 raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
             if number % total not in kept:
@@ -321,11 +339,34 @@ class Trace:
         return columns
 
 
+def _single(given: Any) -> bool:
+    """Whether one number was given: Python's, NumPy's or a tensor's."""
+    return isinstance(given, Integral) or getattr(given, "ndim", None) == 0
+
+
+def _index(given: Any, what: str) -> int:
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise BadInput(f"{what} is named by a whole number; got {given!r}") from None
+
+
+def _picked(record: Tensor, *axes: Sequence[int]) -> Tensor:
+    """The entries of the first axes that are listed, in one copy."""
+    wanted = [torch.tensor(axis, dtype=torch.long) for axis in axes]
+    return record[torch.meshgrid(*wanted, indexing="ij")]
+
+
 def _squeezed(found: Tensor, *named: Any) -> Tensor:
     for axis in reversed(range(len(named))):
-        if isinstance(named[axis], int):
+        if _single(named[axis]):
             found = found.squeeze(axis)
     return found
+
+
+def _settings(request: Request) -> Any:
+    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages")}
+    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None)
 
 
 def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

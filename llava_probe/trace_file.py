@@ -11,8 +11,9 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +24,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
 
 from llava_probe.capture import Capture
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
-from llava_probe.request import Request, Unsaved
+from llava_probe.request import Request, from_plain, to_plain
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from llava_probe.trace import Trace
 
 FORMAT = 1
+
+_SHARED = ("vision_hidden", "vision_attention")
 
 _LAYOUT_ARRAYS = ("positions", "boxes", "tiles")
 _PLAIN = ("answer", "prompt_length", "sequence_score", "provenance")
@@ -52,18 +54,14 @@ def save(trace: Trace, path: str | Path) -> Path:
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_described(trace, "", tensors), ensure_ascii=False)
     metadata = {"llava_probe.format": str(FORMAT), "trace": header, "digest": _digest(header, tensors)}
-    temporary = None
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
         save_file(tensors, temporary, metadata=metadata)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise BadFile(f"the trace could not be written to {target}: {error}") from error
     return target
@@ -106,17 +104,12 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The trace's plain data; its tensors go into ``tensors`` under ``prefix``."""
     request = trace.request
     for name, tensor in trace.records.items():
-        tensors[f"{prefix}records/{name}"] = tensor.contiguous()
+        if not prefix or name not in _SHARED:  # alternatives share the pictures and what the tower made of them
+            tensors[f"{prefix}records/{name}"] = tensor.contiguous()
     for name, tensor in (request.inputs or {}).items():
         tensors[f"{prefix}inputs/{name}"] = tensor.contiguous().clone()  # alternatives hold the very same
     for number, layout in enumerate(trace.layouts):
@@ -137,12 +130,14 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
         "layouts": [{"size": layout.size, "grid": layout.grid} for layout in trace.layouts],
         "request": {
             "prompt": request.prompt,
-            "messages": _plain(request.messages),
+            "messages": to_plain(request.messages),
             "inputs": sorted(request.inputs) if request.inputs is not None else None,
             "answer": request.answer,
-            "generate": {name: _plain(value) for name, value in request.generate.items()},
-            "processor": {name: _plain(value) for name, value in request.processor.items()},
+            "generate": {name: to_plain(value) for name, value in request.generate.items()},
+            "processor": {name: to_plain(value) for name, value in request.processor.items()},
             "seed": request.seed,
+            "batch": request.batch,
+            "sequence": request.sequence,
             "capture": asdict(request.capture),
         },
         "alternatives": [
@@ -176,15 +171,18 @@ def _restored(
         layouts=layouts,
         request=Request(
             prompt=asked["prompt"],
-            messages=_unplain(asked["messages"]),
+            messages=from_plain(asked["messages"]),
             inputs=None if asked["inputs"] is None else under("inputs"),
             answer=None if asked["answer"] is None else tuple(asked["answer"]),
-            generate={name: _unplain(value) for name, value in asked["generate"].items()},
-            processor={name: _unplain(value) for name, value in asked["processor"].items()},
+            generate={name: from_plain(value) for name, value in asked["generate"].items()},
+            processor={name: from_plain(value) for name, value in asked["processor"].items()},
             seed=asked["seed"],
+            batch=asked["batch"],
+            sequence=asked["sequence"],
             capture=Capture(**asked["capture"]),
         ),
-        records=under("records"),
+        records=under("records")
+        | {name: tensors[f"records/{name}"] for name in _SHARED if f"records/{name}" in tensors},
         spellings=_spellings(tensors["spellings"].numpy().tobytes()),
         alternatives=tuple(
             _restored(kind, other, f"{prefix}alternatives/{number}/", tensors, images)
@@ -203,33 +201,3 @@ def _spellings(data: bytes) -> Spellings:
     told = json.loads(data)
     texts = {int(token): text for token, text in told["texts"].items()}
     return Spellings(texts, frozenset(told["special"]), told["whole"])
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON; what JSON cannot say is marked, and what cannot be written at all is named."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if type(value) is list:  # a subclass (LogitsProcessorList) is more than its parts
-        return [_plain(part) for part in value]
-    if type(value) is tuple:
-        return {"__tuple__": [_plain(part) for part in value]}
-    if type(value) is dict and all(isinstance(key, str) for key in value):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, GenerationConfig):
-        return {"__generation_config__": value.to_dict()}
-    return {"__unsaved__": value.what if isinstance(value, Unsaved) else type(value).__name__}
-
-
-def _unplain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unplain(part) for part in value]
-    if isinstance(value, dict):
-        match value:
-            case {"__tuple__": parts}:
-                return tuple(_unplain(part) for part in parts)
-            case {"__generation_config__": settings}:
-                return GenerationConfig.from_dict(settings)
-            case {"__unsaved__": what}:
-                return Unsaved(what)
-        return {key: _unplain(part) for key, part in value.items()}
-    return value

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.cli import _generation_flags, app
+from llava_probe.cli import _generation_flags, _opened, app
 
 SIGN = "What is the text on the stop sign?"
 
@@ -68,6 +68,73 @@ def test_other_flags_go_to_generate_as_they_are(picture, tmp_path):
     }
 
 
+@pytest.fixture
+def models(monkeypatch):
+    """Whether a model was loaded, and what its generate was asked."""
+    loaded, asked = [], []
+    load, generate = lp.load, lp.VLM.generate
+
+    def noted(*given, **settings):
+        loaded.append(given)
+        return load(*given, **settings)
+
+    def noted_generate(self, *given, **settings):
+        asked.append((given, settings))
+        return generate(self, *given, **settings)
+
+    monkeypatch.setattr("llava_probe.model.load", noted)
+    monkeypatch.setattr(lp.VLM, "generate", noted_generate)
+    return loaded, asked
+
+
+@pytest.mark.parametrize("option", ["--layers", "--heads"])
+@pytest.mark.parametrize("number", ["77", "-99", "0,77"])
+def test_layers_and_heads_are_checked_before_anything_is_generated(option, number, picture, tmp_path, models):
+    done = call("run", picture, SIGN, "--out", tmp_path / "o", option, number)
+    assert done.exit_code == 1
+    assert f"{option} {number.removeprefix('0,')} is not there: this model has {option[2:]} 0 to" in done.stderr
+    assert models[1] == []
+
+
+def test_a_wrong_picture_is_told_before_a_model_is_loaded(models, tmp_path):
+    for verb in (["run", tmp_path / "nowhere.png", SIGN], ["check", "--image", tmp_path / "nowhere.png"]):
+        done = call(*verb)
+        assert done.exit_code == 1
+        assert "nowhere.png" in done.stderr
+    assert models[0] == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_generated(picture, models):
+    assert "cannot be made" in call("run", picture, SIGN, "--out", picture + "/inside").stderr
+    assert models[1] == []
+
+
+def test_commas_part_pictures_and_not_addresses(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "c,d.png"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("llava_probe.images.open_image", lambda source: source)
+    for text, expected in {
+        "a.png,b.png": ["a.png", "b.png"],
+        "a.png,nowhere.png": ["a.png", "nowhere.png"],
+        "c,d.png": ["c,d.png"],
+        "https://x.org/a,z.png": ["https://x.org/a,z.png"],
+        "https://x.org/w_100,h_9/https://y.org/z.png": ["https://x.org/w_100,h_9/https://y.org/z.png"],
+        "https://x.org/a.png,https://x.org/b.png": ["https://x.org/a.png", "https://x.org/b.png"],
+        "https://x.org/z.png,a.png": ["https://x.org/z.png", "a.png"],
+        "data:image/png;base64,AAAA": ["data:image/png;base64,AAAA"],
+    }.items():
+        assert _opened(text) == expected
+
+
+def test_what_was_written_is_told_by_its_name(picture, tmp_path):
+    told = call("run", f"{picture},{picture}", "Describe the image.", "--out", tmp_path / "two")
+    assert told.exit_code == 0, told.output
+    assert "answer.json, run.trace, figures/, maps_0/, maps_1/" in told.output.replace("\n", " ")
+    told = call("run", picture, SIGN, "--out", tmp_path / "none", "--no-maps")
+    assert "answer.json, run.trace, figures/" in told.output.replace("\n", " ")
+
+
 def test_no_maps_writes_none(picture, tmp_path):
     assert call("run", picture, SIGN, "--out", tmp_path / "o", "--no-maps").exit_code == 0
     assert not (tmp_path / "o" / "maps").exists()
@@ -80,6 +147,16 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["run", "PICTURE", "  "], "the question is empty"),
         (["run", "PICTURE", SIGN, "--layers", "x"], "--layers takes whole numbers"),
         (["run", "PICTURE", SIGN, "--layers", "77"], "77"),
+        (["run", "PICTURE", SIGN, "--num-beams", "abc"], "--num-beams takes a whole number of at least 1; got 'abc'"),
+        (["run", "PICTURE", SIGN, "--num-beams", "null"], "--num-beams takes a whole number"),
+        (["run", "PICTURE", SIGN, "--num-beams"], "--num-beams takes a whole number"),
+        (["run", "PICTURE", SIGN, "--num-return-sequences", "1.5"], "--num-return-sequences takes a whole number"),
+        (["run", "PICTURE", SIGN, "--streamer", "x"], "--streamer is no flag"),
+        (["run", "PICTURE", SIGN, "--image", "x"], "--image is no flag"),
+        (["run", "--num-beams", "4", "PICTURE", SIGN], "--num-beams stands before the picture or the question"),
+        (["run", "PICTURE", "--num-beams", "4", SIGN], "--num-beams stands before the picture or the question"),
+        (["run", "x" * 5000, SIGN], "File name too long"),
+        (["run", "PICTURE", SIGN, "--out", "x" * 5000], "cannot be made"),
         (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "max_new_tokens must be"),
         (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "no_such_flag"),
         (["run", "PICTURE", SIGN, "--model", "liuhaotian/llava-v1.5-7b"], "llava-hf/llava-1.5-7b-hf"),

@@ -1,9 +1,10 @@
 """Scores, logits and lengths mean what transformers says they mean, under each way of decoding."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import llava_processor, photo, random_llava
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 
 import llava_probe as lp
 
@@ -183,8 +184,11 @@ def test_ready_made_inputs_equal_the_prompt_they_came_from(random_vlm):
         ({"dola_layers": "low"}, "dola"),
         ({"custom_generate": "x/y"}, "custom_generate"),
         ({"num_beams": 4, "num_beam_groups": 2}, "group beam search"),
+        ({"past_key_values": object()}, "past_key_values"),
         ({"output_attentions": True}, "output_attentions"),
         ({"return_dict_in_generate": False}, "return_dict_in_generate"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
         ({"max_new_tokens": 0}, "max_new_tokens must be"),
         ({"max_new_tokens": -3}, "max_new_tokens must be"),
         ({"no_such_flag": 1}, "no_such_flag"),
@@ -212,4 +216,129 @@ def test_the_announced_size_bounds_the_kept_size(random_vlm):
         trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=9, capture=capture)
         extent = Extent(trace.prompt_length, 36, len(trace.generated), 64, trace.provenance["vocabulary"], 4)
         kept = sum(tensor.nbytes for tensor in trace.records.values())
-        assert kept <= nbytes(resolve(capture, 4, 4), extent) <= 1.1 * kept
+        assert kept <= nbytes(resolve(capture, 4, 4, trace.provenance["vocabulary"]), extent) <= 1.1 * kept
+
+
+def early_ender() -> lp.VLM:
+    """A random model that often says EOS soon."""
+    model = random_llava()
+    model.lm_head.weight.data[2] = model.lm_head.weight.data.abs().mean(0) * 4
+    return lp.VLM(model, llava_processor())
+
+
+ASKED = [(photo(seed=n), "where " * n + "is the sign") for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=9)},
+        {"max_length": 90, "max_new_tokens": None},
+        {"pad_token_id": 2, "max_new_tokens": 9},
+    ],
+    ids=["a config of the user's", "max_length", "pad is eos"],
+)
+def test_batch_members_end_at_their_own_eos(kwargs):
+    vlm = early_ender()
+    traces = vlm.generate_batch(ASKED, **kwargs)
+    assert len({len(trace.generated) for trace in traces}) > 1
+    for trace, (image, question) in zip(traces, ASKED, strict=True):
+        assert 2 not in trace.generated_ids.tolist()[:-1]
+        if "max_length" not in kwargs:  # which counts the padding too
+            assert trace.tokens == vlm.generate(image, question, **kwargs).tokens
+
+
+class Never(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class AfterThree(StoppingCriteria):
+    def __init__(self, row):
+        self.row, self.steps = row, 0
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.steps += 1
+        return torch.tensor([row == self.row and self.steps >= 3 for row in range(len(input_ids))])
+
+
+@pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad is eos"])
+def test_a_criterion_of_the_users_ends_only_its_row(pad):
+    vlm = early_ender()
+    free = vlm.generate_batch(ASKED, max_new_tokens=8, pad_token_id=pad)
+    row = max(range(6), key=lambda n: len(free[n].generated))
+    assert len(free[row].generated) > 3
+    never = vlm.generate_batch(ASKED, max_new_tokens=8, pad_token_id=pad, stopping_criteria=[Never()])
+    three = vlm.generate_batch(ASKED, max_new_tokens=8, pad_token_id=pad, stopping_criteria=[AfterThree(row)])
+    assert [trace.tokens for trace in never] == [trace.tokens for trace in free]
+    for n, trace in enumerate(three):
+        expected = free[n].generated_ids[:3] if n == row else free[n].generated_ids
+        assert trace.generated_ids.tolist() == expected.tolist()
+
+
+def test_scoring_padded_inputs_equals_generating_from_them(random_vlm):
+    ready = dict(random_vlm.processor(text=PROMPT, images=photo(), return_tensors="pt"))
+    ready["input_ids"] = torch.nn.functional.pad(ready["input_ids"], (5, 0), value=0)
+    ready["attention_mask"] = torch.nn.functional.pad(ready["attention_mask"], (5, 0), value=0)
+    made = random_vlm.generate(photo(), inputs=ready, max_new_tokens=5)
+    scored = random_vlm.score(photo(), inputs=ready, answer=made.generated_ids)
+    assert scored.tokens == made.tokens
+    torch.testing.assert_close(scored.attention, made.attention, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.logits, made.logits, atol=1e-4, rtol=1e-5)
+
+
+def test_each_sample_keeps_its_own_pictures_of_the_vision_tower(random_vlm):
+    capture = lp.Capture(vision=True)
+    asked = [
+        {"image": [photo(seed=1), photo(seed=2)], "question": "where"},
+        {"question": "what is red"},
+        {"image": photo(seed=3), "question": "where"},
+    ]
+    batch = random_vlm.generate_batch(asked, max_new_tokens=2, capture=capture)
+    assert [len(trace.vision_hidden_states) for trace in batch] == [2, 0, 1]
+    for trace, sample in zip(batch, asked, strict=True):
+        if "image" in sample:
+            alone = random_vlm.generate(**sample, max_new_tokens=2, capture=capture)
+            torch.testing.assert_close(trace.vision_attention, alone.vision_attention, atol=1e-5, rtol=0)
+    beams = random_vlm.generate(**asked[0], max_new_tokens=2, num_beams=3, capture=capture)
+    torch.testing.assert_close(beams.vision_attention, batch[0].vision_attention, atol=1e-5, rtol=0)
+
+
+def test_an_alternative_and_a_chat_are_run_again_as_they_were(random_vlm):
+    drawn = random_vlm.generate(photo(), QUESTION, max_new_tokens=4, do_sample=True, num_return_sequences=3, seed=1)
+    for number in range(2):
+        assert random_vlm.rerun(drawn.alternatives[number]).tokens == drawn.alternatives[number].tokens
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where"}]}]
+    scored = random_vlm.score(photo(), messages=chat, answer="a sign")
+    assert random_vlm.rerun(scored) == scored
+    batch = random_vlm.generate_batch(ASKED[:2], max_new_tokens=3, do_sample=True, seed=0)
+    with pytest.raises(lp.BadInput, match="drawn beside the others"):
+        random_vlm.rerun(batch[1])
+
+
+def test_settings_of_any_kind_come_back_equal(random_vlm, tmp_path):
+    tensors = {
+        "guidance_scale": 1.5,
+        "negative_prompt_ids": torch.tensor([[5, 6, 7]]),
+        "sequence_bias": {(5,): -1.0},
+        "stop_strings": ("zzz",),
+        "temperature": 0.5,
+        "do_sample": True,
+    }
+    trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=np.int64(3), seed=np.int64(3), **tensors)
+    back = lp.Trace.load(trace.save(tmp_path / "run.trace"))
+    assert back == trace
+    assert random_vlm.rerun(back) == trace
+
+
+def test_the_length_is_sixty_four_unless_somebody_says(random_vlm):
+    model = random_vlm.model
+    model.generation_config.eos_token_id = None
+    lengths = [
+        len(random_vlm.generate(photo(), "where", capture=lp.Capture(attention=False), **kwargs).generated)
+        for kwargs in ({}, {"max_length": 60}, {"generation_config": GenerationConfig(max_new_tokens=5)})
+    ]
+    model.generation_config.max_new_tokens = 7
+    lengths.append(len(random_vlm.generate(photo(), "where").generated))
+    prompt = random_vlm.generate(photo(), "where").prompt_length
+    assert lengths == [64, 60 - prompt, 5, 7]

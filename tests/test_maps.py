@@ -181,6 +181,37 @@ def test_saving_writes_pictures_and_everything_to_plot_again(tmp_path):
     np.testing.assert_array_equal(again.overlay(2), m.overlay(2))
 
 
+def test_a_second_map_replaces_the_overlays_of_the_first_and_nothing_else(tmp_path):
+    for mine in ("holiday.png", "007_bond.png", "notes.txt"):
+        (tmp_path / mine).write_text("mine")
+    first, second = (
+        lp.attention_map(synthetic_trace(attention=causal(size=size), answer=answer))
+        for size, answer in ((13, [" ST", "OP", " sign", "</s>"]), (11, [" co", "</s>"]))
+    )
+    first.save(tmp_path)
+    written = second.save(tmp_path)
+    assert {path.name for path in written} == {"000_co.png", "001_s.png", "map.npz"}
+    kept = {path.name for path in tmp_path.iterdir()} - {path.name for path in written}
+    assert kept == {"holiday.png", "007_bond.png", "notes.txt"}
+
+
+def test_a_folder_with_a_foreign_map_file_is_not_cleared(tmp_path):
+    np.savez(tmp_path / "map.npz", values=np.zeros(3))
+    (tmp_path / "000_co.png").write_text("mine")
+    map_of(one_hot(0)).save(tmp_path)
+    assert (tmp_path / "000_co.png").read_text() == "mine"
+
+
+def test_saving_that_takes_long_shows_its_progress(tmp_path, capsys, monkeypatch):
+    map_of(one_hot(0, 1)).save(tmp_path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("llava_probe.maps._PATIENCE", 0)
+    map_of(one_hot(0, 1)).save(tmp_path)
+    told = capsys.readouterr()
+    assert "/2" in told.err
+    assert told.out == ""
+
+
 def test_what_cannot_be_read_or_written(tmp_path):
     (tmp_path / "map.npz").write_bytes(b"no map")
     (tmp_path / "file").write_text("in the way")

@@ -44,7 +44,7 @@ def test_a_peft_model_is_taken_as_it_is():
     model, processor = random_llava(), llava_processor()
     plain = lp.VLM(model, processor).generate(photo(), QUESTION, max_new_tokens=5)
     settings = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
-    wrapped = lp.VLM(peft.get_peft_model(model, settings), processor)
+    wrapped = lp.VLM(peft.get_peft_model(model, settings).eval(), processor)
     tuned = wrapped.generate(photo(), QUESTION, max_new_tokens=5)
     assert not torch.allclose(tuned.logits, plain.logits)
     scored = wrapped.score(photo(), QUESTION, tuned.generated_ids)

@@ -253,6 +253,17 @@ def test_two_threads_take_turns(random_vlm):
     assert all(run.result() == alone for run in runs)
 
 
+def test_a_check_beside_a_run_leaves_the_model_as_it_was(random_vlm):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(random_vlm.generate, photo(), QUESTION, max_new_tokens=8) for _ in range(4)]
+        found = lp.check(random_vlm, max_new_tokens=4)
+        assert all(run.result().provenance["attention"] == "sdpa" for run in runs)
+    assert found.ok, str(found)
+    assert random_vlm.model.config.text_config._attn_implementation == "sdpa"
+
+
 def test_compiled_decoding_is_recorded():
     from transformers import CompileConfig
 

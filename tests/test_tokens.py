@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
-from llava_probe.tokens import find, tokens_of
+from llava_probe.tokens import Token, find, tokens_of
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -77,6 +77,43 @@ def test_every_occurrence_is_found_and_none_inside_another_word(spoken):
     assert find(tokens, "red", occurrence=2) == ()
     assert find(tokens, "colour") == ()
     assert find(tokens, "zebra") == ()
+
+
+def test_an_occurrence_below_zero_counts_from_the_end(spoken):
+    tokens, _ = spoken
+    first, last = find(tokens, "red", occurrence=0), find(tokens, "red", occurrence=1)
+    assert find(tokens, "red", occurrence=-1) == last != first
+    assert find(tokens, "red", occurrence=-2) == first
+    assert find(tokens, "red", occurrence=-3) == ()
+
+
+def written(*texts: str) -> tuple[Token, ...]:
+    return tuple(Token(place, text, "prompt", place) for place, text in enumerate(texts))
+
+
+@pytest.mark.parametrize(
+    ("texts", "sought", "expected"),
+    [
+        ((" sign", "?", "\n"), "?", (1,)),
+        ((" dog", "'s", " bowl"), "'s", (1,)),
+        ((" dog", "'s", " bowl"), "dog's bowl", (0, 1, 2)),
+        ((" red", "</s>"), "</s>", (1,)),
+        (("</s>", "red"), "red", (1,)),
+        (("停车", "标志"), "停车", (0,)),
+        (("停", "车", "标志"), "车标", (1, 2)),
+        (("ストップ", "の", "標識"), "標識", (2,)),
+        (("정지", "를"), "정지", (0,)),
+        (("写着", "STOP", "的"), "stop", (1,)),
+        ((" dog", "'st"), "'s", ()),
+        ((" col", "oured"), "red", ()),
+        ((" redder",), "red", ()),
+        ((" красный",), "красн", ()),
+        ((" café",), "caf", ()),
+    ],
+    ids=repr,
+)
+def test_text_is_parted_as_its_script_parts_words(texts, sought, expected):
+    assert find(written(*texts), sought) == expected
 
 
 def test_words_are_not_joined_across_a_picture():

@@ -11,7 +11,9 @@ compared. Relative attention is A(question) / A(neutral): Zhang et al. 2025, "ML
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,12 +58,13 @@ def attention_map(
             divided by that of the row that predicted its first token.
 
     Returns:
-        ImageMap with values [T, N]; ``about`` tells each row's share on this picture and on the dropped sinks.
+        ImageMap with values [T, N]; ``about`` tells each row's share on this picture and on the dropped sinks, where
+        the rows are means (largest values add up to no share).
 
     Raises:
         NotCaptured: rows that were not kept, or for ``sinks="drop"`` hidden states.
         OutOfRange: a picture, position, layer or head that is not there.
-        BadInput: an unknown option, or a neutral trace of another picture.
+        BadInput: an unknown option, or a neutral trace of another picture, or one that kept other layers or heads.
         NotANumber: the model's attention was NaN.
     """
     if sinks not in ("keep", "drop"):
@@ -69,22 +72,25 @@ def attention_map(
     layout = placed(trace, image)
     wanted = explained(trace, tokens)
     columns = torch.from_numpy(layout.positions)
+    layers, heads = numbers("layers", layers), numbers("heads", heads)
     values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
-    about = {
+    about: dict[str, Any] = {
         "unit": "share of attention",
-        "layers": _listed(trace.attention_layers, layers),
-        "heads": _listed(trace.attention_heads, heads),
+        "layers": layers or list(trace.attention_layers),
+        "heads": heads or list(trace.attention_heads),
         "reduce": reduce,
         "sinks": sinks,
-        "image_share": values.sum(1).tolist(),
     }
+    if reduce == "mean":
+        about["image_share"] = values.sum(1).tolist()
     marked = None
     if sinks == "drop":
         marked = find_sinks(trace, image).marked
-        about["sink_share"] = values[:, marked].sum(1).tolist()
+        if reduce == "mean":
+            about["sink_share"] = values[:, marked].sum(1).tolist()
         values = values.masked_fill(marked, 0.0)
     if relative_to is not None:
-        _check_same_picture(trace, relative_to, image)
+        _check_comparable(trace, relative_to, image, layers, heads)
         first = [relative_to.prompt_length - 1]
         places = torch.from_numpy(placed(relative_to, image).positions)
         neutral = reduced(relative_to, first, places, layers, heads, reduce)
@@ -116,25 +122,49 @@ def reduced(
 
 
 def numbers(name: str, given: Numbers) -> list[int] | None:
-    """Layers or heads as a list, whichever way they were given.
+    """Layers or heads as a list, whichever way they were given: numbers of numpy or torch, arrays and ranges too.
 
     Raises:
-        BadInput: an empty list, or something that is no number.
+        BadInput: an empty list, or something that is no whole number.
     """
     if given is None:
         return None
-    listed = [given] if isinstance(given, int) else list(given)
-    if not listed or not all(isinstance(number, int) and not isinstance(number, bool) for number in listed):
-        raise BadInput(f"{name}= takes a number, a list of them, or None for all that were kept; got {given!r}")
+    try:
+        listed = _whole(given)
+    except TypeError:
+        listed = []
+    if not listed:
+        raise BadInput(f"{name}= takes a whole number, a list of them, or None for all that were kept; got {given!r}")
     return listed
 
 
-def _listed(kept: Sequence[int], given: Numbers) -> list[int]:
-    return numbers("layers", given) or list(kept)
+def _whole(given: Any) -> list[int]:
+    """One whole number or several as a list; TypeError for anything else, True and False among it."""
+    single = not isinstance(given, Iterable) or getattr(given, "ndim", None) == 0
+    listed = [given] if single else list(given)
+    if any(isinstance(number, bool) for number in listed):
+        raise TypeError("a truth value is no number")
+    return [operator.index(number) for number in listed]
 
 
-def _check_same_picture(trace: Trace, other: Trace, image: int) -> None:
+def _check_comparable(
+    trace: Trace, other: Trace, image: int, layers: list[int] | None, heads: list[int] | None
+) -> None:
+    """One map can be divided by the other: the same picture, cut alike, averaged over the same layers and heads."""
     pictures, others = (list(each.provenance.get("images", ())) for each in (trace, other))
     index = image % len(trace.images)
     if index >= len(others) or pictures[index] != others[index]:
         raise BadInput(f"relative_to= takes a trace of the same picture; its picture {index} is another, or missing")
+    count, other_count = len(placed(trace, image)), len(placed(other, image))
+    if count != other_count:
+        raise BadInput(
+            f"relative_to= takes a trace of the same model: its picture {index} has {other_count} visual tokens, "
+            f"this one's {count}"
+        )
+    for name, given in (("layers", layers), ("heads", heads)):
+        kept, other_kept = (getattr(each, f"attention_{name}") for each in (trace, other))
+        if given is None and kept != other_kept:
+            raise BadInput(
+                f"relative_to= takes a trace that kept the same {name}: it kept {list(other_kept)}, this one "
+                f"{list(kept)}; pass {name}= with some that both kept"
+            )

@@ -15,6 +15,7 @@ call them the model's confidence report the sampler's. Under beam search a trace
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,6 +132,10 @@ class Confidence:
             NotCaptured: fewer were kept.
             BadInput: k is not a number of tokens.
         """
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise BadInput(f"top(k) takes a whole number of at least 1; got {k!r}") from None
         if k < 1:
             raise BadInput(f"top(k) takes a whole number of at least 1; got {k}")
         if self.trace.kept("logits"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.image_processing_utils import get_size_dict
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import SizeDict
 
@@ -52,7 +53,7 @@ def _resized(settings: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, i
     """(width, height) after the processor's resize."""
     if not settings.get("do_resize"):
         return size
-    target = dict(settings["size"])
+    target = dict(get_size_dict(settings["size"], default_to_square=False))
     if target.get("height") and target.get("width"):
         return target["width"], target["height"]
     stand_in = np.broadcast_to(np.uint8(0), (3, size[1], size[0]))
@@ -67,14 +68,15 @@ def _crop(settings: Mapping[str, Any], image_processor: Any, size: tuple[int, in
     if not settings.get("do_center_crop"):
         return 0, 0, size
     width, height = size
-    target = settings["crop_size"]
-    x = np.broadcast_to(np.arange(width, dtype=np.float32), (height, width))
-    y = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None], (height, width))
-    coordinates: Any = np.stack([x, y])
-    canvas_size = SizeDict(height=target["height"], width=target["width"])
-    if image_processor.backend == "torchvision":
-        coordinates = torch.from_numpy(coordinates)
-    cropped = np.asarray(image_processor.center_crop(coordinates, canvas_size))
-    middle_y, middle_x = cropped.shape[1] // 2, cropped.shape[2] // 2
-    left, top = cropped[:, middle_y, middle_x] - (middle_x, middle_y)
-    return round(float(left)), round(float(top)), (cropped.shape[2], cropped.shape[1])
+    target = get_size_dict(settings["crop_size"], default_to_square=True)
+    canvas_width, canvas_height = int(target["width"]), int(target["height"])
+    canvas = SizeDict(height=canvas_height, width=canvas_width)
+    middle_x, middle_y = canvas_width // 2, canvas_height // 2
+    starts = []
+    for side, middle in ((np.arange(width)[None, :], middle_x), (np.arange(height)[:, None], middle_y)):
+        coordinates: Any = np.broadcast_to(side.astype(np.float32), (1, height, width))  # takes no memory
+        if image_processor.backend == "torchvision":
+            coordinates = torch.from_numpy(coordinates)
+        cropped = np.asarray(image_processor.center_crop(coordinates, canvas))
+        starts.append(round(float(cropped[0, middle_y, middle_x])) - middle)
+    return starts[0], starts[1], (canvas_width, canvas_height)

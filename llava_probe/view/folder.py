@@ -5,7 +5,8 @@
     maps/          an overlay per token and one .npz, for each picture
     figures/       the answer's confidence, all maps on one sheet, heads by layer
 
-The same for the command line and for Python: ``write_run(trace, "out/")``.
+The same for the command line and for Python: ``write_run(trace, "out/")``. Trace and answer are written first, so that
+they are there whatever becomes of the maps; what an earlier run left of its maps is removed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
-from llava_probe.errors import BadFile
-from llava_probe.maps import ImageMap
+from llava_probe.errors import BadFile, shortened
+from llava_probe.maps import ImageMap, remove_saved
 from llava_probe.trace import Trace
 from llava_probe.view.canvas import save_figure
 from llava_probe.view.figures import confidence_figure, contact_sheet, heads_figure
@@ -43,16 +44,17 @@ def write_run(
 
     Raises:
         BadFile: the folder cannot be made or written.
+        NotCaptured, OutOfRange: layers or heads that were not kept or are not there; trace and answer are written.
     """
-    target = Path(folder).expanduser()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadFile(f"the folder {target} cannot be made: {error}") from error
+    target = made(folder)
+    saved = trace.save(target / "run.trace")
+    answer = _write_answer(trace, (), target / "answer.json")
+    _remove_earlier(target)
     shown = _maps(trace, layers, heads) if maps else []
-    written = [_write_answer(trace, shown, target / "answer.json"), trace.save(target / "run.trace")]
-    figures = target / "figures"
-    figures.mkdir(exist_ok=True)
+    if shown:
+        _write_answer(trace, shown, answer)  # again, with the peaks
+    figures = made(target / "figures")
+    written = [answer, saved]
     sure = confidence(trace)
     written.append(save_figure(confidence_figure(sure), figures / "confidence.png"))
     for number, m in enumerate(shown):
@@ -62,6 +64,20 @@ def write_run(
     if shown:
         written.append(save_figure(heads_figure(head_shares(trace)), figures / "heads.png"))
     return written
+
+
+def made(folder: str | Path) -> Path:
+    """``folder``, there from now on.
+
+    Raises:
+        BadFile: it cannot be made.
+    """
+    target = Path(folder).expanduser()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFile(f"the folder {shortened(str(target))} cannot be made: {error.strerror}") from error
+    return target
 
 
 def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
@@ -87,3 +103,16 @@ def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:
     except OSError as error:
         raise BadFile(f"the answer could not be written to {path}: {error}") from error
     return path
+
+
+def _remove_earlier(target: Path) -> None:
+    """Maps and figures that an earlier run wrote and this one may not write over: of other pictures, other tokens."""
+    try:
+        for folder in [target / "maps", *target.glob("maps_[0-9]*")]:
+            if remove_saved(folder) and not any(folder.iterdir()):
+                folder.rmdir()
+        figures = target / "figures"
+        for figure in [figures / "maps.png", figures / "heads.png", *figures.glob("maps_[0-9]*.png")]:
+            figure.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadFile(f"the maps of an earlier run in {target} could not be removed: {error}") from error

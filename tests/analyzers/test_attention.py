@@ -1,11 +1,14 @@
 """Attention maps against transformers' eager attention and against traces whose attention was written by hand."""
 
 import copy
+import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import llava_processor, photo, random_llava
-from synthetic import IMAGE_AT, K, P, T, causal, photograph, synthetic_trace
+from synthetic import IMAGE_AT, K, P, T, causal, layout, photograph, synthetic_trace
 
 import llava_probe as lp
 
@@ -48,6 +51,27 @@ def test_layers_and_heads_are_chosen_by_the_models_numbers(trace, eager):
     torch.testing.assert_close(lp.attention_map(trace, layers=range(1, 3)).values, eager[:, 1:3].mean((1, 2)))
     torch.testing.assert_close(lp.attention_map(trace, layers=-1, heads=0).values, eager[:, 3, 0])
     torch.testing.assert_close(lp.attention_map(trace, reduce="max").values, eager.amax((1, 2)))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(trace):
+    for layers in (np.int64(2), np.array(2), torch.tensor(2), [np.int32(2)], np.array([2]), iter([2])):
+        m = lp.attention_map(trace, layers=layers)
+        torch.testing.assert_close(m.values, lp.attention_map(trace, layers=2).values)
+        assert m.about["layers"] == [2]
+        json.dumps(m.about)
+    pair = lp.attention_map(trace, layers=[0, 1], heads=[1, 3]).values
+    torch.testing.assert_close(lp.attention_map(trace, layers=np.arange(2), heads=torch.tensor([1, 3])).values, pair)
+    for wrong in (True, [True], 2.0, np.float64(2), np.arange(2.0), "2", [[1]], np.ones(3, dtype=bool)):
+        with pytest.raises(lp.BadInput, match="whole number"):
+            lp.attention_map(trace, layers=wrong)
+
+
+def test_shares_are_told_of_means_only(trace):
+    """Each visual token's largest value may come from another head: together they are no share of anything."""
+    assert "image_share" not in lp.attention_map(trace, reduce="max").about
+    hidden = torch.ones(K, 4, 64)
+    most = lp.attention_map(synthetic_trace(attention=causal(), hidden=hidden), sinks="drop", reduce="max")
+    assert not [name for name in most.about if name.endswith("_share")]
 
 
 def test_numbers_are_the_models_also_where_few_were_kept(vlm, eager):
@@ -94,6 +118,31 @@ def test_the_neutral_question_must_be_of_the_same_picture():
     asked = synthetic_trace(attention=causal())
     with pytest.raises(lp.BadInput, match="same picture"):
         lp.attention_map(asked, relative_to=synthetic_trace(attention=causal(), image=photograph(seed=1)))
+
+
+def test_the_neutral_map_is_an_average_over_the_same():
+    asked = synthetic_trace(attention=causal(), image=photograph())
+    fewer = {"attention": causal()[:, 1:2, :1], "attention_layers": (1,), "attention_heads": (0,)}
+    neutral = synthetic_trace(**fewer, provenance=asked.provenance)
+    with pytest.raises(lp.BadInput, match=r"same layers: it kept \[1\], this one \[0, 1, 2\]"):
+        lp.attention_map(asked, relative_to=neutral)
+    with pytest.raises(lp.BadInput, match=r"same heads: it kept \[0\], this one \[0, 1\]"):
+        lp.attention_map(asked, relative_to=neutral, layers=1)
+    assert len(lp.attention_map(asked, relative_to=neutral, layers=1, heads=[0])) == T
+
+
+def test_the_neutral_trace_must_have_cut_the_picture_alike():
+    coarser = layout()
+    coarser = dataclasses.replace(
+        coarser,
+        positions=coarser.positions[:3],
+        boxes=coarser.boxes[:3] * [1, 2, 1, 2],
+        tiles=coarser.tiles[:3],
+        grid=(1, 3),
+    )
+    asked, neutral = (synthetic_trace(attention=causal(), layouts=(each,)) for each in (layout(), coarser))
+    with pytest.raises(lp.BadInput, match="3 visual tokens, this one's 6"):
+        lp.attention_map(asked, relative_to=neutral)
 
 
 def test_a_visual_token_that_nothing_neutral_looks_at_does_not_explode():
