@@ -148,12 +148,8 @@ def _spinner(doing: str) -> Iterator[None]:
 
 
 def _load(name: str, **settings: Any) -> VLM:
-    from transformers.utils import logging
-
     from llava_probe.model import load
 
-    if name == TINY:
-        logging.disable_progress_bar()
     return load(name, **{key: value for key, value in settings.items() if value is not None})
 
 
@@ -206,8 +202,12 @@ def _opened(text: str) -> list[Image.Image]:
 
     parts = text.split(",")
     whole = _is_file(text) or text.startswith("data:")
-    whole = whole or ("://" in text and not all("://" in part or _is_file(part) for part in parts))
+    whole = whole or ("://" in text and not all(_is_address(part) or _is_file(part) for part in parts))
     return [open_image(part) for part in ([text] if whole else parts)]
+
+
+def _is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
 
 
 def _is_file(text: str) -> bool:

@@ -51,13 +51,13 @@ def answer_html(trace: Trace) -> str:
 
 
 def picture_html(image: Image.Image, side: int = _THUMBNAIL) -> str:
-    """The picture as an inline PNG, at most ``side`` pixels wide and high."""
+    """The picture as an inline JPEG, at most ``side`` pixels wide and high."""
     small = image.copy()
     small.thumbnail((side, side))
-    png = io.BytesIO()
-    small.save(png, format="PNG")
-    data = base64.b64encode(png.getvalue()).decode()
-    return f'<img alt="the picture" style="margin:0 .5em .3em 0" src="data:image/png;base64,{data}">'
+    jpeg = io.BytesIO()
+    small.save(jpeg, format="JPEG", quality=88)
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return f'<img alt="the picture" style="margin:0 .5em .3em 0" src="data:image/jpeg;base64,{data}">'
 
 
 def _probabilities(trace: Trace) -> list[float | None]:

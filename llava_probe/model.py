@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from llava_probe import tiny
 from llava_probe.anatomy import anatomy
@@ -363,12 +365,26 @@ def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
         raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
     shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
     try:
-        processor = AutoProcessor.from_pretrained(where, **shared)
-        model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
+        with _quietly(name is None or name == TINY):
+            processor = AutoProcessor.from_pretrained(where, **shared)
+            model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
     except Exception as error:  # each backend, format and quantiser has errors of its own
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
     return VLM(model.eval(), processor)
+
+
+@contextmanager
+def _quietly(quiet: bool) -> Iterator[None]:
+    """Without the progress bar of weights that load in a blink."""
+    was = logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and was:
+            logging.enable_progress_bar()
 
 
 def _input_device(model: Any) -> torch.device:

@@ -128,7 +128,7 @@ def test_a_setting_that_no_file_holds_is_named_when_run_again(random_vlm, tmp_pa
 def test_a_notebook_shows_picture_and_shaded_answer(random_vlm):
     trace = random_vlm.generate(photo(), "where <b>", max_new_tokens=3)
     page = trace._repr_html_()
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/jpeg;base64,") == 1
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count('title="p = ') == 3
