@@ -11,14 +11,15 @@ is random: its answers mean nothing, its costs are a real model's.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -134,25 +135,54 @@ def measure_memory(shape: str, way: str, new_tokens: int, device: str) -> dict[s
     """Peak bytes of one generation in this process, and of what it kept."""
     vlm = build(shape, device)
     gc.collect()
+    run(vlm, "plain", 2)
+    gc.collect()
     if device == "cuda":
-        run(vlm, "plain", 2)
         torch.cuda.reset_peak_memory_stats()
         kept = run(vlm, way, new_tokens)
         return {"peak": torch.cuda.max_memory_allocated(), "kept": kept}
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of building the model is not the one we mean
     kept = run(vlm, way, new_tokens)
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "kept": kept}
+    return {"peak": _resident("VmHWM"), "kept": kept}
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process by /proc/self/status: VmHWM the peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def fresh_memory(arguments: argparse.Namespace, way: str) -> dict[str, float]:
     """``measure_memory`` in a process of its own; on the CPU the median of three, since the peak wanders."""
     command = [sys.executable, __file__, "--shape", arguments.shape, "--device", arguments.device]
     command += ["--new-tokens", str(arguments.new_tokens), "--memory-of", way]
+    # Freed memory goes back at once and from one pool, so that a peak is of what was held and not of fragments.
+    steady = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
     repeats = 1 if arguments.device == "cuda" else arguments.memory_runs
     results = []
     for _ in range(repeats):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **steady})
         results.append(json.loads(done.stdout.splitlines()[-1]))
     return {"peak": statistics.median(r["peak"] for r in results), "kept": results[0]["kept"]}
+
+
+def time_ratios(arguments: argparse.Namespace) -> tuple[float, dict[str, list[float]]]:
+    """Median seconds of plain, and of each other way its ratios to plain, round by round."""
+    vlm = build(arguments.shape, arguments.device)
+    run(vlm, "plain", 2), run(vlm, "ours", 2)
+    ratios: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
+    plain_seconds = []
+    for number in range(arguments.rounds):
+        ways = WAYS if number < arguments.slow_rounds else WAYS[:2]
+        ways = ways if number % 2 else ways[::-1]
+        seconds = {way: timed(vlm, way, arguments.new_tokens, arguments.device) for way in ways}
+        plain_seconds.append(seconds["plain"])
+        for way in ways:
+            if way != "plain":
+                ratios[way].append(seconds[way] / seconds["plain"])
+        print(f"  round {number + 1}: " + "  ".join(f"{way} {seconds[way]:.2f} s" for way in ways), flush=True)
+    return statistics.median(plain_seconds), ratios
 
 
 def main() -> None:
@@ -171,25 +201,10 @@ def main() -> None:
         return
 
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    vlm = build(arguments.shape, arguments.device)
     print(f"{arguments.shape} shape, bf16, {arguments.new_tokens} new tokens, {name}, torch {torch.__version__}")
-    run(vlm, "plain", 2), run(vlm, "ours", 2)
-    ratios: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
-    plain_seconds = []
-    for number in range(arguments.rounds):
-        ways = WAYS if number < arguments.slow_rounds else WAYS[:2]
-        ways = ways if number % 2 else ways[::-1]
-        seconds = {way: timed(vlm, way, arguments.new_tokens, arguments.device) for way in ways}
-        plain_seconds.append(seconds["plain"])
-        for way in ways:
-            if way != "plain":
-                ratios[way].append(seconds[way] / seconds["plain"])
-        print(f"  round {number + 1}: " + "  ".join(f"{way} {seconds[way]:.2f} s" for way in ways), flush=True)
-    del vlm
-    gc.collect()
-
+    seconds, ratios = time_ratios(arguments)
     memory = {way: fresh_memory(arguments, way) for way in WAYS}
-    print(f"\nplain: {statistics.median(plain_seconds):.2f} s, peak {memory['plain']['peak'] / 1e6:.0f} MB")
+    print(f"\nplain: {seconds:.2f} s, peak {memory['plain']['peak'] / 1e6:.0f} MB")
     print(f"{'way':<10} {'time / plain':>14} {'rounds':>7} {'peak over plain':>16} {'kept':>10} {'peak / kept':>12}")
     for way in WAYS[1:]:
         over = memory[way]["peak"] - memory["plain"]["peak"]

@@ -1,7 +1,7 @@
 """A map over its photograph, honestly: each visual token's box in its own colour, nothing smoothed, nothing invented.
 
-A map blurred over a picture looks finer than the model's patches ever were. Here the photograph goes grey, each box
-takes the colour of its value, the more opaque the larger, so that the picture stays readable where the map says little;
+A map blurred over a picture looks finer than the model's patches ever were. Here the photograph fades, each box takes
+the colour of its value, the more opaque the larger, so that the picture stays readable where the map says little;
 pixels that a crop hid from the model are hatched.
 """
 
@@ -17,12 +17,15 @@ from PIL import Image
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import FloatArray
 
-#: Perceptually uniform and with no grey in it, so that colour is the map and grey the photograph.
+#: Perceptually uniform, and ending in a yellow that stands out from faded photographs.
 COLOURS = "plasma"
 #: For maps with negative values: blue against, red for.
 SIGNED_COLOURS = "RdBu_r"
 #: Opacity of a box at zero and at the largest value.
 OPACITY = (0.08, 0.62)
+
+#: How much of its colour the photograph keeps: none, and things as bright as their ground would vanish.
+_COLOUR_KEPT = 0.55
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 #: Rows that are blended at once: a photograph of 12 megapixels takes megabytes, not gigabytes.
@@ -78,7 +81,8 @@ def blend(picture: npt.NDArray[np.uint8], pixels: FloatArray, top: float, *, sig
         index = np.round((strength + 1) * 127.5 if signed else strength * 255).astype(np.uint8)
         opacity = (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * np.abs(strength))[..., None]
         grey = (picture[band] @ _LUMINANCE)[..., None]
-        covered = (1 - opacity) * (40 + 0.8 * grey) + opacity * table[index]
+        faded = grey + _COLOUR_KEPT * (picture[band] - grey)
+        covered = (1 - opacity) * (40 + 0.8 * faded) + opacity * table[index]
         hatched = 0.35 * grey + _stripes(start, grey.shape[:2], stripe)[..., None]
         mixed[band] = np.where(seen[..., None], covered, hatched)
     return mixed

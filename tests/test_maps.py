@@ -114,17 +114,21 @@ def test_an_overlay_leaves_the_photograph_readable_and_hatches_the_unseen():
     over = np.asarray(m.overlay(0)).astype(float)
     assert m.overlay(0).size == SIZE
     assert m.overlay(0).mode == "RGB"
-    grey = np.asarray(m.image.convert("L")).astype(float)
+    photograph = np.asarray(m.image).astype(float)
 
     def follows(region):
-        return np.corrcoef(over[region].mean(-1).ravel(), grey[region].ravel())[0, 1]
+        return min(
+            np.corrcoef(over[region][..., c].ravel(), photograph[region][..., c].ravel())[0, 1] for c in range(3)
+        )
 
-    assert follows(np.s_[:10, 10:40]) > 0.98  # where the map is zero
-    assert follows(np.s_[10:, 20:30]) > 0.9  # and under its largest value
-    colourful = over.max(-1) - over.min(-1)
-    assert colourful[10:, 20:30].min() > 60 > 30 > colourful[:10, 10:40].max()
-    assert colourful[:, :10].max() == 0  # the unseen is grey: no value
-    assert not np.allclose(over[:, :10].mean(-1), 40 + 0.8 * grey[:, :10], atol=5)
+    assert follows(np.s_[:10, 10:40]) > 0.85  # each colour, on noise, where the map is zero
+    assert follows(np.s_[10:, 20:30]) > 0.85  # and under its largest value
+    yellow = np.array([240, 249, 33])  # the end of the colour map
+    far = np.abs(over - yellow).mean(-1)
+    assert far[10:, 20:30].mean() < 0.5 * far[:10, 10:40].mean()
+    unseen = over[:, :10]
+    assert (unseen.max(-1) == unseen.min(-1)).all()  # grey: no value, no colour of the photograph
+    assert unseen.std() > 20  # and striped
 
 
 def test_an_overlay_has_no_colour_between_boxes():

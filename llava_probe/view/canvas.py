@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from llava_probe.errors import BadFile, BadInput
 
 #: Dots per inch of a saved PNG, and of the picture that a notebook shows.
-SAVED_DPI, SHOWN_DPI = 200, 110
+SAVED_DPI, SHOWN_DPI = 200, 80
 
 #: The metadata in which a format would write the time; equal figures then make equal files.
 _TIMELESS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
