@@ -134,6 +134,7 @@ def run_generate(
             output_scores=bool(capture.scores),
             output_logits=bool(capture.logits),
         )
+    out["past_key_values"] = None  # as large as the trace, and done with
     return recorder, out, ended
 
 
@@ -219,7 +220,10 @@ def traces_of(
     beams = getattr(out, "beam_indices", None)
     lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, ended)
     vision = _vision(recorder, [len(sample.question.images) for sample in samples], config)
-    steps = {name: out[name] for name in ("logits", "scores") if out.get(name) is not None}
+    steps: dict[str, list[Any]] = {}
+    for name in ("logits", "scores"):
+        if out.get(name) is not None:
+            steps[name], out[name] = list(out[name]), None
     beam_scores = out.get("sequences_scores")
     traces = []
     for number, sample in enumerate(samples):
@@ -229,9 +233,16 @@ def traces_of(
             source = beams[row, :length].tolist() if beams is not None else [row] * length
             ids = sequences[row, recorder.prompts[number].padding : prompt_end + length]
             records: dict[str, Tensor] = {}
+            last = row == len(sequences) - 1
             for name, made in steps.items():
-                rows = torch.stack([made[t][source[t]].to("cpu", torch.float32) for t in range(length)])
+                rows = torch.empty(length, made[0].shape[-1])
+                for t in range(length):
+                    rows[t] = made[t][source[t]]
+                    if last:
+                        made[t] = None
                 records |= _distribution(name, rows, ids[-length:], getattr(recorder.plan.capture, name))
+            if last:
+                recorder.release()
             records |= vision[number]
             trace = _trace(recorder, number, source, ids.tolist(), records, vocabulary, sample)
             trace = replace(trace, request=replace(sample.request, sequence=row - number * returned))
@@ -246,6 +257,7 @@ def scored_trace(
     recorder: Recorder, logits: Tensor, prompt_ids: Sequence[int], vocabulary: Vocabulary, sample: Sample
 ) -> Trace:
     """The trace of a given answer."""
+    recorder.release()
     answer = list(sample.request.answer or ())
     kept = sample.request.capture.logits
     records = _distribution("logits", logits, torch.tensor(answer), kept) if kept else {}

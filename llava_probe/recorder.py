@@ -77,6 +77,7 @@ class Recorder:
         self._running = False
         self._cache: Any = None
         self._started = False
+        self._releasing = False
 
     # --- one forward pass ---
 
@@ -184,6 +185,10 @@ class Recorder:
 
     # --- reading it back ---
 
+    def release(self) -> None:
+        """What is read from now on is read once: let go of each step as it is read, so that nothing is held twice."""
+        self._releasing = True
+
     def hidden(self, sample: int, source: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Hidden states of one sequence: [positions, layers, width] and the positions.
 
@@ -211,6 +216,8 @@ class Recorder:
                 _place(out[: len(wanted), column], sizes[layer], prompt.padding, keys)
         for t, (step, query) in enumerate(places):
             _place(out[len(wanted) + t], kind.steps[step][source[t], query], prompt.padding, keys)
+            if self._releasing and query == kind.steps[step].shape[1] - 1:
+                kind.steps[step] = torch.empty(0)
         return out, wanted + [prompt.length - 1 + t for t in range(length)]
 
     # --- details ---
