@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "VLM": "model",
-    "load": "model",
+    "load": "loading",
     "check": "agreement",
     "Capture": "capture",
     "Trace": "trace",

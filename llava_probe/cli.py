@@ -148,7 +148,7 @@ def _spinner(doing: str) -> Iterator[None]:
 
 
 def _load(name: str, **settings: Any) -> VLM:
-    from llava_probe.model import load
+    from llava_probe.loading import load
 
     return load(name, **{key: value for key, value in settings.items() if value is not None})
 

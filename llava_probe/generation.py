@@ -7,7 +7,6 @@ read from the batch row that predicted its token, and stops where the sequence s
 from __future__ import annotations
 
 import inspect
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,10 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import ModelOutput
 
-from llava_probe import __version__, tiny
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
 from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput
-from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
@@ -390,36 +387,3 @@ def _vision_bytes(anatomy: Anatomy, pixels: Tensor | None) -> int:
     a_layer = patches * config.hidden_size + config.num_attention_heads * patches**2
     crops = int(np.prod(pixels.shape[:-3]))
     return crops * (len(anatomy.vision.blocks) + 1) * a_layer * anatomy.model.dtype.itemsize
-
-
-def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], checks: Mapping[str, Any]) -> dict[str, Any]:
-    """With what a trace was made; plain data, no clock, so that equal runs leave equal files."""
-    model = anatomy.model
-    quantization = getattr(model.config, "quantization_config", None)
-    return {
-        "model": _name(model),
-        "revision": getattr(model.config, "_commit_hash", None),
-        "class": type(model).__name__,
-        "processor": type(processor).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": anatomy.decoder.owner.config._attn_implementation,
-        "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
-        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
-        "layer_count": anatomy.layers,
-        "hidden_layer_count": anatomy.layers + 1,
-        "head_count": anatomy.heads,
-        "vocabulary": anatomy.vocabulary,
-        "images": [fingerprint(image) for image in images],
-        "versions": {
-            "llava_probe": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "checks": dict(checks),
-    }
-
-
-def _name(model: Any) -> str:
-    where = model.config._name_or_path
-    return "tiny" if where == str(tiny.path()) else where or type(model).__name__

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from llava_probe import tiny
 from llava_probe.anatomy import anatomy
 from llava_probe.capture import Capture, Plan, resolve
 from llava_probe.errors import BadInput, BadModel
@@ -30,7 +26,6 @@ from llava_probe.generation import (
     Vocabulary,
     announce,
     check_decoding,
-    provenance_of,
     run_generate,
     run_score,
     scored_trace,
@@ -38,27 +33,16 @@ from llava_probe.generation import (
 )
 from llava_probe.layout import lay_out
 from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
+from llava_probe.provenance import provenance_of
 from llava_probe.recorder import Prompt, alone_with
 from llava_probe.request import Request, unsaved
 from llava_probe.trace import Trace
 
-#: The name of the model that ships inside.
-TINY = "tiny"
-
+#: How long an answer may get where nobody says.
 DEFAULT_NEW_TOKENS = 64
 
 _ASKING = ("image", "question", "prompt", "messages", "inputs")
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
-
-#: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
-TWINS = {
-    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "liuhaotian/llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "liuhaotian/llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "liuhaotian/llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "liuhaotian/llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
-}
 
 
 class VLM:
@@ -341,50 +325,6 @@ class VLM:
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         return Sample(question, request, layouts, provenance)
-
-
-def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
-    """Load a model and its processor; with no name the tiny one that ships inside (in float32).
-
-    Args:
-        name: a repository on the Hugging Face hub, a folder, or ``"tiny"``.
-        **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
-            ``quantization_config``, ``revision``, ``attn_implementation`` ...
-
-    Raises:
-        BadModel: an original LLaVA checkpoint (the message names its converted twin), or nothing loadable.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    where = str(name) if name is not None else TINY
-    if where == TINY:
-        where, kwargs = str(tiny.path()), {"dtype": "float32", **kwargs}
-    if where.startswith("liuhaotian/"):
-        twin = TWINS.get(where)
-        told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
-        raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
-    shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    try:
-        with _quietly(name is None or name == TINY):
-            processor = AutoProcessor.from_pretrained(where, **shared)
-            model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
-    except Exception as error:  # each backend, format and quantiser has errors of its own
-        reason = " ".join(str(error).split())
-        raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
-    return VLM(model.eval(), processor)
-
-
-@contextmanager
-def _quietly(quiet: bool) -> Iterator[None]:
-    """Without the progress bar of weights that load in a blink."""
-    was = logging.is_progress_bar_enabled()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if quiet and was:
-            logging.enable_progress_bar()
 
 
 def _input_device(model: Any) -> torch.device:

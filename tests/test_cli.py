@@ -82,7 +82,7 @@ def models(monkeypatch):
         asked.append((given, settings))
         return generate(self, *given, **settings)
 
-    monkeypatch.setattr("llava_probe.model.load", noted)
+    monkeypatch.setattr("llava_probe.loading.load", noted)
     monkeypatch.setattr(lp.VLM, "generate", noted_generate)
     return loaded, asked
 

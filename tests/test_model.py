@@ -5,7 +5,7 @@ import torch
 from conftest import llava_processor, photo, random_llava
 
 import llava_probe as lp
-from llava_probe.model import TWINS
+from llava_probe.loading import TWINS
 
 QUESTION = "what is the text on the stop sign"
 

@@ -1,0 +1,71 @@
+"""A model and its processor by name: from the hub, from a folder, or the tiny one that ships inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from llava_probe import tiny
+from llava_probe.errors import BadModel
+from llava_probe.model import VLM
+
+#: The name of the model that ships inside.
+TINY = "tiny"
+
+#: Original LLaVA checkpoints, which transformers cannot load, and their converted twins.
+TWINS = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "liuhaotian/llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "liuhaotian/llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "liuhaotian/llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "liuhaotian/llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
+}
+
+
+def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
+    """Load a model and its processor; with no name the tiny one that ships inside (in float32).
+
+    Args:
+        name: a repository on the Hugging Face hub, a folder, or ``"tiny"``.
+        **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
+            ``quantization_config``, ``revision``, ``attn_implementation`` ...
+
+    Raises:
+        BadModel: an original LLaVA checkpoint (the message names its converted twin), or nothing loadable.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    where = str(name) if name is not None else TINY
+    if where == TINY:
+        where, kwargs = str(tiny.path()), {"dtype": "float32", **kwargs}
+    if where.startswith("liuhaotian/"):
+        twin = TWINS.get(where)
+        told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
+        raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
+    shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    try:
+        with _quietly(name is None or name == TINY):
+            processor = AutoProcessor.from_pretrained(where, **shared)
+            model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
+    except Exception as error:  # each backend, format and quantiser has errors of its own
+        reason = " ".join(str(error).split())
+        raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
+    return VLM(model.eval(), processor)
+
+
+@contextmanager
+def _quietly(quiet: bool) -> Iterator[None]:
+    """Without the progress bar of weights that load in a blink."""
+    was = logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and was:
+            logging.enable_progress_bar()

@@ -1,0 +1,47 @@
+"""With what a trace was made: model, dtype, kernels, versions, and a hash of each picture."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from llava_probe import __version__, tiny
+from llava_probe.anatomy import Anatomy
+from llava_probe.images import fingerprint
+
+
+def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], checks: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a trace was made; plain data, no clock, so that equal runs leave equal files."""
+    model = anatomy.model
+    quantization = getattr(model.config, "quantization_config", None)
+    return {
+        "model": _name(model),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "class": type(model).__name__,
+        "processor": type(processor).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": anatomy.decoder.owner.config._attn_implementation,
+        "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
+        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+        "layer_count": anatomy.layers,
+        "hidden_layer_count": anatomy.layers + 1,
+        "head_count": anatomy.heads,
+        "vocabulary": anatomy.vocabulary,
+        "images": [fingerprint(image) for image in images],
+        "versions": {
+            "llava_probe": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "checks": dict(checks),
+    }
+
+
+def _name(model: Any) -> str:
+    where = model.config._name_or_path
+    return "tiny" if where == str(tiny.path()) else where or type(model).__name__
