@@ -307,7 +307,7 @@ def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> 
 def _vision(recorder: Recorder, images: Sequence[int], config: Any) -> list[dict[str, Tensor]]:
     """Each sample's crops of the vision tower's records.
 
-    Where the model encodes pictures inside its forward pass (before transformers 5.2x), each stands there once for
+    Where the model encodes pictures inside its forward pass (as in transformers 5.17), each stands there once for
     every beam or returned sequence; only the first is kept.
     """
     found: list[dict[str, Tensor]] = [{} for _ in images]
