@@ -69,12 +69,12 @@ def _twin(implementation: str) -> str:
         return name
 
     def attention(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:  # some towers pass the mask by this name
         # A modeling file may override an implementation for itself with a table of its own.
         table = getattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-        output = table[implementation](module, query, key, value, mask, **kwargs)
-        _tell(module, query, key, mask, kwargs)
+        output = table[implementation](module, query, key, value, attention_mask, **kwargs)
+        _tell(module, query, key, attention_mask, kwargs)
         return output
 
     AttentionInterface.register(name, attention)

@@ -6,6 +6,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torchvision_half
+
+torchvision_half.present()
+
 import numpy as np
 import pytest
 import torch

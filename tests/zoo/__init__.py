@@ -1,0 +1,56 @@
+"""Tiny random models of the families of transformers, with their real processors: built from configs, nothing fetched.
+
+    vlm = zoo.vlm("qwen2_vl")           # an lp.VLM in float32, built once a session
+    model, processor = zoo.build("qwen2_vl")    # a fresh pair
+
+Each builder is registered under its key in transformers' image-text-to-text mapping (``config.model_type``), or under
+that key and a word for a variation (``"llava_next full"``). Random weights are wide enough that pictures matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+import llava_probe as lp
+
+_FILES = ("llava", "qwen")
+
+BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {}
+
+
+def family(name: str) -> Callable[[Callable[[], tuple[Any, Any]]], Callable[[], tuple[Any, Any]]]:
+    """Register a builder of (model, processor) under ``name``."""
+
+    def register(builder: Callable[[], tuple[Any, Any]]) -> Callable[[], tuple[Any, Any]]:
+        assert name not in BUILDERS, name
+        BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """A fresh model (float32, eval, seeded, no stop before the asked length) and its processor."""
+    torch.manual_seed(0)
+    model, processor = BUILDERS[name]()
+    model = model.float().eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model, processor
+
+
+@cache
+def vlm(name: str) -> lp.VLM:
+    """The one of a session; leave it as it was."""
+    return lp.VLM(*build(name))
+
+
+for _file in _FILES:
+    import_module(f"zoo.{_file}")
+
+NAMES = tuple(BUILDERS)
