@@ -3,26 +3,31 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint tiny benchmark figures notebooks
+.PHONY: demo test lint families tiny benchmark figures notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy llava_probe
 
+# The table that llava-probe models prints, from what the tests hold.
+families: $(VENV)/.dev
+	cd tests && HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m zoo.report
+
 # The tiny model's weights again, from a seed: about an hour on two cores.
 tiny: $(VENV)/.dev
 	$(BIN)/python -m llava_probe.tiny.train --out llava_probe/tiny/weights
 
-# Time and memory of capture beside plain generate, eager attention and transformers' own recorders.
+# Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts.
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/capture.py
+	$(BIN)/python benchmarks/layouts.py
 
 figures: $(VENV)/.dev
 	$(BIN)/python figures/make.py
@@ -39,4 +44,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision-half torchvision==0.28.0
 	touch $@ $(VENV)/.installed

@@ -32,6 +32,7 @@ _NAMES = {
     "rollout": "analyzers.rollout",
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
+    "families": "family_table",
     "figures": "view.figures",
     **dict.fromkeys(
         (

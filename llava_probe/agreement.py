@@ -123,7 +123,8 @@ def _rows_equal_eager(vlm: VLM, scored: Trace, limit: float) -> Iterator[Finding
     with _eager(vlm):
         eager = vlm.rerun(scored)
     yield Finding("attention rows of transformers' eager attention", _apart(scored.attention, eager.attention), limit)
-    yield Finding("a row's sum is one", float((scored.attention.float().sum(-1) - 1).abs().max()), limit)
+    sums = scored.attention.float().sum(-1)  # less than one beside a sink, in ours as in theirs
+    yield Finding("a row's sum is that of eager's", _apart(sums, eager.attention.float().sum(-1)), limit)
 
 
 def _score_equals_generate(trace: Trace, scored: Trace, limit: float) -> Iterator[Finding]:

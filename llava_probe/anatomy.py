@@ -1,17 +1,21 @@
 """Which modules of a model are its blocks, found by type, never by path.
 
 Every transformers model class says what it can record (``_can_record_outputs``: the class of its blocks, the class
-of its attention). Reading that finds the same parts in every family, so no list of layer names is kept here.
+of its attention). Reading that finds the same parts in every family, so no list of layer names is kept here. A block
+may have no attention over the sequence (linear attention, convolution, a state space, attention to the picture
+alone): it is listed as such, with its kind.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from llava_probe.errors import BadModel
 
@@ -35,12 +39,31 @@ class Stack:
         for block in self.blocks:
             yield from (module for module in block.modules() if id(module) in self.attentions)
 
+    @property
+    def other_layers(self) -> dict[int, str]:
+        """The blocks without attention over the sequence, by index: ``{0: "Lfm2DecoderLayer, conv"}``."""
+        kinds = getattr(self.owner.config, "layer_types", None) or []
+        attending = set(self.attentions.values())
+        return {
+            index: ", ".join([type(block).__name__, *kinds[index : index + 1]])
+            for index, block in enumerate(self.blocks)
+            if index not in attending
+        }
+
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a vision-language model that records are taken from."""
+    """The parts of a vision-language model that records are taken from.
+
+    Attributes:
+        model: the whole.
+        generator: the part whose ``generate`` makes the steps: the whole, or the language model that it calls.
+        decoder: the blocks that read the sequence.
+        vision: the tower that reads the picture, where it has blocks.
+    """
 
     model: PreTrainedModel
+    generator: PreTrainedModel
     decoder: Stack
     vision: Stack | None
 
@@ -49,68 +72,145 @@ class Anatomy:
         """How many blocks the decoder has."""
         return len(self.decoder.blocks)
 
+    @cached_property
+    def head_counts(self) -> dict[int, int]:
+        """How many query heads each block with attention has, by the block's index."""
+        return {
+            self.decoder.attentions[id(module)]: _head_count(module, self._text_config)
+            for module in self.decoder.attention_modules()
+        }
+
     @property
     def heads(self) -> int:
-        """How many query heads a block has."""
-        return int(self.decoder.owner.config.get_text_config().num_attention_heads)
+        """How many query heads a block has; the largest number, where blocks differ."""
+        return max(self.head_counts.values(), default=0)
+
+    @property
+    def other_layers(self) -> dict[int, str]:
+        """The blocks without attention over the sequence, and what they are."""
+        return self.decoder.other_layers
 
     @property
     def vocabulary(self) -> int:
         """How many logits a step has."""
-        return int(self.decoder.owner.config.get_text_config().vocab_size)
+        return int(self._text_config.vocab_size)
 
     @property
     def width(self) -> int:
         """Width of a hidden state."""
-        return int(self.decoder.owner.config.get_text_config().hidden_size)
+        return int(self._text_config.hidden_size)
+
+    @property
+    def _text_config(self) -> Any:
+        return self.decoder.owner.config.get_text_config()
+
+    def __str__(self) -> str:
+        attending = len(self.head_counts)
+        layers = (
+            f"{self.layers} layers"
+            if attending == self.layers
+            else f"{self.layers} layers ({attending} with attention)"
+        )
+        heads = " or ".join(str(count) for count in sorted(set(self.head_counts.values())))
+        return f"{layers} × {heads} heads"
 
 
 def anatomy(model: Any) -> Anatomy:
     """The parts of ``model``; a ``PeftModel`` is looked into as the model that it wraps.
 
     Raises:
-        BadModel: not a model of transformers that turns pictures and text into text.
+        BadModel: not a model of transformers that turns pictures and text into text, token by token.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         raise BadModel(f"expected a transformers model, got {type(model).__name__}")
     name = type(model).__name__
-    if not hasattr(model.config, "vision_config") or not hasattr(model, "generate"):
+    if not hasattr(model.config, "vision_config") and "image" not in model.input_modalities:
         raise BadModel(
             f"{name} is not a vision-language model: its config has no vision_config; "
             "load one with lp.load('llava-hf/llava-1.5-7b-hf') or AutoModelForImageTextToText"
         )
-    owner = model.get_decoder()
-    decoder = _stack(owner)
-    if decoder is None:
-        raise BadModel(f"{name}: {type(owner).__name__} does not say which of its modules are blocks")
-    inside = {id(module) for module in owner.modules()}
-    towers = (module for module in model.modules() if isinstance(module, PreTrainedModel) and id(module) not in inside)
-    vision = next((stack for tower in towers if tower is not model and (stack := _stack(tower))), None)
-    return Anatomy(model=model, decoder=decoder, vision=vision)
+    if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
+        raise BadModel(
+            f"{name} has an encoder that reads the prompt and a decoder that does not: a trace is of one sequence, "
+            "prompt and answer; load a decoder-only model"
+        )
+    if not isinstance(model, GenerationMixin):
+        raise BadModel(f"{name} does not generate token by token, so there are no steps to record")
+    decoder = _decoder(model)
+    return Anatomy(model, _generator(model, decoder), decoder, _vision(model, decoder))
 
 
-def _stack(owner: Any) -> Stack | None:
+def _head_count(module: nn.Module, config: Any) -> int:
+    for name in ("num_heads", "num_attention_heads"):
+        if isinstance(own := getattr(module, name, None), int):
+            return own
+    return int(getattr(module, "config", config).num_attention_heads)
+
+
+def reads_interface(module: nn.Module) -> bool:
+    """Whether an attention module looks up its kernel in transformers' ``AttentionInterface`` at each call."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _decoder(model: PreTrainedModel) -> Stack:
+    owner: Any = model.get_decoder()
+    found = list(_stacks(owner))
+    if not found:
+        raise BadModel(f"{type(model).__name__}: {type(owner).__name__} does not say which of its modules are blocks")
+    # A wrapper that adds a language head holds the same blocks; the innermost holder returns hidden states.
+    return [stack for stack in found if stack.blocks == found[0].blocks][-1]
+
+
+def _generator(model: Any, decoder: Stack) -> Any:
+    if type(model).generate is GenerationMixin.generate:
+        return model
+    inner: list[Any] = [part for part in model.modules() if isinstance(part, GenerationMixin) and part is not model]
+    holders = [part for part in inner if any(module is decoder.owner for module in part.modules())]
+    return holders[0] if holders else model
+
+
+def _vision(model: PreTrainedModel, decoder: Stack) -> Stack | None:
+    """The first tower for pictures beside the decoder's blocks."""
+    taken = {id(block) for block in decoder.blocks}
+    towers = [stack for stack in _stacks(model) if not any(id(block) in taken for block in stack.blocks)]
+    seeing = [stack for stack in towers if "image" in stack.owner.input_modalities]
+    return next(iter(seeing or towers), None)
+
+
+def _stacks(model: nn.Module) -> Iterator[Stack]:
+    """Every model inside that says what its blocks are, outermost first."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and (stack := _stack(part)) is not None:
+            yield stack
+
+
+def _stack(owner: PreTrainedModel) -> Stack | None:
     records = getattr(type(owner), "_can_record_outputs", None) or {}
-    block_classes = _classes(records.get("hidden_states"))
-    attention_classes = _classes(records.get("attentions"))
-    if not block_classes:
+    named = list(owner.named_modules())
+    blocks = tuple(module for name, module in named if _is_one_of(records.get("hidden_states"), name, module))
+    if not blocks:
         return None
-    blocks: tuple[Any, ...] = tuple(module for module in owner.modules() if isinstance(module, block_classes))
-    attentions = {
-        id(module): index
-        for index, block in enumerate(blocks)
-        for module in block.modules()
-        if attention_classes and isinstance(module, attention_classes)
+    recorded = records.get("attentions")
+    attending = {
+        id(module)
+        for name, module in named
+        if "Cross" not in type(module).__name__  # its keys are the picture's features, not the sequence
+        and (_is_one_of(recorded, name, module) if recorded else reads_interface(module))
     }
-    return Stack(owner, blocks, attentions) if blocks else None
+    attentions = {
+        id(module): index for index, block in enumerate(blocks) for module in block.modules() if id(module) in attending
+    }
+    return Stack(owner, blocks, attentions)
 
 
-def _classes(specs: Any) -> tuple[type, ...]:
-    """The module classes named by one entry of ``_can_record_outputs``: a class, a recorder, or a list of them."""
-    if specs is None:
-        return ()
-    specs = specs if isinstance(specs, list | tuple) else [specs]
-    classes = (spec if isinstance(spec, type) else getattr(spec, "target_class", None) for spec in specs)
-    return tuple(found for found in classes if found is not None)
+def _is_one_of(specs: Any, name: str, module: nn.Module) -> bool:
+    """Whether one entry of ``_can_record_outputs`` means this module: a class, a recorder, or a list of them."""
+    for spec in specs if isinstance(specs, list | tuple) else [specs]:
+        kind = spec if isinstance(spec, type) else getattr(spec, "target_class", None)
+        place = (getattr(spec, "layer_name", None) or "").strip(".")
+        if kind is not None and isinstance(module, kind) and (not place or f".{place}." in f".{name}."):
+            return True
+    return False

@@ -12,7 +12,8 @@ layer that is not there is an error before the model runs, and so that the size 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,8 @@ class Capture:
             token that was fed back; the default), ``"all"``, ``"prompt"`` (all of it), ``"image"`` (visual tokens),
             ``"text"`` (the prompt's other tokens), ``"last_prompt"``, numbers, or a list of these.
         attention: keep attention rows at all.
-        attention_layers: of which blocks, from 0; all by default.
+        attention_layers: of which blocks, from 0; by default all that have attention (where blocks differ in their
+            number of heads, those with the usual one).
         heads: which query heads; all by default.
         attention_positions: rows of which query positions, as for ``positions``.
         logits: the model's own logits: all (True), the top k of each step (an int), or none (False).
@@ -115,8 +117,17 @@ class Plan:
     capture: Capture = field(repr=False)
 
 
-def resolve(capture: Capture, layers: int, heads: int, vocabulary: int) -> Plan:
-    """The plan of ``capture`` for a model with ``layers`` blocks of ``heads`` query heads.
+def resolve(
+    capture: Capture, layers: int, heads: Mapping[int, int], vocabulary: int, others: Mapping[int, str] | None = None
+) -> Plan:
+    """The plan of ``capture`` for one model.
+
+    Args:
+        capture: what to keep.
+        layers: how many blocks the model has.
+        heads: how many query heads each of its blocks with attention has, by the block's index.
+        vocabulary: how many logits a step has.
+        others: the blocks without attention, and what they are.
 
     Raises:
         OutOfRange: a layer or head that the model does not have, or more of the top than its vocabulary.
@@ -129,15 +140,44 @@ def resolve(capture: Capture, layers: int, heads: int, vocabulary: int) -> Plan:
         kept = _within(capture.layers, layers + 1, f"hidden states 0 to {layers}", "layer")
         hidden = Selection(kept, capture.positions)  # type: ignore[arg-type]
     if capture.attention:
-        kept = _within(capture.attention_layers, layers, f"attention layers 0 to {layers - 1}", "attention layer")
-        attention = Selection(kept, capture.attention_positions)  # type: ignore[arg-type]
+        attention = Selection(
+            _attending(capture.attention_layers, layers, heads, others or {}),
+            capture.attention_positions,  # type: ignore[arg-type]
+        )
+    count = heads[attention.layers[0]] if attention.layers else max(heads.values(), default=0)
     return Plan(
         hidden=hidden,
         attention=attention,
-        heads=_within(capture.heads, heads, f"heads 0 to {heads - 1}", "head"),
+        heads=_within(capture.heads, count, f"heads 0 to {count - 1}", "head"),
         vision=capture.vision,
         capture=capture,
     )
+
+
+def _attending(
+    given: Sequence[int] | None, layers: int, heads: Mapping[int, int], others: Mapping[int, str]
+) -> tuple[int, ...]:
+    """Blocks whose rows fit one tensor: those asked for, or all with the number of heads that most of them have."""
+    if given is None:
+        usual = Counter(heads.values()).most_common(1)
+        return tuple(layer for layer in sorted(heads) if heads[layer] == usual[0][0])
+    chosen = _within(given, layers, f"attention layers 0 to {layers - 1}", "attention layer")
+    for layer in chosen:
+        if layer in others:
+            raise OutOfRange(
+                f"layer {layer} has no attention rows: it is of another kind ({others[layer]}); "
+                f"this model has attention in {_listed(heads)}"
+            )
+    if len({heads[layer] for layer in chosen}) > 1:
+        kinds = [
+            f"{_listed(layer for layer in chosen if heads[layer] == n)} with {n}" for n in sorted(set(heads.values()))
+        ]
+        raise OutOfRange(f"layers of different numbers of heads do not fit one trace: {', '.join(kinds)} heads")
+    return chosen
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return "layers " + ", ".join(str(layer) for layer in sorted(layers))
 
 
 @dataclass(frozen=True)

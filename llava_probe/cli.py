@@ -1,4 +1,4 @@
-"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``.
+"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``, ``models``.
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What goes wrong on purpose is one
 sentence on standard error and exit status 1.
@@ -7,6 +7,7 @@ sentence on standard error and exit status 1.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,27 @@ def check(
         typer.echo(str(found))
         if not found.ok:
             raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    only: Annotated[str | None, typer.Argument(help="Only names with this text in them: qwen.")] = None,
+) -> None:
+    """What holds for each family of transformers, as the tests found it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from llava_probe.family_table import families
+
+    table = Table("family", "places of visual tokens", "rows = eager", "note", box=None, pad_edge=False)
+    shown = [family for family in families() if only is None or only in family.name]
+    for family in shown:
+        rows = {True: "yes", False: "no", None: ""}[family.rows]
+        table.add_row(family.name, family.places, rows, family.note)
+    console = Console()
+    console.print(table)
+    counts = Counter(family.places for family in shown)
+    console.print(f"\n{len(shown)} families: " + ", ".join(f"{count} {places}" for places, count in counts.items()))
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
-from transformers.utils import ModelOutput
 
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
@@ -30,7 +29,7 @@ from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
 from llava_probe.request import Request
 from llava_probe.spellings import Spellings, spellings
-from llava_probe.tokens import tokens_of
+from llava_probe.tokens import Token, tokens_of
 from llava_probe.trace import Trace
 
 #: Above this a capture's size is told before it starts.
@@ -130,8 +129,9 @@ def run_generate(
             return_dict_in_generate=True,
             output_scores=bool(capture.scores),
             output_logits=bool(capture.logits),
+            **_whole_prompt(recorder),
         )
-    out["past_key_values"] = None  # as large as the trace, and done with
+    out["past_key_values"] = out["hidden_states"] = None  # as large as the trace, and done with
     return recorder, out, ended
 
 
@@ -162,15 +162,32 @@ def run_score(
     model: Any = anatomy.model
     ids = inputs["input_ids"]
     fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
-    extended: dict[str, Any] = dict(inputs)
+    extended: dict[str, Any] = {**inputs, "use_cache": False}
     for _ in range(len(answer) - 1):
-        extended = model._update_model_kwargs_for_generation(ModelOutput(), extended)
+        extended = model._update_model_kwargs_for_generation(_Nothing(), extended, is_encoder_decoder=False)
+    for name, value in extended.items():  # marks of the prompt's visual tokens: the answer has none
+        if isinstance(value, Tensor) and value.shape == ids.shape:
+            extended[name] = torch.nn.functional.pad(value, (0, len(answer) - 1))
+    extended = {name: value for name, value in extended.items() if value is not None}
     extended["input_ids"] = torch.cat([ids, fed], dim=1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extended["logits_to_keep"] = len(answer)
     with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
-        logits = runner(**extended, use_cache=False).logits
+        logits = runner(**extended, **_whole_prompt(recorder)).logits
     return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
+
+
+class _Nothing(dict[str, Any]):
+    """The output of a pass that was not run: whatever a model would take over from one is not there."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _whole_prompt(recorder: Recorder) -> dict[str, bool]:
+    """Layers that share keys run for the prompt's last token alone, unless somebody asks for all states."""
+    shares = getattr(recorder.anatomy.decoder.owner.config, "num_kv_shared_layers", 0)
+    return {"output_hidden_states": True} if shares and recorder.wants_prompt else {}
 
 
 @dataclass(frozen=True)
@@ -185,10 +202,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What turns ids into tokens: the tokenizer and the id that stands for a visual token."""
+    """What turns ids into tokens: the tokenizer, and the ids of visual tokens, -1 where there is none.
+
+    Attributes:
+        tokenizer: of the processor.
+        image_token: of a picture; ``video_token``: of a video's frame, which may be the same.
+    """
 
     tokenizer: Any
     image_token: int
+    video_token: int = -1
+
+    @property
+    def visual(self) -> tuple[int, int]:
+        """The ids of all visual tokens."""
+        return self.image_token, self.video_token
 
     @cached_property
     def _whole(self) -> Spellings:
@@ -281,7 +309,7 @@ def _trace(
     if plan.attention.layers:
         records["attention"], attention_positions = recorder.attention(number, source)
     return Trace(
-        tokens=tokens_of(vocabulary.tokenizer, ids, prompt_length, vocabulary.image_token),
+        tokens=_tokens(vocabulary, ids, recorder.prompts[number]),
         prompt_length=prompt_length,
         answer=vocabulary.tokenizer.decode(ids[prompt_length:], skip_special_tokens=True).strip(),
         images=sample.question.images,
@@ -289,12 +317,19 @@ def _trace(
         request=sample.request,
         provenance=sample.provenance,
         records=records,
-        hidden_layers=plan.hidden.layers,
+        hidden_layers=recorder.hidden_layers,
         hidden_positions=tuple(hidden_positions),
         attention_layers=plan.attention.layers,
         attention_heads=plan.heads if plan.attention.layers else (),
         attention_positions=tuple(attention_positions),
     )
+
+
+def _tokens(vocabulary: Vocabulary, ids: Sequence[int], prompt: Prompt) -> tuple[Token, ...]:
+    """Tokens with their roles; some models put pictures where ordinary ids stand."""
+    seen = set(prompt.image_positions)
+    tokens = tokens_of(vocabulary.tokenizer, ids, prompt.length, vocabulary.visual)
+    return tuple(replace(token, role="image") if token.position in seen else token for token in tokens)
 
 
 def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> dict[str, Tensor]:
@@ -305,25 +340,16 @@ def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> 
 
 
 def _vision(recorder: Recorder, images: Sequence[int], config: Any) -> list[dict[str, Tensor]]:
-    """Each sample's crops of the vision tower's records.
+    """Each sample's records of the vision tower.
 
     Where the model encodes pictures inside its forward pass (as in transformers 5.17), each stands there once for
-    every beam or returned sequence; only the first is kept.
+    every beam or returned sequence.
     """
-    found: list[dict[str, Tensor]] = [{} for _ in images]
+    if recorder.tower is None:
+        return [{} for _ in images]
     inside = "mm_encoder_outputs" not in inspect.signature(recorder.anatomy.model.forward).parameters
     copies = max(config.num_beams or 1, config.num_return_sequences or 1) if inside else 1
-    for name in ("vision_hidden", "vision_attention"):
-        layers = [tensor for _, tensor in sorted(getattr(recorder, name).items())]
-        crops = len(layers[0]) // sum(images) if layers else 0
-        start = 0
-        for sample, count in enumerate(images):
-            rows = torch.arange(start * crops, (start + count) * crops).view(count, crops)
-            rows = rows[:, : crops // copies].flatten()
-            if layers:
-                found[sample][name] = torch.stack([tensor[rows] for tensor in layers], dim=1)
-            start += count
-    return found
+    return recorder.tower.records(images, copies)
 
 
 def _lengths(
@@ -379,11 +405,16 @@ def announce(
 
 
 def _vision_bytes(anatomy: Anatomy, pixels: Tensor | None) -> int:
+    """About how much the vision tower's records take; 0 where its config does not tell its sizes."""
     if anatomy.vision is None or pixels is None:
         return 0
     config = anatomy.vision.owner.config
-    patch = getattr(config, "patch_size", 14)
-    patches = int(np.prod(pixels.shape[-2:])) // patch**2 + 1
-    a_layer = patches * config.hidden_size + config.num_attention_heads * patches**2
+    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    patch = getattr(config, "patch_size", None)
+    if not (width and heads and patch):
+        return 0
+    patch = patch if isinstance(patch, int) else patch[0]
     crops = int(np.prod(pixels.shape[:-3]))
+    patches = pixels.shape[0] if pixels.ndim == 2 else int(np.prod(pixels.shape[-2:])) // patch**2 + 1
+    a_layer = patches * width + heads * patches**2
     return crops * (len(anatomy.vision.blocks) + 1) * a_layer * anatomy.model.dtype.itemsize

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,9 @@ class ImageMap:
             return self.values.mean(0)
         return self.values[self._number(row)]
 
-    def pixels(self, row: int | None = None) -> FloatArray:
-        """[height, width] float32 on the original; NaN where the model saw nothing."""
-        return self.layout.to_pixels(self.row(row))
+    def pixels(self, row: int | None = None, tiles: int | Sequence[int] | None = None) -> FloatArray:
+        """[height, width] float32 on the original; NaN where the model saw nothing (in these ``tiles``, 0 the whole)."""
+        return self.layout.to_pixels(self.row(row), tiles)
 
     def grid(self, row: int | None = None) -> FloatArray:
         """[rows, columns] where the visual tokens form one grid.
@@ -121,8 +121,10 @@ class ImageMap:
         return self.row(row).reshape(self.layout.grid).numpy()
 
     def peak(self, row: int | None = None) -> tuple[float, float]:
-        """(x, y) centre of the top token's box in pixels of the original; ties: their mean."""
+        """(x, y) centre of the top token's box in pixels of the original; ties: their mean; NaN where no token is."""
         values = self.row(row)
+        if not len(values):
+            return float("nan"), float("nan")
         x0, y0, x1, y1 = self.layout.boxes[(values == values.max()).numpy()].mean(0).tolist()
         return (x0 + x1) / 2, (y0 + y1) / 2
 
@@ -188,7 +190,10 @@ class ImageMap:
                 return cls(
                     values=torch.from_numpy(held["values"]),
                     layout=ImageLayout(
-                        tuple(held["size"].tolist()), held["positions"], held["boxes"], held["tiles"], grid
+                        tuple(held["size"].tolist()),
+                        **{name: held[name] for name in _LAYOUT},
+                        grid=grid,
+                        frames=tuple(told["frames"]),
                     ),
                     image=Image.fromarray(held["image"]),
                     tokens=tuple(Token(**token) for token in told["tokens"]),
@@ -211,6 +216,7 @@ class ImageMap:
             "method": self.method,
             "about": self.about,
             "grid": self.layout.grid,
+            "frames": self.layout.frames,
             "tokens": [asdict(token) for token in self.tokens],
         }
         marked = {} if self.marked is None else {"marked": self.marked.numpy()}

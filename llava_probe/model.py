@@ -13,9 +13,11 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from llava_probe.anatomy import anatomy
@@ -31,8 +33,8 @@ from llava_probe.generation import (
     scored_trace,
     traces_of,
 )
-from llava_probe.layout import lay_out
-from llava_probe.prompts import Question, answer_ids, encode, image_token_id, pose
+from llava_probe.layout import Clips, ImageLayout, Layouts, Probe
+from llava_probe.prompts import Question, answer_ids, encode, marked, pose, token_id
 from llava_probe.provenance import provenance_of
 from llava_probe.recorder import Prompt, alone_with
 from llava_probe.request import Request, unsaved
@@ -41,7 +43,7 @@ from llava_probe.trace import Trace
 #: How long an answer may get where nobody says.
 DEFAULT_NEW_TOKENS = 64
 
-_ASKING = ("image", "question", "prompt", "messages", "inputs")
+_ASKING = ("image", "question", "video", "prompt", "messages", "inputs")
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
 
@@ -52,10 +54,15 @@ class VLM:
         model: any decoder-only image-text model of transformers, or a PEFT wrapper around one.
         processor: the processor it was trained with.
         anatomy: its blocks and towers, as found by type.
+        layouts: works out where its visual tokens lie.
         checks: what ``lp.check`` found, kept in the provenance of later traces.
+
+    Args:
+        layout: where the places of visual tokens come from: ``"auto"`` (the family's written way of tiling, else
+            measured once for each picture size), ``"measured"``, or ``"none"``.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, *, layout: str = "auto") -> None:
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
             raise BadModel(
                 f"expected a processor with a tokenizer and an image processor, got {type(processor).__name__}; "
@@ -67,17 +74,20 @@ class VLM:
         self.anatomy = anatomy(model)
         if model.training:
             warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
-        self._vocabulary = Vocabulary(processor.tokenizer, image_token_id(self.anatomy.model))
+        image, video = (token_id(self.anatomy.model, processor, kind) for kind in ("image", "video"))
+        self._vocabulary = Vocabulary(processor.tokenizer, image, video)
+        self.layouts = Layouts(self.anatomy.model, processor, layout)
 
     def __repr__(self) -> str:
         inside = self.anatomy
-        return f"VLM({type(inside.model).__name__}, {inside.layers} layers × {inside.heads} heads, {self.model.dtype})"
+        return f"VLM({type(inside.model).__name__}, {inside}, {self.model.dtype})"
 
     def generate(
         self,
         image: Any = None,
         question: str | None = None,
         *,
+        video: Any = None,
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
@@ -92,9 +102,12 @@ class VLM:
         Args:
             image: path, URL, bytes, PIL image or array, or a list of them for several pictures.
             question: plain words; the model's chat template is applied.
+            video: frames: a list of pictures, an array [F, H, W, 3] or an animated GIF; a list of these for several
+                videos. The frames given are the frames that the model sees, unless ``processor_kwargs`` says
+                ``do_sample_frames``; in the trace they follow the pictures, one layout each.
             prompt: or the whole text as it is, image places included.
-            messages: or a whole chat, pictures inside or in ``image``.
-            inputs: or ready-made model inputs of one sample, its pictures in ``image``.
+            messages: or a whole chat, pictures and videos inside or in ``image`` and ``video``.
+            inputs: or ready-made model inputs of one sample, its pictures in ``image``, its frames in ``video``.
             max_new_tokens: at least 1; 64 unless ``max_length``, a ``generation_config`` or the model's own says.
             capture: what to keep; ``lp.Capture()`` when None.
             seed: ``torch.manual_seed`` just before the run.
@@ -105,7 +118,7 @@ class VLM:
             BadInput: something that cannot be asked; the sentence says what to type instead.
             NotANumber: the model's logits became NaN.
         """
-        asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
+        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
         arguments = self._arguments(max_new_tokens, generate_kwargs)
         return self._generate([asked], arguments, capture, seed, processor_kwargs)[0]
 
@@ -147,6 +160,7 @@ class VLM:
         question: str | None = None,
         answer: str | Sequence[int] | Tensor = "",
         *,
+        video: Any = None,
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
@@ -156,10 +170,10 @@ class VLM:
         """The same record for a given answer, in one teacher-forced forward pass.
 
         Args:
-            image, question, prompt, messages, inputs, capture, processor_kwargs: as for ``generate``.
+            image, question, video, prompt, messages, inputs, capture, processor_kwargs: as for ``generate``.
             answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
         """
-        asked = pose(self.processor, image, question, prompt=prompt, messages=messages, inputs=inputs)
+        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
         return self._score(asked, answer, capture, processor_kwargs)
 
     def _score(
@@ -176,10 +190,16 @@ class VLM:
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
         self._check_answer(ids)
         request = Request(
-            asked.prompt, asked.messages, asked.inputs, ids, processor=dict(processor_kwargs or {}), capture=capture
+            asked.prompt,
+            asked.messages,
+            asked.inputs,
+            asked.videos,
+            answer=ids,
+            processor=dict(processor_kwargs or {}),
+            capture=capture,
         )
-        sample = self._sample(asked, request, prompts[0])
-        announce(plan, self.anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=tensors.get("pixel_values"))
+        sample = self._sample([asked], 0, request, prompts[0], tensors)
+        announce(plan, self.anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=_pixels(tensors))
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
         return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
 
@@ -193,10 +213,10 @@ class VLM:
         lost = [name for name, value in request.generate.items() if unsaved(value)]
         if lost:
             raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
-        asked = Question(trace.images, request.prompt, request.messages, request.inputs)
+        asked = Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
         if request.answer is not None:
             return self._score(asked, request.answer, request.capture, request.processor)
-        if request.batch > 1 and check_decoding(self.anatomy.model, request.generate).do_sample:
+        if request.batch > 1 and check_decoding(self.anatomy.generator, request.generate).do_sample:
             raise BadInput(
                 "this answer was drawn beside the others of its batch, so it cannot be drawn again alone; "
                 "call generate_batch with the same samples and seed"
@@ -211,7 +231,7 @@ class VLM:
 
         Args:
             image, question: as for ``generate``.
-            **asking: ``prompt``, ``messages`` or ``inputs`` instead of a question; ``processor_kwargs``.
+            **asking: ``video``; ``prompt``, ``messages`` or ``inputs`` instead of a question; ``processor_kwargs``.
 
         Returns:
             Tensors on the model's device, and the settled question (pictures and prompt text).
@@ -219,6 +239,22 @@ class VLM:
         processor_kwargs = asking.pop("processor_kwargs", None) or {}
         asked = pose(self.processor, image, question, **asking)
         return self._prepare([asked], processor_kwargs)[0], asked
+
+    def lay_out(self, image: Any = None, question: str | None = "?", **asking: Any) -> tuple[ImageLayout, ...]:
+        """Where the visual tokens of these pictures would lie in the prompt, without asking the model.
+
+        Args:
+            image, question, **asking: as for ``model_inputs``.
+
+        Returns:
+            One layout a picture or frame; empty where the model's visual tokens have no place.
+        """
+        processor_kwargs = asking.pop("processor_kwargs", None) or {}
+        question = None if {"prompt", "messages", "inputs"} & set(asking) else question
+        asked = pose(self.processor, image, question, **asking)
+        tensors, prompts = self._prepare([asked], processor_kwargs)
+        with alone_with(self.anatomy.model):
+            return self._layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
 
     # --- details ---
 
@@ -232,16 +268,18 @@ class VLM:
     ) -> list[Trace]:
         capture = _capture(capture)
         seed = None if seed is None else _whole("seed", seed)
-        config = check_decoding(self.anatomy.model, arguments)
+        config = check_decoding(self.anatomy.generator, arguments)
         tensors, prompts = self._prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
         samples = [
             self._sample(
-                question,
+                questions,
+                number,
                 Request(
                     question.prompt,
                     question.messages,
                     question.inputs,
+                    question.videos,
                     generate={name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
                     processor=dict(processor_kwargs or {}),
                     seed=seed,
@@ -249,8 +287,9 @@ class VLM:
                     capture=capture,
                 ),
                 prompt,
+                tensors,
             )
-            for question, prompt in zip(questions, prompts, strict=True)
+            for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
         ]
         announce(
             plan,
@@ -258,7 +297,7 @@ class VLM:
             prompts,
             new_tokens=config.max_new_tokens or max(1, (config.max_length or 20) - prompts[0].length),
             sequences=max(config.num_beams or 1, config.num_return_sequences or 1),
-            pixels=tensors.get("pixel_values"),
+            pixels=_pixels(tensors),
         )
         recorder, out, ended = run_generate(
             self.model,
@@ -275,7 +314,7 @@ class VLM:
 
     def _arguments(self, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Generation arguments with a length, where nobody gave one."""
-        told = self.anatomy.model.generation_config.max_new_tokens is not None
+        told = self.anatomy.generator.generation_config.max_new_tokens is not None
         if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
             max_new_tokens = DEFAULT_NEW_TOKENS
         if max_new_tokens is None:
@@ -286,11 +325,12 @@ class VLM:
         wrong = [token for token in ids if not 0 <= token < self.anatomy.vocabulary]
         if wrong:
             raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {self.anatomy.vocabulary - 1}")
-        if self._vocabulary.image_token in ids:
+        if set(self._vocabulary.visual) & set(ids):
             raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")
 
     def _plan(self, capture: Capture) -> Plan:
-        return resolve(capture, self.anatomy.layers, self.anatomy.heads, self.anatomy.vocabulary)
+        inside = self.anatomy
+        return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
 
     def _prepare(
         self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
@@ -301,30 +341,70 @@ class VLM:
         mask = tensors.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         prompts = []
-        for row, kept in zip(ids, mask, strict=True):
+        for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
             padding = int((kept == 0).sum())
             if bool((kept[:padding] != 0).any()):
                 raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
-            image = (row[padding:] == self._vocabulary.image_token).nonzero().flatten().tolist()
-            prompts.append(Prompt(len(row) - padding, padding, tuple(image)))
+            places = self._visual(row[padding:]) or marked(tensors, number, padding)
+            prompts.append(Prompt(len(row) - padding, padding, places))
+        return self._sent(tensors), prompts
+
+    def _visual(self, ids: Tensor) -> tuple[int, ...]:
+        """Places of the visual tokens among the ids of one prompt."""
+        image, video = self._vocabulary.visual
+        return tuple(((ids == image) | (ids == video)).nonzero().flatten().tolist())
+
+    def _sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Model inputs on the model's device, in its dtype."""
         device, dtype = _input_device(self.anatomy.model), self.anatomy.model.dtype
-        moved = {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
             for name, value in tensors.items()
         }
-        return moved, prompts
 
-    def _sample(self, question: Question, request: Request, prompt: Prompt) -> Sample:
-        layouts = lay_out(
-            self.anatomy.model.config,
-            self.processor.image_processor,
-            [image.size for image in question.images],
-            prompt.image_positions,
-            request.processor,
-        )
+    def _sample(
+        self,
+        questions: Sequence[Question],
+        number: int,
+        request: Request,
+        prompt: Prompt,
+        tensors: Mapping[str, Tensor],
+    ) -> Sample:
+        """What a trace says of one sample of a batch besides what is recorded."""
+        question = questions[number]
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
+            layouts = self._layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         return Sample(question, request, layouts, provenance)
+
+    def _layouts_of(
+        self,
+        questions: Sequence[Question],
+        number: int,
+        prompt: Prompt,
+        tensors: Mapping[str, Tensor],
+        processor_kwargs: Mapping[str, Any],
+    ) -> tuple[ImageLayout, ...]:
+        """The layouts of one sample's pictures."""
+        question, before = questions[number], questions[:number]
+        ids = tensors["input_ids"][number, prompt.padding :]
+        filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
+
+        def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
+            other = replace(question, images=tuple(images), inputs=None)
+            if other.prompt is None:
+                other = pose(self.processor, other.stills, "?", video=other.clips or None)
+            return encode(self.processor, [other], processor_kwargs)
+
+        return self.layouts(
+            [image.size for image in question.images],
+            prompt.image_positions,
+            tensors,
+            Probe(encoded, self._sent, self._visual),
+            processor_kwargs,
+            sum(len(other.stills) for other in before),
+            Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
+        )
 
 
 def _input_device(model: Any) -> torch.device:
@@ -334,6 +414,11 @@ def _input_device(model: Any) -> torch.device:
     if device.type == "meta":
         device = torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", None) or "cpu")
     return device
+
+
+def _pixels(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What the vision tower reads."""
+    return tensors.get("pixel_values", tensors.get("pixel_values_videos"))
 
 
 def _whole(name: str, number: Any) -> int:

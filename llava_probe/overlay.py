@@ -48,8 +48,8 @@ class Backdrop:
         """RGB [height, width, 3] with ``values`` [N] over it; ``highest`` gets the full colour."""
         values = np.asarray(values, dtype=np.float32)
         top = scale_of(values) if highest is None else highest
-        seen = ~np.isnan(self.owner)
-        pixels = np.where(seen, values[np.where(seen, self.owner, 0).astype(np.intp)], np.float32(np.nan))
+        owner = np.where(np.isnan(self.owner), len(values), self.owner).astype(np.intp)
+        pixels = np.append(values, np.float32(np.nan))[owner]
         return blend(self.picture, pixels, top, signed=bool((values < 0).any()))
 
 

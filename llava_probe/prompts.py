@@ -10,26 +10,49 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.errors import BadInput, BadModel
+from llava_probe.errors import BadInput
 from llava_probe.images import open_image
+from llava_probe.videos import open_video, several_videos
 
 _PICTURE_KEYS = ("image", "path", "url", "base64")
+_VIDEO_KEYS = ("video", "path", "url")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One sample to ask: its pictures, and its text or its ready-made inputs."""
+    """One sample to ask: its pictures, and its text or its ready-made inputs.
+
+    Attributes:
+        images: the still pictures, then the frames of all videos.
+        prompt, messages, inputs: what is asked.
+        videos: how many frames each video has.
+    """
 
     images: tuple[Image.Image, ...]
     prompt: str | None
     messages: Any = None
     inputs: Mapping[str, Tensor] | None = None
+    videos: tuple[int, ...] = ()
+
+    @property
+    def stills(self) -> list[Image.Image]:
+        """The pictures that are no frames."""
+        return list(self.images[: len(self.images) - sum(self.videos)])
+
+    @property
+    def clips(self) -> list[list[Image.Image]]:
+        """The frames of each video."""
+        frames = self.images[len(self.images) - sum(self.videos) :]
+        ends = accumulate(self.videos)
+        return [list(frames[end - count : end]) for count, end in zip(self.videos, ends, strict=True)]
 
 
 def pose(
@@ -37,6 +60,7 @@ def pose(
     image: Any = None,
     question: str | None = None,
     *,
+    video: Any = None,
     prompt: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
@@ -52,27 +76,37 @@ def pose(
         told = "nothing" if not given else " and ".join(given)
         raise BadInput(f"ask with exactly one of question, prompt=, messages= or inputs=; got {told}")
     images = tuple(open_image(source) for source in _listed(image))
+    clips = several_videos(video)
     if inputs is not None:
-        return Question(images, None, inputs=_checked(inputs))
+        return _question(images, clips, None, inputs=_checked(inputs))
     if question is not None:
         if not isinstance(question, str) or not question.strip():
             raise BadInput(f"the question is empty; ask something in plain words (got {question!r})")
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+        content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in clips]
+        content += [{"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         text = _templated(processor, messages)
         messages = None
     elif messages is not None:
-        messages, inside = _unpacked(messages)
-        if inside and images:
+        messages, inside, filmed = _unpacked(messages)
+        if (inside and images) or (filmed and clips):
             raise BadInput("pictures were given both inside messages= and as image; give them in one place")
-        images = images or inside
+        images, clips = images or inside, clips or filmed
         text = _templated(processor, messages)
+        types = [part.get("type") for message in messages for part in message["content"]]
+        _check_places(text, "an image part", types.count("image"), len(images))
+        _check_places(text, "a video part", types.count("video"), len(clips), "video")
     else:
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(f"the prompt is empty (got {prompt!r})")
         text = prompt
-    _check_places(processor, text, len(images))
-    return Question(images, text, messages)
+        marks = _marks(processor, "image")
+        videos = [mark for mark in _marks(processor, "video") if mark not in marks]
+        for what, among, count in (("picture", marks, len(images)), ("video", videos, len(clips))):
+            if among:
+                mark = max(among, key=text.count)
+                _check_places(text, mark, text.count(mark), count, what)
+    return _question(images, clips, text, messages)
 
 
 def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -86,7 +120,10 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
             raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
         return dict(questions[0].inputs or {})
     texts = [question.prompt or "" for question in questions]
-    images = [list(question.images) for question in questions]
+    images = [question.stills for question in questions]
+    films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
+    if films and getattr(processor, "video_processor", None) is None:
+        raise BadInput(f"{type(processor).__name__} takes no video; pass its frames as a list of pictures")
     tokenizer = processor.tokenizer
     settings: dict[str, Any] = {"return_tensors": "pt"}
     if len(texts) > 1:
@@ -95,11 +132,27 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
         settings |= {"padding": True, "padding_side": "left"}
     if tokenizer.bos_token and all(text.startswith(tokenizer.bos_token) for text in texts):
         settings["add_special_tokens"] = False
-    try:
-        batch = processor(text=texts, images=images if any(images) else None, **settings, **processor_kwargs)
-    except Exception as error:  # each processor has errors of its own; its sentence is passed on
-        raise BadInput(f"{type(processor).__name__} refused the input: {_first_line(error)}") from error
-    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    flat = [image for of_one in images for image in of_one]
+    # most processors want the pictures of each sample apart, some all in a row
+    attempts: list[dict[str, Any]] = [{"images": given} for given in ([images, flat] if flat else [None])]
+    if films:
+        settings["videos"] = films
+        attempts += [{**attempt, "return_metadata": True} for attempt in attempts]  # some forget to ask for it
+        if "do_sample_frames" not in {**processor_kwargs, **processor_kwargs.get("videos_kwargs", {})}:
+            settings["do_sample_frames"] = False  # the frames given are the frames to look at
+    refusals = []
+    for attempt in attempts:
+        try:
+            batch = processor(text=texts, **attempt, **settings, **processor_kwargs)
+        except Exception as error:  # each processor has errors of its own; its sentence is passed on
+            refusals.append(error)
+        else:
+            plain = processor.image_processor.model_input_names  # numbers of tiles, say, that stay lists
+            kept = {name: value for name, value in batch.items() if isinstance(value, Tensor) or name in plain}
+            kept = {name: value for name, value in kept.items() if name != "labels" and value is not None}
+            _check_beside(processor, questions, kept)
+            return kept
+    raise BadInput(f"{type(processor).__name__} refused the input: {_first_line(refusals[0])}") from refusals[0]
 
 
 def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:
@@ -138,17 +191,23 @@ def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], an
     return (*ids, *end)
 
 
-def image_token_id(model: Any) -> int:
-    """The id that stands for a visual token in ``model``'s prompts.
+def token_id(model: Any, processor: Any, kind: str = "image") -> int:
+    """The id of a picture's visual tokens (``"video"``: of a frame's) in prompts of ``model``; -1 where none is."""
+    for holder in (model.config, processor, processor.tokenizer):
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            found = getattr(holder, name, None)
+            if isinstance(found, int) and found >= 0:
+                return found
+    return -1
 
-    Raises:
-        BadModel: the config names none.
-    """
-    for name in ("image_token_id", "image_token_index"):
-        found = getattr(model.config, name, None)
-        if isinstance(found, int):
-            return found
-    raise BadModel(f"{type(model).__name__}: its config names no image token, so its visual tokens cannot be found")
+
+def marked(tensors: Mapping[str, Tensor], number: int, padding: int) -> tuple[int, ...]:
+    """Where an input of its own says that one sample's pictures go, for a model that has no token for them."""
+    shape = tensors["input_ids"].shape
+    for name, value in tensors.items():
+        if "image" in name and name.endswith("_mask") and value.shape == shape:
+            return tuple(value[number, padding:].nonzero().flatten().tolist())
+    return ()
 
 
 def _ways(*values: Any) -> list[tuple[str, Any]]:
@@ -161,9 +220,22 @@ def _listed(image: Any) -> list[Any]:
     return list(image) if isinstance(image, list | tuple) else [image]
 
 
-def _unpacked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...]]:
-    """The chat with bare image places, and the pictures that stood in them."""
-    plain, images = [], []
+def _question(
+    images: tuple[Image.Image, ...],
+    clips: Sequence[Sequence[Image.Image]],
+    prompt: str | None,
+    messages: Any = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Question:
+    frames = tuple(frame for clip in clips for frame in clip)
+    return Question(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips))
+
+
+def _unpacked(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...], list[tuple[Image.Image, ...]]]:
+    """The chat with bare places, and the pictures and videos that stood in them."""
+    plain, images, clips = [], [], []
     if isinstance(messages, Mapping | str) or not messages:
         raise BadInput("messages= is a list of {'role': ..., 'content': ...}, as for a chat template")
     for message in messages:
@@ -183,10 +255,13 @@ def _unpacked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
                     source = part[key] if key != "base64" else "data:image/*;base64," + part[key]
                     images.append(open_image(source))
                 kept.append({"type": "image"})
+            elif part.get("type") == "video":
+                clips += [open_video(part[key]) for key in _VIDEO_KEYS if key in part][:1]
+                kept.append({"type": "video"})
             else:
                 kept.append(dict(part))
         plain.append({"role": message["role"], "content": kept})
-    return plain, tuple(images)
+    return plain, tuple(images), clips
 
 
 def _templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -200,15 +275,46 @@ def _templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
         raise BadInput(f"the model's chat template refused these messages: {_first_line(error)}") from error
 
 
-def _check_places(processor: Any, text: str, images: int) -> None:
-    token = getattr(processor, "image_token", None)
-    if token is None:
-        return
-    places = text.count(token)
-    if places != images:
-        were = "1 picture was" if images == 1 else f"{images} pictures were"
+def _marks(processor: Any, kind: str) -> list[str]:
+    """What may stand for a picture (a video) in a prompt: the processor's tokens, what its template writes for one."""
+    names = ("image_token", "boi_token") if kind == "image" else ("video_token",)
+    marks = [str(mark) for name in names if (mark := getattr(processor, name, None))]
+    text = {"type": "text", "text": "?"}
+    try:
+        without, with_one = (
+            _templated(processor, [{"role": "user", "content": [*place, text]}]) for place in ([], [{"type": kind}])
+        )
+    except BadInput:
+        return marks
+    before = _shared(without, with_one)
+    after = _shared(without[before:][::-1], with_one[before:][::-1])
+    written = with_one[before : len(with_one) - after].strip()
+    return [*marks, written] if written else marks
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _check_places(text: str, mark: str, places: int, given: int, what: str = "picture") -> None:
+    if places != given:
+        were = f"1 {what} was" if given == 1 else f"{given} {what}s were"
         has = "1 place" if places == 1 else f"{places} places"
-        raise BadInput(f"the prompt has {has} for a picture ({token}) but {were} given: {text!r}")
+        raise BadInput(f"the prompt has {has} for a {what} ({mark}) but {were} given: {text!r}")
+
+
+def _check_beside(processor: Any, questions: Sequence[Question], tensors: Mapping[str, Any]) -> None:
+    """Where prompts have no places for pictures, each stands beside one prompt: a second would be left out unseen."""
+    pixels = [value for value in tensors.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    for question in questions:
+        crowded = len(question.stills) > 1 and pixels and len(pixels[0]) != len(questions)
+        if crowded and not any(mark in (question.prompt or "") for mark in _marks(processor, "image")):
+            raise BadInput(
+                f"{type(processor).__name__} puts a picture beside a prompt, not into it, so it takes one for each; "
+                f"got {len(question.stills)}"
+            )
 
 
 def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
         "layer_count": anatomy.layers,
         "hidden_layer_count": anatomy.layers + 1,
         "head_count": anatomy.heads,
+        "other_layers": {str(layer): kind for layer, kind in anatomy.other_layers.items()},
         "vocabulary": anatomy.vocabulary,
         "images": [fingerprint(image) for image in images],
         "versions": {

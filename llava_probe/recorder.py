@@ -11,10 +11,11 @@ wanted positions and go to the CPU at the end of each step. Everything is undone
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.capture import Plan, Selection
 from llava_probe.errors import BadInput, BadModel, NotANumber
-from llava_probe.rows import attention_rows, routed
+from llava_probe.rows import attention_rows, eager_where_unread, routed
+from llava_probe.tower import Tower
 
 _recorder: ContextVar[Recorder | None] = ContextVar("llava_probe_recorder", default=None)
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -59,8 +61,7 @@ class Recorder:
 
     def __init__(self, anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> None:
         self.anatomy, self.plan, self.prompts = anatomy, plan, list(prompts)
-        self.vision_hidden: dict[int, Tensor] = {}
-        self.vision_attention: dict[int, Tensor] = {}
+        self.tower = Tower(anatomy) if plan.vision else None
         self._kinds = [
             _Kind(selection, [selection.in_prompt(p.length, p.image_positions) for p in self.prompts])
             for selection in (plan.hidden, plan.attention)
@@ -72,40 +73,42 @@ class Recorder:
             kind.prompt = [{layer: [] for layer in kind.selection.layers} for _ in self.prompts]
         self._hidden, self._attention = self._kinds
         self._prompt_end = self.prompts[0].length + self.prompts[0].padding
-        self._all_heads = len(plan.heads) == anatomy.heads
-        self._seen = 0
-        self._running = False
+        self._all_heads = all(len(plan.heads) == anatomy.head_counts[layer] for layer in plan.attention.layers)
+        self._batch = self._seen = self._start = self._end = 0
+        self._widths: dict[int, tuple[int, ...]] = {}
+        self._before = 0  # places ahead of the prompt, where a model puts its picture there itself
+        self._running = self._judging = False
         self._cache: Any = None
         self._started = False
         self._releasing = False
 
     # --- one forward pass ---
 
-    def begin(self, queries: int, cache: Any) -> None:
-        """A forward pass of ``queries`` tokens starts; passes beside the main loop (guidance) are ignored."""
+    def begin(self, batch: int, queries: int, cache: Any) -> None:
+        """A forward pass of [batch, queries] tokens starts; passes beside the main loop (guidance) are ignored."""
         if not self._started:
             self._cache, self._started = cache, True
-        elif cache is not self._cache or (cache is None and queries != self._seen + 1):
+            if self.anatomy.generator is not self.anatomy.model and queries < self._prompt_end:
+                self._shorten(self._prompt_end - queries)
+        elif not self._continues(queries, cache):
             return
         self._running = True
+        self._batch = batch
         self._start = 0 if cache is None else self._seen
         self._end = self._start + queries
-        self._fresh = range(self._seen - self._start, queries)  # queries not seen by an earlier pass
-        self._steps = range(max(self._fresh.start, self._prompt_end - 1 - self._start), queries)
+        self._predicting = range(max(self._seen, self._prompt_end - 1), self._end)
 
-    def end(self, logits: Tensor | None) -> None:
+    def end(self) -> None:
         """The forward pass is over: move its rows to the CPU."""
         if not self._running:
             return
-        self._running = False
+        self._running, self._judging = False, True
         self._seen = self._end
-        if logits is not None and bool(torch.isnan(logits[:, -1]).any()):
-            raise NotANumber(
-                f"the model's logits are NaN at token {self._end - self._prompt_end} of the answer; "
-                "float16 overflows in many of these models: load with dtype='bfloat16' or 'float32'"
-            )
+        if self.tower is not None and self._seen >= self._prompt_end:
+            self.tower.close()
+        self._narrow()
         for kind in self._kinds:
-            if not kind.selection.predicting or not self._steps:
+            if not kind.selection.predicting or not self._predicting:
                 continue
             missing = [layer for layer in kind.selection.layers if layer not in kind.current]
             if missing:
@@ -116,17 +119,25 @@ class Recorder:
             rows = [kind.current.pop(layer) for layer in kind.selection.layers]
             kind.steps.append(torch.stack([row.to(rows[0].device) for row in rows], dim=2).cpu())
 
+    def judge(self, logits: Tensor) -> None:
+        """The logits of the pass that has just ended."""
+        if self._judging and bool(torch.isnan(logits[:, -1]).any()):
+            raise NotANumber(
+                f"the model's logits are NaN at token {self._end - self._prompt_end} of the answer; "
+                "float16 overflows in many of these models: load with dtype='bfloat16' or 'float32'"
+            )
+        self._judging = False
+
     # --- what the hooks call ---
 
     def state(self, layer: int, hidden: Tensor) -> None:
-        """Hidden state ``layer`` of this pass: [batch, queries, width]."""
-        kind = self._hidden
-        if not self._running or layer not in kind.selection.layers:
-            return
-        if kind.selection.predicting and self._steps:
-            kind.current[layer] = hidden[:, self._steps.start : self._steps.stop].clone()
-        for sample, row, index in self._wanted(kind, hidden):
-            kind.prompt[sample][layer].append(hidden[row, index].cpu())
+        """Hidden state ``layer`` of this pass: [batch, queries, width], or with streams before or after the batch."""
+        if self._running and layer in self._hidden.selection.layers:
+            fed = (self._batch, self._end - self._start)
+            if hidden.ndim == 4 and hidden.shape[:2] != fed and hidden.shape[1:3] == fed:
+                hidden = hidden.movedim(0, 2)  # [streams, batch, queries, width]
+            self._widths[layer] = tuple(hidden.shape[2:])
+            self._record(self._hidden, layer, hidden.shape[:2], lambda row, at: hidden[row, at])
 
     def attended(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
@@ -134,56 +145,54 @@ class Recorder:
         """An attention call of the decoder or the vision tower, as the kernel got it."""
         layer = self.anatomy.decoder.attentions.get(id(module))
         if layer is None:
-            if self.plan.vision and self.anatomy.vision and id(module) in self.anatomy.vision.attentions:
-                self.looked(module, attention_rows(module, query, key, mask, kwargs, index=None, start=0))
+            if self.tower is not None and id(module) in self.tower.stack.attentions:
+                self.tower.looked(module, attention_rows(module, query, key, mask, kwargs, index=None, start=0))
             return
         if not self._running or layer not in self._attention.selection.layers:
             return
         heads = None if self._all_heads else torch.tensor(self.plan.heads, device=query.device)
 
-        def rows(index: Tensor | None, at: slice = slice(None)) -> Tensor:
-            part = mask[at] if mask is not None and mask.shape[0] > 1 else mask
+        def rows(row: slice, at: slice | Tensor) -> Tensor:
+            part = {
+                name: value[row] if value is not None and value.shape[0] > 1 else value
+                for name, value in (("mask", mask), ("position_bias", kwargs.get("position_bias")))
+            }
+            index = torch.arange(query.shape[2], device=query.device)[at]
             found = attention_rows(
-                module, query[at], key[at], part, kwargs, index=index, start=self._start, heads=heads
+                module,
+                query[row],
+                key[row],
+                part["mask"],
+                kwargs | {"position_bias": part["position_bias"]},
+                index=None if len(index) == query.shape[2] else index,
+                start=self._end + self._before - query.shape[2],
+                heads=heads,
             )
-            return self._aligned(found)
+            return self._aligned(found).transpose(1, 2)
 
-        if self._attention.selection.predicting and self._steps:
-            whole = len(self._steps) == query.shape[2]
-            steps = None if whole else torch.arange(self._steps.start, self._steps.stop, device=query.device)
-            self._attention.current[layer] = rows(steps).transpose(1, 2)
-        for sample, row, index in self._wanted(self._attention, query):
-            found = rows(index, slice(row, row + 1))[0].transpose(0, 1)
-            self._attention.prompt[sample][layer].append(found.cpu())
+        self._record(self._attention, layer, (query.shape[0], query.shape[2]), rows)
 
     def weighed(self, module: nn.Module, weights: Tensor) -> None:
         """Whole attention weights that an eager module gave of itself: [batch, heads, queries, keys]."""
         layer = self.anatomy.decoder.attentions.get(id(module))
         if layer is None:
-            self.looked(module, weights)
-            return
-        kind = self._attention
-        if not self._running or layer not in kind.selection.layers:
-            return
-        rows = self._aligned(weights[:, list(self.plan.heads)])
-        if kind.selection.predicting and self._steps:
-            kind.current[layer] = rows[:, :, self._steps.start : self._steps.stop].transpose(1, 2).clone()
-        for sample, row, index in self._wanted(kind, weights):
-            kind.prompt[sample][layer].append(rows[row][:, index].transpose(0, 1).cpu())
-
-    def looked(self, module: nn.Module, weights: Tensor) -> None:
-        """Attention weights of one vision block, on its first run."""
-        if self.plan.vision and self.anatomy.vision:
-            layer = self.anatomy.vision.attentions.get(id(module))
-            if layer is not None and layer not in self.vision_attention:
-                self.vision_attention[layer] = weights.cpu()
-
-    def saw(self, layer: int, hidden: Tensor) -> None:
-        """Hidden state ``layer`` of the vision tower, on its first run."""
-        if self.plan.vision and layer not in self.vision_hidden:
-            self.vision_hidden[layer] = hidden.cpu()
+            if self.tower is not None:
+                self.tower.looked(module, weights)
+        elif self._running and layer in self._attention.selection.layers:
+            rows = self._aligned(weights[:, list(self.plan.heads)]).transpose(1, 2)
+            self._record(self._attention, layer, rows.shape[:2], lambda row, at: rows[row, at])
 
     # --- reading it back ---
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Whose hidden states are kept."""
+        return self._hidden.selection.layers
+
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether rows of the prompt are wanted that predict nothing."""
+        return any(places for kind in self._kinds for places in kind.wanted)
 
     def release(self) -> None:
         """What is read from now on is read once: let go of each step as it is read, so that nothing is held twice."""
@@ -222,21 +231,74 @@ class Recorder:
 
     # --- details ---
 
-    def _wanted(self, kind: _Kind, tensor: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """(sample, its first batch row, query indices) of the prompt rows wanted in this pass."""
-        if self._fresh.start + self._start >= self._prompt_end:
+    def _continues(self, queries: int, cache: Any) -> bool:
+        """Whether a pass goes on where the last one ended; some models wrap their cache anew after the first pass."""
+        if cache is None:
+            return self._cache is None and queries == self._seen + 1
+        return cache is self._cache or (self._cache is not None and cache.get_seq_length() == self._seen)
+
+    def _shorten(self, cut: int) -> None:
+        """A wrapper's own ``generate`` may leave out the end of the prompt (the separator of a captioner)."""
+        self._prompt_end -= cut
+        self.prompts = [replace(prompt, length=prompt.length - cut) for prompt in self.prompts]
+        for kind in self._kinds:
+            kind.wanted = [kind.selection.in_prompt(p.length, p.image_positions) for p in self.prompts]
+
+    def _narrow(self) -> None:
+        """Hidden states of several streams a layer are left out, unless they alone were asked for."""
+        if len(set(self._widths.values())) < 2:
             return
-        copies = tensor.shape[0] // len(self.prompts)
+        name, last = type(self.anatomy.decoder.owner).__name__, self._widths.get(self.anatomy.layers)
+        told = " and ".join(str(list(width)) for width in sorted(set(self._widths.values())))
+        if self.plan.capture.layers is not None or last is None:
+            raise BadModel(f"hidden states of {name} have different shapes ({told}); ask for layers of one shape")
+        warnings.warn(
+            f"hidden states of {name} have different shapes ({told}), because its layers carry several streams: only "
+            f"those like the last one are kept; Capture(layers=[...]) with others alone keeps them as they are",
+            stacklevel=2,
+        )
+        kind = self._hidden
+        kept = tuple(layer for layer in kind.selection.layers if self._widths[layer] == last)
+        kind.selection = replace(kind.selection, layers=kept)
+        kind.prompt = [{layer: sample[layer] for layer in kept} for sample in kind.prompt]
+        self._widths = dict.fromkeys(kept, last)
+
+    def _record(self, kind: _Kind, layer: int, shape: Sequence[int], read: Callable[..., Tensor]) -> None:
+        """Keep what is wanted of one layer of this pass.
+
+        Args:
+            kind: hidden states or attention rows.
+            layer: which.
+            shape: batch rows and queries of the tensor at hand. A model that puts its picture before the prompt has
+                more queries than tokens; one that skips work in its last layers has fewer, the last ones.
+            read: ``read(rows, queries)`` of it: [rows, queries, ...].
+        """
+        batch, queries = shape
+        self._before = max(self._before, queries - (self._end - self._start))
+        first = self._end - queries
+        if kind.selection.predicting and self._predicting:
+            steps = slice(self._predicting.start - first, self._predicting.stop - first)
+            kind.current[layer] = read(slice(None), steps).clone()
+        if self._seen >= self._prompt_end:
+            return
+        copies = batch // len(self.prompts)
         for sample, (prompt, wanted) in enumerate(zip(self.prompts, kind.wanted, strict=True)):
-            index = [at + prompt.padding - self._start for at in wanted]
-            index = [at for at in index if at in self._fresh]
-            if index:
-                yield sample, sample * copies, torch.tensor(index, device=tensor.device)
+            places = [at + prompt.padding for at in wanted if self._seen <= at + prompt.padding < self._end]
+            if places and places[0] < first:
+                raise BadModel(
+                    f"layer {layer} of {type(self.anatomy.decoder.owner).__name__} runs for the end of the prompt only"
+                )
+            if places:
+                at = torch.tensor([place - first for place in places])
+                row = slice(sample * copies, sample * copies + 1)
+                kind.prompt[sample][layer].append(read(row, at)[0].cpu())
 
     def _aligned(self, rows: Tensor) -> Tensor:
         """Rows over exactly the tokens seen: a static cache hands over more keys, a sliding one fewer."""
-        missing = self._end - rows.shape[-1]
-        return rows[..., : self._end] if missing <= 0 else nn.functional.pad(rows, (missing, 0))
+        keys = self._before + self._end
+        missing = keys - rows.shape[-1]
+        rows = rows[..., :keys] if missing <= 0 else nn.functional.pad(rows, (missing, 0))
+        return rows[..., self._before :]
 
 
 def _padded(chunks: list[Tensor]) -> list[Tensor]:
@@ -266,6 +328,8 @@ def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> Iterat
         stack.enter_context(alone_with(anatomy.model))
         token = _recorder.set(recorder)
         stack.callback(_recorder.reset, token)
+        if plan.attention.layers:
+            stack.enter_context(eager_where_unread(anatomy.decoder.attention_modules()))
         if plan.attention.layers or plan.vision:
             stack.enter_context(routed(anatomy.model, _attended))
         for handle in _hooks(anatomy, plan):
@@ -274,15 +338,16 @@ def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> Iterat
 
 
 def _hooks(anatomy: Anatomy, plan: Plan) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    yield anatomy.model.register_forward_pre_hook(_begin, with_kwargs=True)
-    yield anatomy.model.register_forward_hook(_end)
+    yield anatomy.decoder.owner.register_forward_pre_hook(_begin, with_kwargs=True)
     if plan.hidden.layers:
         yield from _block_hooks(anatomy.decoder, _decoder_state)
-        yield anatomy.decoder.owner.register_forward_hook(_last_state)
+    yield anatomy.decoder.owner.register_forward_hook(_end)
+    for model in {anatomy.model, anatomy.generator}:
+        yield model.register_forward_hook(_judge)
     if plan.attention.layers:
         for module in anatomy.decoder.attention_modules():
             yield module.register_forward_hook(_weighed)
-    if plan.vision and anatomy.vision:
+    if plan.vision and anatomy.vision is not None:
         yield from _block_hooks(anatomy.vision, _vision_state)
         for module in anatomy.vision.attention_modules():
             yield module.register_forward_hook(_weighed)
@@ -312,14 +377,22 @@ def _begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if recorder is not None:
         named = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
         given = next(tensor for tensor in named if tensor is not None)
-        recorder.begin(given.shape[1], kwargs.get("past_key_values"))
+        recorder.begin(given.shape[0], given.shape[1], kwargs.get("past_key_values"))
 
 
 @torch.compiler.disable
 def _end(_module: nn.Module, _args: Any, output: Any) -> None:
     recorder = _recorder.get()
     if recorder is not None:
-        recorder.end(getattr(output, "logits", None))
+        recorder.state(recorder.anatomy.layers, output[0])
+        recorder.end()
+
+
+@torch.compiler.disable
+def _judge(_module: nn.Module, _args: Any, output: Any) -> None:
+    recorder = _recorder.get()
+    if recorder is not None and getattr(output, "logits", None) is not None:
+        recorder.judge(output.logits)
 
 
 @torch.compiler.disable
@@ -330,23 +403,16 @@ def _decoder_state(layer: int, hidden: Tensor) -> None:
 
 
 @torch.compiler.disable
-def _last_state(_module: nn.Module, _args: Any, output: Any) -> None:
-    recorder = _recorder.get()
-    if recorder is not None:
-        recorder.state(recorder.anatomy.layers, output[0])
-
-
-@torch.compiler.disable
 def _vision_state(layer: int, hidden: Tensor) -> None:
     recorder = _recorder.get()
-    if recorder is not None:
-        recorder.saw(layer, hidden)
+    if recorder is not None and recorder.tower is not None:
+        recorder.tower.saw(layer, hidden)
 
 
 @torch.compiler.disable
 def _weighed(module: nn.Module, _args: Any, output: Any) -> None:
     recorder = _recorder.get()
-    if recorder is not None and isinstance(output, tuple) and len(output) > 1 and output[1] is not None:
+    if recorder is not None and isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor):
         recorder.weighed(module, output[1])
 
 

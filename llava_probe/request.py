@@ -22,6 +22,7 @@ class Request:
         prompt: the text the processor was given, image places included; None when ``inputs`` were ready made.
         messages: the chat it came from, if any, without its pictures.
         inputs: ready-made model inputs by name, if they were given.
+        videos: how many frames each video has; these are the last of the pictures.
         answer: ids of the answer that was scored; None for a generation.
         generate: generation arguments; ``processor``: processor arguments.
         seed: given to ``torch.manual_seed`` just before the run.
@@ -32,6 +33,7 @@ class Request:
     prompt: str | None
     messages: Any = None
     inputs: Mapping[str, Tensor] | None = None
+    videos: tuple[int, ...] = ()
     answer: tuple[int, ...] | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)

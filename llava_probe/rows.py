@@ -1,55 +1,109 @@
 """Attention rows beside the fast kernel: softmax(q·kᵀ·scaling + mask) of a few queries.
 
-A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. This
-module registers, for each implementation a model may have, a twin that calls it unchanged and then computes only the
-rows that the recorder of the current context asks for. The twin gets the very mask the kernel got.
+A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. While a
+run is recorded, the entries of transformers' table of kernels are twins: each calls its kernel unchanged and then
+shows the call to the recorder of the current context, if there is one. A model's config keeps the name that it had,
+so a model that asks for that name (to build its mask, to skip work) goes the way that it goes without us.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, PreTrainedModel
 
+from llava_probe.anatomy import reads_interface
 from llava_probe.errors import BadModel
 
 #: Queries whose rows are computed at once: bounds the float32 softmax when whole matrices are asked for.
 QUERY_BLOCK = 256
 
-_PREFIX = "llava_probe_"
-
 Sink = Callable[[torch.nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 
 _sink: ContextVar[Sink | None] = ContextVar("llava_probe_sink", default=None)
+_switching = threading.Lock()
+_users: Counter[tuple[int, str]] = Counter()
+_kernels: dict[tuple[int, str], Any] = {}
 
 
 @contextmanager
 def routed(model: PreTrainedModel, sink: Sink) -> Iterator[None]:
-    """Tell ``sink`` of every attention call of ``model`` while this context lasts; the model is then as before.
+    """Tell ``sink`` of every attention call of ``model`` while this context lasts; the tables are then as before.
 
     Raises:
         BadModel: flex attention, whose block mask cannot be read row by row.
     """
-    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    names = {part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)}
+    if "flex_attention" in names:
+        raise BadModel("attention rows cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
+    shared = AttentionInterface()  # a table without entries of its own shows those that all share
     token = _sink.set(sink)
+    with ExitStack() as stack:
+        stack.callback(_sink.reset, token)
+        for name in names & set(shared):
+            stack.enter_context(_twinned(AttentionInterface.register, (0, name), shared[name]))
+        for table in _tables(model):
+            for name in names & set(table):
+                if table[name] is not shared.get(name):
+                    stack.enter_context(_twinned(table.__setitem__, (id(table), name), table[name]))
+        yield
+
+
+@contextmanager
+def eager_where_unread(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Let attention modules that call a kernel of their own, past the tables, compute whole matrices meanwhile."""
+    own = [module for module in modules if not reads_interface(module)]
+    configs = {id(config): config for module in own if (config := getattr(module, "config", None)) is not None}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    before = [(config, name) for config, name in before if name not in (None, "eager")]
+    if before:
+        warnings.warn(
+            f"{type(own[0]).__name__} does not go through transformers' attention interface, so its layers run in "
+            "eager attention while their rows are recorded: time and memory grow with the square of the prompt; "
+            "Capture(attention=False) avoids it",
+            stacklevel=2,
+        )
     try:
-        for config, implementation in before:
-            if implementation in ALL_ATTENTION_FUNCTIONS.valid_keys():
-                config._attn_implementation_internal = _twin(implementation)
+        for config, _ in before:
+            config._attn_implementation_internal = "eager"
         yield
     finally:
-        _sink.reset(token)
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def _tables(model: torch.nn.Module) -> list[AttentionInterface]:
+    """The table of kernels of transformers, and those that a modeling file keeps for itself."""
+    files = {base.__module__ for kind in {type(module) for module in model.modules()} for base in kind.__mro__}
+    tables = [getattr(sys.modules.get(file), "ALL_ATTENTION_FUNCTIONS", None) for file in files]
+    return list({id(table): table for table in tables if isinstance(table, AttentionInterface)}.values())
+
+
+@contextmanager
+def _twinned(put: Callable[[str, Any], None], place: tuple[int, str], kernel: Any) -> Iterator[None]:
+    """Runs of several models share the tables: the first puts the twin there, the last puts the kernel back."""
+    with _switching:
+        _users[place] += 1
+        if _users[place] == 1:
+            _kernels[place] = kernel
+            put(place[1], _twin(kernel))
+    try:
+        yield
+    finally:
+        with _switching:
+            _users[place] -= 1
+            if not _users[place]:
+                put(place[1], _kernels.pop(place))
 
 
 @torch.compiler.disable
@@ -59,28 +113,16 @@ def _tell(module: torch.nn.Module, query: Tensor, key: Tensor, mask: Tensor | No
         sink(module, query, key, mask, kwargs)
 
 
-def _twin(implementation: str) -> str:
-    if implementation.startswith(_PREFIX):
-        return implementation
-    if implementation == "flex_attention":
-        raise BadModel("attention rows cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
-    name = _PREFIX + implementation.replace("/", "_")
-    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        return name
-
+@cache
+def _twin(kernel: Callable[..., Any]) -> Callable[..., Any]:
     def attention(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:  # some towers pass the mask by this name
-        # A modeling file may override an implementation for itself with a table of its own.
-        table = getattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-        output = table[implementation](module, query, key, value, attention_mask, **kwargs)
+        output = kernel(module, query, key, value, attention_mask, **kwargs)
         _tell(module, query, key, attention_mask, kwargs)
         return output
 
-    AttentionInterface.register(name, attention)
-    if implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    return name
+    return attention
 
 
 def attention_rows(
@@ -100,7 +142,7 @@ def attention_rows(
         module: the attention module that called.
         query: [B, H, Q, d]; ``key``: [B, H_kv, K, d]; both after rotary embedding.
         mask: what the kernel got: [B, 1, Q, K] bool or additive, [B, K] (flash), or None.
-        kwargs: the call's other arguments (``scaling``, ``softcap``, ``sliding_window``, ``s_aux`` ...).
+        kwargs: the call's other arguments (``scaling``, ``softcap``, ``position_bias``, ``s_aux`` ...).
         index: which of the Q queries; all when None (every step but the first has one).
         start: how many tokens were seen before this call.
         heads: which query heads; all when None.
@@ -140,6 +182,8 @@ def _rows_of_block(
     logits = logits * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if (cap := kwargs.get("softcap")) is not None:
         logits = torch.tanh(logits / cap) * cap
+    if (bias := kwargs.get("position_bias")) is not None:
+        logits = logits + _part(bias, index, heads)
     logits = _masked(module, logits, mask, kwargs, index, start, n_queries, heads)
     if (sinks := kwargs.get("s_aux")) is not None:
         sinks = sinks if heads is None else sinks[heads]
@@ -160,9 +204,7 @@ def _masked(
 ) -> Tensor:
     keys = logits.shape[-1]
     if mask is not None and mask.ndim == 4:
-        part = mask[..., :keys] if index is None else mask[:, :, index.to(mask.device), :keys]
-        if heads is not None and part.shape[1] > 1:
-            part = part[:, heads]
+        part = _part(mask[..., :keys], index, heads)
         if part.dtype != torch.bool:
             return logits + part
         return logits.masked_fill(~part, torch.finfo(logits.dtype).min)
@@ -183,3 +225,9 @@ def _masked(
     if mask is not None:
         allowed = allowed & mask[:, None, None, -keys:].bool()
     return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+
+
+def _part(whole: Tensor, index: Tensor | None, heads: Tensor | None) -> Tensor:
+    """The chosen queries and heads of [B, H or 1, Q, K]."""
+    part = whole if index is None else whole[:, :, index.to(whole.device)]
+    return part if heads is None or part.shape[1] == 1 else part[:, heads]

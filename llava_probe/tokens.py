@@ -7,7 +7,7 @@ decodes: spaces are kept, and a character spread over several tokens belongs to 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,18 +41,18 @@ class Token:
     position: int
 
 
-def tokens_of(tokenizer: Any, ids: Sequence[int], prompt_length: int, image_token_id: int) -> tuple[Token, ...]:
-    """The tokens of ``ids``, prompt and answer."""
+def tokens_of(tokenizer: Any, ids: Sequence[int], prompt_length: int, visual: Collection[int]) -> tuple[Token, ...]:
+    """The tokens of ``ids``, prompt and answer; ids in ``visual`` stand for pictures and frames."""
     special = set(tokenizer.all_special_ids)
-    roles = [_role(token, place, prompt_length, image_token_id, special) for place, token in enumerate(ids)]
+    roles = [_role(token, place, prompt_length, visual, special) for place, token in enumerate(ids)]
     texts = _texts(tokenizer, ids, roles)
     return tuple(Token(*parts, place) for place, parts in enumerate(zip(ids, texts, roles, strict=True)))
 
 
-def _role(token: int, place: int, prompt_length: int, image_token_id: int, special: set[int]) -> str:
+def _role(token: int, place: int, prompt_length: int, visual: Collection[int], special: set[int]) -> str:
     if place >= prompt_length:
         return "generated"
-    if token == image_token_id:
+    if token in visual:
         return "image"
     return "special" if token in special else "prompt"
 

@@ -334,6 +334,9 @@ class Trace:
                 raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
             if number % total not in kept:
                 number %= total
+                kind = (self.provenance.get("other_layers") or {}).get(str(number))
+                if kind is not None and field_name == "attention_layers":
+                    raise OutOfRange(f"{what} {number} does not exist: that layer is {kind}")
                 raise NotCaptured(f"{what} {number} were not kept; pass Capture({field_name}=[{number}])")
             columns.append(kept.index(number % total))
         return columns

@@ -127,11 +127,12 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
         **{name: getattr(trace, name) for name in (*_PLAIN, *_AXES)},
         "tokens": [[token.id, token.text, token.role] for token in trace.tokens],
         "images": len(trace.images),
-        "layouts": [{"size": layout.size, "grid": layout.grid} for layout in trace.layouts],
+        "layouts": [{"size": layout.size, "grid": layout.grid, "frames": layout.frames} for layout in trace.layouts],
         "request": {
             "prompt": request.prompt,
             "messages": to_plain(request.messages),
             "inputs": sorted(request.inputs) if request.inputs is not None else None,
+            "videos": request.videos,
             "answer": request.answer,
             "generate": {name: to_plain(value) for name, value in request.generate.items()},
             "processor": {name: to_plain(value) for name, value in request.processor.items()},
@@ -161,6 +162,7 @@ def _restored(
             tuple(layout["size"]),
             **{array: tensors[f"{prefix}layouts/{number}/{array}"].numpy() for array in _LAYOUT_ARRAYS},
             grid=None if layout["grid"] is None else tuple(layout["grid"]),
+            frames=tuple(layout["frames"]),
         )
         for number, layout in enumerate(told["layouts"])
     )
@@ -173,6 +175,7 @@ def _restored(
             prompt=asked["prompt"],
             messages=from_plain(asked["messages"]),
             inputs=None if asked["inputs"] is None else under("inputs"),
+            videos=tuple(asked["videos"]),
             answer=None if asked["answer"] is None else tuple(asked["answer"]),
             generate={name: from_plain(value) for name, value in asked["generate"].items()},
             processor={name: from_plain(value) for name, value in asked["processor"].items()},

@@ -36,7 +36,7 @@ TOKENIZERS = {"byte-level": word_tokenizer(), "sentencepiece": sentencepiece_lik
 )
 def test_texts_join_to_what_the_tokenizer_decodes(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    tokens = tokens_of(tokenizer, ids, 0, image_token_id=3)
+    tokens = tokens_of(tokenizer, ids, 0, [3])
     joined = "".join(token.text for token in tokens)
     assert joined.lstrip(" ") == tokenizer.decode(ids, clean_up_tokenization_spaces=False).lstrip(" ")
 
@@ -45,13 +45,13 @@ def test_a_character_of_several_tokens_belongs_to_the_last():
     tokenizer = TOKENIZERS["byte-level"]
     ids = tokenizer("é", add_special_tokens=False).input_ids
     assert len(ids) == 2
-    assert [token.text for token in tokens_of(tokenizer, ids, 0, 3)] == ["", "é"]
+    assert [token.text for token in tokens_of(tokenizer, ids, 0, [3])] == ["", "é"]
 
 
 def test_roles_and_spaces():
     tokenizer = TOKENIZERS["sentencepiece"]
     names = ["<s>", "<image>", "<image>", "▁stop", ":", "▁stop", "▁sign", "</s>"]
-    tokens = tokens_of(tokenizer, tokenizer.convert_tokens_to_ids(names), 5, image_token_id=3)
+    tokens = tokens_of(tokenizer, tokenizer.convert_tokens_to_ids(names), 5, [3])
     assert [token.role for token in tokens] == ["special", "image", "image", "prompt", "prompt", *["generated"] * 3]
     assert [token.text for token in tokens] == ["<s>", "<image>", "<image>", " stop", ":", " stop", " sign", "</s>"]
 
@@ -61,7 +61,7 @@ def spoken():
     tokenizer = TOKENIZERS["byte-level"]
     ids = tokenizer("what is the stop sign", add_special_tokens=False).input_ids
     answer = tokenizer(" a red STOP sign, a stop  sign coloured red", add_special_tokens=False).input_ids
-    return tokens_of(tokenizer, ids + answer, len(ids), 3), len(ids)
+    return tokens_of(tokenizer, ids + answer, len(ids), [3]), len(ids)
 
 
 def test_a_word_of_several_tokens_is_found_whole(spoken):
@@ -123,7 +123,7 @@ def test_words_are_not_joined_across_a_picture():
         3,
         *tokenizer(" sign", add_special_tokens=False).input_ids,
     ]
-    assert find(tokens_of(tokenizer, ids, len(ids), 3), "stop sign") == ()
+    assert find(tokens_of(tokenizer, ids, len(ids), [3]), "stop sign") == ()
 
 
 def test_an_empty_word_or_unknown_role_is_refused(spoken):

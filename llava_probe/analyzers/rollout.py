@@ -37,7 +37,8 @@ def rollout(
     Args:
         trace: made with ``Capture(attention_positions="all")``.
         image, tokens: as for ``attention_map``.
-        layers: which to follow back through; every layer of the model when None.
+        layers: which to follow back through; every layer of the model when None. Where some have no attention, name
+            those that have: what the others pass on is then left out.
         heads: every head of the model when None.
         reduce: ``"mean"`` or ``"max"`` over the heads of a layer.
 
@@ -47,6 +48,7 @@ def rollout(
     Raises:
         NotCaptured: rows of all positions, layers and heads were not kept; the message tells what that takes.
         OutOfRange: a picture, position, layer or head that is not there.
+        BadInput: every layer was asked for, and some have no attention to follow.
     """
     if reduce not in REDUCTIONS:
         raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
@@ -54,7 +56,7 @@ def rollout(
     wanted = explained(trace, tokens)
     _check_kept(trace)
     count = trace.provenance["layer_count"]
-    layer_list = numbers("layers", layers) or list(range(count))
+    layer_list = numbers("layers", layers) or _through(trace)
     head_list = numbers("heads", heads) or list(range(trace.provenance["head_count"]))
     trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
     layer_list = sorted({layer % count for layer in layer_list})
@@ -66,6 +68,18 @@ def rollout(
     values = rows[:, torch.from_numpy(layout.positions)]
     about = {"unit": "share of attention flow", "layers": layer_list, "heads": head_list, "reduce": reduce}
     return ImageMap(values, layout, trace.images[image], wanted, "rollout", about=about)
+
+
+def _through(trace: Trace) -> list[int]:
+    """Every layer of the model."""
+    others = trace.provenance.get("other_layers") or {}
+    if others:
+        kinds = ", ".join(f"{layer} ({kind})" for layer, kind in others.items())
+        raise BadInput(
+            f"rollout cannot be followed through layers without attention: {kinds}; pass "
+            f"layers={list(trace.attention_layers)} to follow the others alone"
+        )
+    return list(range(trace.provenance["layer_count"]))
 
 
 def _step(trace: Trace, layer: int, heads: Sequence[int], reduce: str) -> Tensor:

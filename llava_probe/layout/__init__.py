@@ -1,65 +1,201 @@
 """From a prompt's visual tokens to their places on the photographs: one file a way of tiling.
 
-``lay_out`` looks up which way the model's family has and hands it the processor's own settings. A new way is one
-file with a ``boxes`` function and one line in ``WAYS``.
+``Layouts`` looks up which way the model's family has and hands it what the processor made of the pictures; a family
+without one is measured (``measured.py``). A new way is one file with a ``place`` function and a line in ``WAYS``.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from llava_probe.errors import BadInput
-from llava_probe.layout import crop
-from llava_probe.layout.geometry import ImageLayout
+from llava_probe.layout import anyres, crop, frames, stretched, tiled
+from llava_probe.layout.asking import Probe
+from llava_probe.layout.geometry import ImageLayout, IntArray, Placement, Share, in_a_row
+from llava_probe.layout.measured import NOWHERE, measure
+from llava_probe.layout.prepared import Prepared
 
-__all__ = ["WAYS", "ImageLayout", "lay_out"]
+__all__ = ["HOW", "OF_FRAMES", "WAYS", "Clips", "ImageLayout", "Layouts", "Probe"]
+
+Way = Callable[[Prepared], list[Share]]
 
 #: How each family (``config.model_type``) brings a photograph to its vision tower.
-WAYS: dict[str, Callable[..., Any]] = {"llava": crop.boxes, "vipllava": crop.boxes}
+WAYS: dict[str, Way] = {
+    "llava": crop.place,
+    "vipllava": crop.place,
+    "llava_next": anyres.place,
+    "llava_next_video": anyres.place,
+    "llava_onevision": anyres.place,
+    "pixtral": stretched.place_by_size,
+    "mistral3": stretched.place_by_size,
+    "qwen2_vl": stretched.place_by_grid,
+    "qwen2_5_vl": stretched.place_by_grid,
+    "qwen3_vl": stretched.place_by_grid,
+    "glm4v": stretched.place_by_grid,
+    "paligemma": stretched.place_squashed,
+    "gemma3": stretched.place_squashed,
+    "idefics3": tiled.place_by_split,
+    "smolvlm": tiled.place_by_split,
+    "internvl": tiled.place_by_ratio,
+    "video_llava": crop.place,
+}
 
-_SETTINGS = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
+#: How it brings the frames of a video there.
+OF_FRAMES: dict[str, Way] = {
+    "llava_next_video": frames.place_pooled,
+    "llava_onevision": frames.place_blended,
+    "video_llava": frames.place_cropped,
+    "qwen2_vl": frames.place_by_grid,
+    "qwen2_5_vl": frames.place_by_grid,
+    "qwen3_vl": frames.place_by_grid,
+    "glm4v": frames.place_by_grid,
+    "video_llama_3": frames.place_by_grid,
+}
+
+#: A way, what it is told, and which of the visual tokens are its own.
+_Kind = tuple[Way | None, Prepared, IntArray]
+
+#: Where layouts come from: written where there is a way, else measured; always measured; nowhere.
+HOW = ("auto", "measured", "none")
+
+#: Layouts of so many sets of picture sizes are remembered.
+_REMEMBERED = 256
 
 
-def lay_out(
-    config: Any,
-    image_processor: Any,
-    sizes: Sequence[tuple[int, int]],
-    image_positions: Sequence[int],
-    overrides: Mapping[str, Any] | None = None,
-) -> tuple[ImageLayout, ...]:
-    """The layout of each picture of one prompt; empty for a family whose way is not known yet.
+@dataclass(frozen=True)
+class Clips:
+    """The videos of one prompt; their frames follow its pictures.
+
+    Attributes:
+        counts: how many frames each has.
+        positions: of their own visual tokens, where these have an id of their own.
+        first: how many videos of the batch came before these.
+    """
+
+    counts: tuple[int, ...] = ()
+    positions: Sequence[int] = ()
+    first: int = 0
+
+
+class Layouts:
+    """The layouts of one model and processor, each worked out once for a set of picture sizes.
 
     Args:
-        config: the model's config.
-        image_processor: the processor's image half.
-        sizes: (width, height) of each original, in order.
-        image_positions: sequence positions of all visual tokens of the prompt, in order.
-        overrides: settings of the image processor that the call changed.
-
-    Raises:
-        BadInput: the prompt has another number of visual tokens than these pictures give.
+        model: the unmodified model.
+        processor: its processor, whole.
+        how: one of ``HOW``.
     """
-    way = WAYS.get(config.model_type)
-    if way is None or not sizes:
-        return ()
-    overrides = dict(overrides or {})
-    overrides |= overrides.pop("images_kwargs", {})
-    settings = {name: getattr(image_processor, name, None) for name in _SETTINGS} | overrides
-    keeps_class_token = getattr(config, "vision_feature_select_strategy", "default") == "full"
-    layouts = []
-    start = 0
-    for size in sizes:
-        boxes, grid = way(settings, image_processor, size, config.vision_config.patch_size)
-        first = start + int(keeps_class_token)  # the class token is a visual token without a place
-        start = first + len(boxes)
-        positions = np.asarray(image_positions[first:start], dtype=np.int64)
-        layouts.append(ImageLayout(size, positions, boxes, np.zeros(len(boxes), dtype=np.int64), grid))
-    if start != len(image_positions):
-        raise BadInput(
-            f"the prompt has {len(image_positions)} visual tokens where its {len(sizes)} picture(s) give {start}; "
-            "does this processor belong to this model?"
-        )
-    return tuple(layouts)
+
+    def __init__(self, model: Any, processor: Any, how: str = "auto") -> None:
+        if how not in HOW:
+            raise BadInput(f"layout= takes one of {', '.join(HOW)}; got {how!r}")
+        self._model, self._processor, self.how = model, processor, how
+        self._known: OrderedDict[Any, list[Placement]] = OrderedDict()
+
+    @property
+    def way(self) -> Way | None:
+        """The written way of the model's family with a picture, if there is one."""
+        return self._way(WAYS)
+
+    def _way(self, ways: dict[str, Way]) -> Way | None:
+        config = self._model.config
+        vision = getattr(config, "vision_config", None)
+        kinds = (getattr(vision, "model_type", None), config.model_type)
+        return None if self.how != "auto" else next((ways[kind] for kind in kinds if kind in ways), None)
+
+    def __call__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        positions: Sequence[int],
+        inputs: Mapping[str, Tensor],
+        probe: Probe,
+        settings: Mapping[str, Any] | None = None,
+        first: int = 0,
+        clips: Clips = Clips(),
+    ) -> tuple[ImageLayout, ...]:
+        """The layout of each picture of one prompt; empty where the model's visual tokens have no place.
+
+        Args:
+            sizes: (width, height) of each original, in order; frames of videos last.
+            positions: sequence positions of all visual tokens of the prompt, in order.
+            inputs: the model inputs, of the prompt alone or of its batch.
+            probe: how to ask the model with other pictures in the same prompt, for a measurement.
+            settings: what the call overrode of the image processor.
+            first: how many still pictures of the batch came before these.
+            clips: the videos among them.
+
+        Raises:
+            BadInput: the prompt has another number of visual tokens than these pictures give.
+        """
+        if not sizes or self.how == "none":
+            return ()
+        filmed = np.isin(positions, clips.positions)
+        stills = len(sizes) - sum(clips.counts)
+        if not stills:
+            filmed[:] = True
+        order = tuple(positions) if stills and clips.counts else len(positions)
+        key = (tuple(sizes), clips.counts, order, repr(settings), frames.pruned(inputs))
+        if key not in self._known:
+            kinds: list[_Kind] = []
+            by = partial(Prepared.by, self._model, self._processor, settings or {})
+            if stills:
+                kinds.append((self.way, by(sizes[:stills], inputs, first), np.flatnonzero(~filmed)))
+            if clips.counts:
+                ends = stills + np.cumsum(clips.counts)
+                prepared = by([sizes[end - 1] for end in ends], inputs, clips.first, clips.counts)
+                kinds.append((self._way(OF_FRAMES), prepared, np.flatnonzero(filmed)))
+            self._known[key] = self._worked_out(kinds, probe, sizes, clips.counts, len(positions))
+        self._known.move_to_end(key)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return tuple(_placed(self._known[key], sizes, positions))
+
+    def _worked_out(
+        self,
+        kinds: Sequence[_Kind],
+        probe: Probe,
+        sizes: Sequence[tuple[int, int]],
+        videos: Sequence[int],
+        tokens: int,
+    ) -> list[Placement]:
+        """As written where that gives the right number of tokens: a processor may have settings nobody foresaw."""
+        placements, given = [], 0
+        for way, prepared, index in kinds:
+            shares = way(prepared) if way is not None else []
+            count = sum(share.count for share in shares)
+            given += count
+            if count == len(index):
+                own = [replace(placement, index=index[placement.index]) for placement in in_a_row(shares)]
+                placements += [placement for placement in own for _ in placement.frames or (None,)]
+        if len(placements) == len(sizes):
+            return placements
+        try:
+            measured = measure(self._model, probe, sizes, videos, tokens)
+        except ValueError:  # a model that refuses its inputs says so again when it is asked
+            measured = [NOWHERE for _ in sizes]
+        if given not in (0, tokens) and not any(len(placement.index) for placement in measured):
+            raise BadInput(
+                f"the prompt has {tokens} visual tokens where its {len(sizes)} picture(s) give {given}; "
+                "does this processor belong to this model?"
+            )
+        return measured
+
+
+def _placed(
+    placements: Sequence[Placement], sizes: Sequence[tuple[int, int]], positions: Sequence[int]
+) -> list[ImageLayout]:
+    """In one prompt; nothing where no token has a place."""
+    if not any(len(placement.index) for placement in placements):
+        return []
+    places = np.asarray(positions, dtype=np.int64)
+    return [
+        ImageLayout(size, places[placement.index], placement.boxes, placement.tiles, placement.grid, placement.frames)
+        for size, placement in zip(sizes, placements, strict=True)
+    ]

@@ -11,17 +11,71 @@ A pixel belongs to a box when its centre lies in it. A box narrower than a pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, OutOfRange
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The places of one picture's visual tokens, whatever prompt they stand in.
+
+    Attributes:
+        index: [N] which of the visual tokens carry a patch of the picture.
+        boxes, tiles, grid, frames: as in ``ImageLayout``.
+    """
+
+    index: IntArray
+    boxes: FloatArray
+    tiles: IntArray
+    grid: tuple[int, int] | None = None
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one picture takes of a prompt's visual tokens.
+
+    Attributes:
+        count: how many, with those that have no place (a newline, a class token).
+        placement: its ``index`` counts from the first of them.
+    """
+
+    count: int
+    placement: Placement
+
+    @classmethod
+    def of(
+        cls,
+        boxes: FloatArray,
+        before: int = 0,
+        tiles: IntArray | None = None,
+        grid: tuple[int, int] | None = None,
+        frames: tuple[int, ...] = (),
+    ) -> Share:
+        """Tokens one after the other, behind ``before`` that have no place; all in tile 0 where no tiles are given."""
+        count = len(boxes)
+        tiles = np.zeros(count, dtype=np.int64) if tiles is None else np.asarray(tiles, dtype=np.int64)
+        return cls(before + count, Placement(before + np.arange(count), boxes, tiles, grid, frames))
+
+
+def in_a_row(shares: Sequence[Share]) -> list[Placement]:
+    """The placements of pictures that stand one after the other, counted from the first token of the first."""
+    placements, start = [], 0
+    for share in shares:
+        placements.append(replace(share.placement, index=start + share.placement.index))
+        start += share.count
+    return placements
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +87,11 @@ class ImageLayout:
         positions: [N] sequence position of each visual token that carries a patch.
         boxes: [N, 4] each token's (x0, y0, x1, y1) in pixels of the original, origin at the top left; a box
             reaches beyond the photograph where the processor padded.
-        tiles: [N] which tile a token belongs to, 0 where there is only one.
+        tiles: [N] which view of the photograph a token belongs to: 0 the whole (a thumbnail where there are tiles),
+            1 and on its tiles or crops, in reading order.
         grid: (rows, columns) where the tokens form one grid in reading order, else None.
+        frames: for a frame of a video, every frame of it that the tokens cover, counted from 0: this one, and those
+            that the model merged with it, whose layouts have the same tokens. Empty for a still picture.
     """
 
     size: tuple[int, int]
@@ -42,6 +99,7 @@ class ImageLayout:
     boxes: FloatArray
     tiles: IntArray
     grid: tuple[int, int] | None = None
+    frames: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -49,7 +107,7 @@ class ImageLayout:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageLayout):
             return NotImplemented
-        return (self.size, self.grid) == (other.size, other.grid) and all(
+        return (self.size, self.grid, self.frames) == (other.size, other.grid, other.frames) and all(
             np.array_equal(getattr(self, name), getattr(other, name)) for name in ("positions", "boxes", "tiles")
         )
 
@@ -66,11 +124,15 @@ class ImageLayout:
     @cached_property
     def _owner(self) -> IntArray:
         """[height, width] index of the finest token that covers each pixel, -1 where none does."""
+        return self._owners(np.arange(len(self)))
+
+    def _owners(self, tokens: IntArray) -> IntArray:
+        """The same among some of the tokens."""
         width, height = self.size
         owner = np.full((height, width), -1, dtype=np.int32)
         area = (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
         spans = self._spans
-        for token in np.argsort(-area, kind="stable"):
+        for token in tokens[np.argsort(-area[tokens], kind="stable")]:
             x0, y0, x1, y1 = spans[token]
             owner[y0:y1, x0:x1] = token
         return owner
@@ -86,24 +148,34 @@ class ImageLayout:
             spans[:, [low, high]] = spans[:, [low, high]].clip(0, side)
         return spans
 
-    def to_pixels(self, values: Any) -> FloatArray:
+    def to_pixels(self, values: Any, tiles: int | Sequence[int] | None = None) -> FloatArray:
         """One value per token painted over its pixels.
 
         Args:
             values: [..., N], array or tensor.
+            tiles: paint the tokens of these views only, 0 the thumbnail; all of them when None.
 
         Returns:
-            [..., height, width] float32 on the original; each pixel takes the finest token that covers it, NaN
-            where none does.
+            [..., height, width] float32 on the original; each pixel takes the finest token that covers it (of equal
+            ones the last), NaN where none does.
 
         Raises:
             BadInput: the last axis does not have one value per token.
+            OutOfRange: there is no such tile.
         """
         painted = np.asarray(values, dtype=np.float32)
         if painted.ndim == 0 or painted.shape[-1] != len(self):
             raise BadInput(f"to_pixels takes values [..., {len(self)}], one for each token; got shape {painted.shape}")
         nothing = np.full((*painted.shape[:-1], 1), np.nan, dtype=np.float32)
-        return np.concatenate([painted, nothing], axis=-1)[..., self._owner]
+        owner = self._owner if tiles is None else self._owners(self._in_tiles(tiles))
+        return np.concatenate([painted, nothing], axis=-1)[..., owner]
+
+    def _in_tiles(self, tiles: int | Sequence[int]) -> IntArray:
+        there = np.unique(self.tiles)
+        missing = np.setdiff1d(tiles, there)
+        if len(missing):
+            raise OutOfRange(f"tile {missing[0]} is not there: this picture has tiles {there.tolist()}")
+        return np.flatnonzero(np.isin(self.tiles, tiles))
 
     def to_tokens(self, mask: Any) -> FloatArray:
         """The share of each token's box (of its part on the photograph) that ``mask`` covers.
@@ -132,6 +204,30 @@ class ImageLayout:
     def tokens_in(self, mask: Any) -> IntArray:
         """Sequence positions of the tokens whose box ``mask`` [height, width] covers by half or more."""
         return self.positions[self.to_tokens(mask) >= 0.5]
+
+
+def edges(low: float, high: float, count: int) -> FloatArray:
+    """[count + 1] edges of equal cells from ``low`` to ``high``."""
+    return np.linspace(low, high, count + 1)
+
+
+def boxes_between(x: FloatArray, y: FloatArray) -> FloatArray:
+    """[rows * columns, 4] boxes between these edges, in reading order."""
+    x0, y0 = np.meshgrid(x[:-1], y[:-1])
+    x1, y1 = np.meshgrid(x[1:], y[1:])
+    return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
+
+
+def grid_of(boxes: FloatArray) -> tuple[int, int] | None:
+    """(rows, columns) where boxes form one grid in reading order, else None."""
+    rows = len(np.unique(boxes[:, 1].round(3)))
+    columns = len(boxes) // rows if rows else 0
+    if not rows or rows * columns != len(boxes):
+        return None
+    x0, y0, x1, y1 = boxes.reshape(rows, columns, 4).transpose(2, 0, 1)
+    one = np.ptp(x0, axis=0).max() + np.ptp(x1, axis=0).max() + np.ptp(y0, axis=1).max() + np.ptp(y1, axis=1).max()
+    ordered = (np.diff(x0, axis=1) > 0).all() and (np.diff(y0, axis=0) > 0).all()
+    return (rows, columns) if ordered and one < 1e-2 * max(x1.max() - x0.min(), y1.max() - y0.min()) else None
 
 
 def _box_sums(image: FloatArray, spans: IntArray) -> FloatArray:

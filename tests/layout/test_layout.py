@@ -163,3 +163,15 @@ def test_the_finest_token_wins_a_pixel():
     pixels = layout.to_pixels([1.0, 2.0])
     assert (pixels == 2).sum() == 4
     assert pixels[3, 3] == 2
+
+
+def test_tiles_choose_the_view_that_is_painted():
+    boxes = np.array([[0, 0, 8, 8], [2, 2, 4, 4], [4, 2, 6, 4]], float)
+    layout = ImageLayout((8, 8), np.arange(3), boxes, np.array([0, 1, 2]))
+    assert (layout.to_pixels([1.0, 2.0, 3.0], tiles=0) == 1).all()
+    one = layout.to_pixels([1.0, 2.0, 3.0], tiles=[1])
+    assert (one == 2).sum() == 4
+    assert np.isnan(one).sum() == 60
+    assert np.nanmax(layout.to_pixels([1.0, 2.0, 3.0], tiles=[1, 2])) == 3
+    with pytest.raises(lp.OutOfRange, match=r"tile 5.*\[0, 1, 2\]"):
+        layout.to_pixels([1.0, 2.0, 3.0], tiles=5)

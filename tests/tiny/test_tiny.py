@@ -2,6 +2,7 @@
 
 import random
 import re
+import subprocess
 import sys
 from collections import Counter
 from math import comb
@@ -63,7 +64,11 @@ def test_it_is_a_llava_as_the_real_ones_are(processor, model):
     assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama")
     inputs = processor(text="USER: <image>\n?", images=tiny.scene(0).image, return_tensors="pt")
     assert (inputs["input_ids"] == config.image_token_id).sum() == 196
-    assert "torchvision" not in sys.modules
+
+
+def test_it_needs_no_torchvision():
+    program = "import sys, llava_probe as lp; lp.load(); assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_the_weights_are_small():

@@ -18,7 +18,20 @@ import torch
 
 import llava_probe as lp
 
-_FILES = ("llava", "qwen")
+_FILES = (
+    "llava",
+    "qwen",
+    "mistral",
+    "tiles",
+    "google",
+    "measured",
+    "slices",
+    "native",
+    "newest",
+    "omni",
+    "discrete",
+    "placeless",
+)
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {}
 

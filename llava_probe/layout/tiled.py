@@ -1,0 +1,55 @@
+"""The whole photograph stretched over a canvas of square tiles, each encoded alone, the whole again as a thumbnail.
+
+InternVL chooses the canvas by aspect ratio, Idefics 3, SmolVLM and Granite-Docling by size. The tokens of the tiles
+come tile by tile, the thumbnail's last; where one tile is enough, it is the whole. Pixel shuffle merges patches.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from llava_probe.layout.geometry import Share, boxes_between, edges
+from llava_probe.layout.prepared import Prepared
+
+
+def place_by_ratio(prepared: Prepared) -> list[Share]:
+    """InternVL: the canvas nearest to the photograph's aspect ratio."""
+    best = sys.modules[type(prepared.processor).__module__].get_optimal_tiled_canvas
+    side = round(prepared.model.config.image_seq_length**0.5)
+    size = prepared.setting("size")
+    shares = []
+    for width, height in prepared.sizes:
+        rows = columns = 1
+        if prepared.setting("crop_to_patches"):
+            limits = prepared.setting("min_patches"), prepared.setting("max_patches")
+            columns, rows = best((height, width), (size["height"], size["width"]), *limits)
+        shares.append(_tiled((width, height), rows, columns, side))
+    return shares
+
+
+def place_by_split(prepared: Prepared) -> list[Share]:
+    """Idefics 3, SmolVLM: rows and columns as the processor counts them, none for a photograph that fits one tile."""
+    vision = prepared.config.vision_config
+    side = vision.image_size // vision.patch_size // prepared.config.scale_factor
+    shares = []
+    for width, height in prepared.sizes:
+        _, rows, columns = prepared.processor.get_number_of_image_patches(height, width, dict(prepared.settings))
+        shares.append(_tiled((width, height), max(1, rows), max(1, columns), side))
+    return shares
+
+
+def _tiled(size: tuple[int, int], rows: int, columns: int, side: int) -> Share:
+    width, height = size
+    x, y = edges(0, width, columns * side), edges(0, height, rows * side)
+    tiles = [
+        boxes_between(x[column * side : (column + 1) * side + 1], y[row * side : (row + 1) * side + 1])
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    whole = boxes_between(edges(0, width, side), edges(0, height, side))
+    if len(tiles) == 1:
+        return Share.of(whole, grid=(side, side))
+    numbers = [*range(1, len(tiles) + 1), 0]
+    return Share.of(np.concatenate([*tiles, whole]), tiles=np.repeat(numbers, side * side))

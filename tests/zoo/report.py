@@ -1,0 +1,62 @@
+"""The table of families from what the tests hold: ``python -m zoo.report`` (in tests/) writes it into the package.
+
+Each entry stands on a test that fails where it is not so: the lists of exceptions in ``test_families.py`` and
+``layout/test_places.py`` are strict.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "layout")]
+
+import torchvision_half
+
+torchvision_half.present()
+
+import json
+
+import test_families
+import test_places
+import zoo
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from zoo.unbuilt import UNBUILT
+
+import llava_probe.family_table
+
+
+def table() -> list[dict[str, Any]]:
+    """One entry for each name of the mapping, in its order."""
+    return [_entry(name) for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]
+
+
+def _entry(name: str) -> dict[str, Any]:
+    built = next((one for one in zoo.NAMES if one.split()[0] == name), None)
+    if built is None:
+        return {"name": name, "places": "not built", "rows": None, "note": UNBUILT[name]}
+    rows = test_families.EXCEPT["rows"].get(built)
+    notes = []
+    if built in test_places.PLACELESS:
+        places, note = "none", test_places.PLACELESS[built]
+        notes.append(note)
+    else:
+        places = "written" if zoo.vlm(built).layouts.way is not None else "measured"
+    if built in test_places.MIXES:
+        notes.append("its tower mixes patches: a box is the main share")
+    if rows is not None:
+        notes.append(rows)
+    others = [f"no vision records: {reason}" for one, reason in test_families.EXCEPT["vision"].items() if one == built]
+    notes += [*others, *(["its layers without attention are listed"] if zoo.vlm(built).anatomy.other_layers else [])]
+    return {"name": name, "places": places, "rows": rows is None, "note": "; ".join(notes)}
+
+
+def written(entries: list[dict[str, Any]]) -> str:
+    """As it stands in the package, an entry a line."""
+    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
+    return f"[\n{lines}\n]\n"
+
+
+if __name__ == "__main__":
+    llava_probe.family_table._TABLE.write_text(written(table()), encoding="utf-8")
