@@ -27,7 +27,7 @@ from transformers import (
 
 import llava_probe as lp
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"

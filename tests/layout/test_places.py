@@ -124,7 +124,8 @@ def misplaced(vlm, size, name="", points=POINTS):
     placed = np.isin(at, layout.positions)
     moves, strays = moves[:, placed], moves[:, ~placed].max(initial=0)
     views = [view for view in (layout.tiles == 0, layout.tiles > 0) if view.any()]
-    usual = [np.median(moves[:, view].max(axis=1)[moves[:, view].max(axis=1) > 0]) for view in views]
+    most = [moves[:, view].max(axis=1) for view in views]
+    usual = [np.median(most_of[most_of > 1e-3 * most_of.max()]) for most_of in most]  # a crop may hide most changes
     low, high = layout.boxes[:, :2], layout.boxes[:, 2:]
     sides = high - low
     kernel = KERNEL * max(1, max(size) / TWICE.get(name, max(size)))
