@@ -15,7 +15,7 @@ from pathlib import Path
 
 _TABLE = Path(__file__).with_name("families.json")
 
-#: What a family's visual tokens have: places that are written here, places that are measured, none; or it was not built.
+#: What a family's visual tokens have: places that are written here, that are measured, none; or it was not built.
 PLACES = ("written", "measured", "none", "not built", "not tried")
 
 

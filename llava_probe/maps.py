@@ -107,7 +107,7 @@ class ImageMap:
         return self.values[self._number(row)]
 
     def pixels(self, row: int | None = None, tiles: int | Sequence[int] | None = None) -> FloatArray:
-        """[height, width] float32 on the original; NaN where the model saw nothing (in these ``tiles``, 0 the whole)."""
+        """[height, width] float32 on the original, NaN where nothing was seen; ``tiles`` as in ``to_pixels``."""
         return self.layout.to_pixels(self.row(row), tiles)
 
     def grid(self, row: int | None = None) -> FloatArray:

@@ -127,7 +127,7 @@ def _foretold(members: BoolArray, sample: BoolArray, moved: FloatArray) -> bool:
     A tower that turns pictures into words of a code book, say, does not add up: its places would be wrong.
     """
     placed = members.any(axis=1)
-    should = (members & sample).any(axis=1)[placed]
+    should = (members[placed] & sample).any(axis=1)
     wrong = np.where(should, moved[placed] < _TRACE, moved[placed] > 1 - _LEAST)
     return bool(placed.any() and wrong.mean() < _WRONG)
 

@@ -60,7 +60,9 @@ def patches(sources: Sequence[Source], config: Any, side: int | None = None) -> 
         config: the model's config, for the side of a patch.
         side: another side, in processed pixels.
     """
-    owners, sides, told = [], [], []
+    owners: list[Tensor] = []
+    sides: list[int | None] = []
+    told: list[list[Any]] = []
     count = 1 + max((int(source.picture.max()) for source in sources), default=0)
     for source in sources:
         owner, own, *parts = _cut(source, side or patch_side(config), count)
@@ -80,7 +82,7 @@ def patches(sources: Sequence[Source], config: Any, side: int | None = None) -> 
 def _joined(
     picture: IntArray, tile: IntArray, row: IntArray, column: IntArray, boxes: FloatArray
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """(view, row, column): tiles of one scale that lie side by side, or overlap by whole patches, are counted through."""
+    """(view, row, column): tiles of one scale, side by side or overlapping by whole patches, are counted through."""
     view, row, column = tile.copy(), row.copy(), column.copy()
     sides = boxes[:, 2:] - boxes[:, :2]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -104,7 +106,7 @@ def _overlap(extents: FloatArray, slack: FloatArray) -> bool:
     """Whether any two of these boxes share more than an edge of this width."""
     low = np.maximum(extents[:, None, :2], extents[None, :, :2])
     high = np.minimum(extents[:, None, 2:], extents[None, :, 2:])
-    shared = (high - low > slack).all(axis=-1)
+    shared: BoolArray = np.all(high - low > slack, axis=-1)
     return bool(shared[~np.eye(len(extents), dtype=bool)].any())
 
 
@@ -152,7 +154,7 @@ def _cut(source: Source, told: int | None, pictures: int) -> tuple[Any, ...]:
         crop, row, column, pixel = _placed_in_strip(crop, told, member.argmax(axis=1), low, high)
     else:
         pixel = _pixels_of_crops(source, crop)
-    if is_image or cells.ndim == len(shape) and cells.shape[-3:] == (1, 1, 1):
+    if is_image or (cells.ndim == len(shape) and cells.shape[-3:] == (1, 1, 1)):
         hidden = _hidden(shape, side or shape[-1], at, inside, kept)
         low, high = low - hidden[:, :2] * pixel, high + hidden[:, 2:] * pixel
     boxes = np.concatenate([low - pixel / 2, high + pixel / 2], axis=1)

@@ -64,12 +64,10 @@ class Prepared:
         """Pictures [1, height, width] whose values are x and y, as the image processor takes them; no memory used."""
         width, height = size
         x, y = torch.arange(width, dtype=torch.float32), torch.arange(height, dtype=torch.float32)[:, None]
-        both = x.expand(1, height, width), y.expand(1, height, width)
-        return (
-            both
-            if getattr(self.processor, "backend", "pil") == "torchvision"
-            else tuple(picture.numpy() for picture in both)
-        )
+        both: tuple[Any, Any] = (x.expand(1, height, width), y.expand(1, height, width))
+        if getattr(self.processor, "backend", "pil") != "torchvision":
+            both = (both[0].numpy(), both[1].numpy())
+        return both
 
     def told(self, name: str, picture: int) -> list[int]:
         """A row of numbers that the processor passed to the model about one picture or video."""

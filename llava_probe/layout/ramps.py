@@ -87,7 +87,8 @@ def sources(encode: Encode, sizes: Sequence[tuple[int, int]]) -> list[Source]:
             side = torch.tensor([size[axis] for size in sizes], dtype=torch.float32)[picture.clamp(min=0)]
             told = [((wave[name].float() - low) / gain + DARK - LOW) / (HIGH - LOW) for wave in asked[axis]]
             places.append(torch.where(filled, _place(told) * side, torch.nan))
-        found.append(Source(name, low, gain, *places, picture))
+        x, y = places
+        found.append(Source(name, low, gain, x, y, picture))
     return found
 
 

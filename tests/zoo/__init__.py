@@ -15,6 +15,9 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torchvision_half
+
+torchvision_half.present()  # before anything imports transformers
 
 import llava_probe as lp
 

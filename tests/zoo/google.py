@@ -10,10 +10,6 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
-    Gemma3nAudioFeatureExtractor,
-    Gemma3nConfig,
-    Gemma3nForConditionalGeneration,
-    Gemma3nProcessor,
     Gemma3Processor,
     Gemma4AudioFeatureExtractor,
     Gemma4Config,
@@ -34,7 +30,6 @@ from transformers import (
     SiglipImageProcessor,
     SiglipVisionConfig,
 )
-from transformers.utils import is_timm_available
 
 from zoo import family
 from zoo.text import DECODER, TOWER, template, tokenizer
@@ -118,69 +113,6 @@ def gemma3_pan() -> tuple[Any, Any]:
     return model, processor
 
 
-def gemma3n() -> tuple[Any, Any]:
-    """The tower is whatever timm has; a convolutional one, as in the real ones."""
-    words = tokenizer(
-        image_token="<image_soft_token>",
-        boi_token="<start_of_image>",
-        eoi_token="<end_of_image>",
-        audio_token="<audio_soft_token>",
-        boa_token="<start_of_audio>",
-        eoa_token="<end_of_audio>",
-    )
-    model = Gemma3nForConditionalGeneration(
-        Gemma3nConfig(
-            vision_config={
-                "architecture": "test_efficientnet",
-                "hidden_size": 256,
-                "vocab_offset": len(words),
-                "initializer_range": 0.2,
-            },
-            audio_config={
-                "hidden_size": 32,
-                "vocab_offset": len(words) + 128,
-                "conf_num_attention_heads": 2,
-                "conf_num_hidden_layers": 1,
-                "sscp_conv_channel_size": [4, 4],
-            },
-            text_config={
-                "vocab_size": len(words),
-                "vocab_size_per_layer_input": len(words),
-                "hidden_size_per_layer_input": 16,
-                "head_dim": 16,
-                "sliding_window": 16,
-                "laurel_rank": 16,
-                "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
-                **DECODER,
-                "num_hidden_layers": 4,
-                "num_kv_shared_layers": 2,
-                "layer_types": ["sliding_attention", "full_attention"] * 2,
-            },
-            vision_soft_tokens_per_image=16,
-            boi_token_id=words.boi_token_id,
-            eoi_token_id=words.eoi_token_id,
-            image_token_id=words.image_token_id,
-            boa_token_id=words.boa_token_id,
-            eoa_token_id=words.eoa_token_id,
-            audio_token_id=words.audio_token_id,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-        )
-    )
-    processor = Gemma3nProcessor(
-        Gemma3nAudioFeatureExtractor(),
-        SiglipImageProcessor(size={"height": 128, "width": 128}),
-        words,
-        image_seq_length=16,
-        chat_template=template("<image_soft_token>"),
-    )
-    return model, processor
-
-
-if is_timm_available():
-    family("gemma3n")(gemma3n)
-
-
 #: Patches of 8 pixels pooled 2 by 2, at most 70 visual tokens: the fewest that the processor knows.
 POOLED = {"patch_size": 8, "pooling_kernel_size": 2}
 
@@ -232,7 +164,7 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
     )
     torch.nn.init.normal_(model.model.vision_tower.patch_embedder.position_embedding_table, std=0.2)  # ones when fresh
     for name, weight in model.named_parameters():
-        if name.endswith("q_norm.weight"):  # its scores are not scaled: with ones they are sharper than a trained head's
+        if name.endswith("q_norm.weight"):  # its scores are not scaled: ones are sharper than a trained head's
             torch.nn.init.constant_(weight, 0.25)
     processor = Gemma4Processor(
         Gemma4AudioFeatureExtractor(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
 from transformers import (
     Dots3NoteConfig,
     Dots3NoteForConditionalGeneration,

@@ -12,19 +12,15 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "layout")]
 
-import torchvision_half
-
-torchvision_half.present()
-
 import json
 
 import test_families
 import test_places
-import zoo
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from zoo.unbuilt import UNBUILT
 
 import llava_probe.family_table
+import zoo
+from zoo.unbuilt import UNBUILT
 
 
 def table() -> list[dict[str, Any]]:
