@@ -86,13 +86,17 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Argument errors of transformers as ours, one sentence each."""
+    """Errors of transformers and of the model's own arithmetic as ours, one sentence each; not those of memory."""
     try:
         yield
     except (ValueError, TypeError) as error:
         if isinstance(error, BadInput) or type(error).__module__.startswith("llava_probe"):
             raise
         raise BadInput(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # a picture that the processor let through and the tower cannot cut, say
+        raise BadInput(f"the model refused these inputs: {str(error).strip().splitlines()[0]}") from error
 
 
 def run_generate(

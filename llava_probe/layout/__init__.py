@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput
@@ -183,7 +184,9 @@ class Layouts:
             return placements
         try:
             measured = measure(self._model, probe, sizes, videos, tokens)
-        except ValueError:  # a model that refuses its inputs says so again when it is asked
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError):  # a model that refuses its inputs says so again when it is asked
             measured = [NOWHERE for _ in sizes]
         if given not in (0, tokens) and not any(len(placement.index) for placement in measured):
             raise BadInput(

@@ -181,10 +181,11 @@ def _members(cut: Patches, questions: Sequence[Question], moves: FloatArray, lea
         numbers: IntArray = getattr(cut, what)
         share = shares[what] * np.array([_longest_run(row) for row in shares[what] >= _TRACE])
         weight = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-9)
-        for number in range(view.shape[1]):  # where a patch weighs most among the tokens of its view
+        for number in range(int(cut.view.max()) + 1):  # where a patch weighs most among the tokens of its view
             tokens, patch = moving & view[:, number], cut.view == number
-            chosen = (weight >= least * weight[tokens].max(axis=0, initial=0)) & (weight > 0)
-            inside[np.ix_(tokens, patch)] &= chosen[np.ix_(tokens, numbers[patch])]
+            heaviest = np.max(weight[tokens], axis=0, initial=0)
+            chosen = (weight >= least * heaviest) & (weight > 0)
+            inside[np.ix_(tokens, patch)] &= chosen[tokens][:, numbers[patch]]
     return inside
 
 

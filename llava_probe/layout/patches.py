@@ -150,7 +150,7 @@ def _cut(source: Source, told: int | None, pictures: int) -> tuple[Any, ...]:
     member, index = belongs[kept].numpy(), kept.nonzero().flatten().numpy()
     rows, columns = (shape[-2] // side, shape[-1] // side) if side else (1, shape[-2] if len(shape) == 3 else count)
     crop, row, column = index // (rows * columns), index // columns % rows, index % columns
-    if rows == 1 < columns:  # a strip of patches tells nothing of where they are
+    if side is None or rows == 1 < columns:  # a strip of patches tells nothing of where they are
         crop, row, column, pixel = _placed_in_strip(crop, told, member.argmax(axis=1), low, high)
     else:
         pixel = _pixels_of_crops(source, crop)

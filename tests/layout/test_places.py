@@ -53,7 +53,7 @@ SKIPS, THUMBNAIL = {"molmo2"}, 48
 BLENDS = {"llava_onevision"}
 #: Towers that mix patches by convolution: a box is the main share. Only the token that moves most is judged,
 #: and its box may be the next one to the change.
-MIXES = {"got_ocr2", "got_ocr2 crop", "pp_chart2table", "fast_vlm", "deepseek_vl_hybrid", "unlimited_ocr"}
+MIXES = {"got_ocr2", "got_ocr2 crop", "pp_chart2table", "fast_vlm", "deepseek_vl_hybrid", "unlimited_ocr", "lfm3_vl"}
 
 #: Families whose visual tokens have no place, and why.
 PLACELESS = {
