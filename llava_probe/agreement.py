@@ -4,7 +4,8 @@
 
 Tests can only try the models that they can build; this runs the same comparisons on a real checkpoint in its own
 dtype and quantisation, in about a minute: capture against plain ``generate``, rows against transformers' eager
-attention, a scored answer against a generated one. The outcome goes into the provenance of later traces.
+attention, a scored answer against a generated one, places as written against places as measured. The outcome goes
+into the provenance of later traces.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.recorder import alone_with
 from llava_probe.trace import Trace
@@ -29,6 +31,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 
 #: Quantised layers round activations by what else is in the pass, so one pass and many steps differ by more.
 QUANTISED = 5e-2
+
+#: Of the larger of two boxes; a token that blends patches may leave out light ones, half of it at most along each axis.
+_SHARED = 0.2
 
 _QUESTION = "Describe the image."
 _WIDER = 3  # logits pass through the whole depth: this much wider, relative to their spread
@@ -97,6 +102,7 @@ def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check
         *_unchanged(vlm, trace, image, question, max_new_tokens),
         *_rows_equal_eager(vlm, scored, limit),
         *_score_equals_generate(trace, scored, limit),
+        *_places_are_right(vlm, trace),
     )
     result = Check(f"{trace.provenance['model']} ({trace.provenance['dtype']})", findings)
     vlm.checks = result.to_dict()
@@ -133,6 +139,30 @@ def _score_equals_generate(trace: Trace, scored: Trace, limit: float) -> Iterato
     yield Finding(
         "score and generate: logits, over their spread", _apart(trace.logits, scored.logits) / spread, _WIDER * limit
     )
+
+
+def _places_are_right(vlm: VLM, trace: Trace) -> Iterator[Finding]:
+    """Written places against those measured on this model; a box that shares less than this with its own is wrong."""
+    if not trace.layouts or vlm.layouts.way is None:
+        return
+    measured = VLM(vlm.model, vlm.processor, layout="measured")
+    found = measured.lay_out(list(trace.images), prompt=trace.request.prompt)
+    wrong = sum(_misplaced(one, other) for one, other in zip(trace.layouts, found, strict=True)) if found else 0
+    yield Finding("places of visual tokens: boxes that are not as measured", wrong, 0)
+
+
+def _misplaced(written: ImageLayout, measured: ImageLayout) -> int:
+    """How many measured tokens lie elsewhere than where they are written: half of the two boxes is not shared."""
+    row = {position: row for row, position in enumerate(written.positions.tolist())}
+    wrong = 0
+    for position, box in zip(measured.positions.tolist(), measured.boxes, strict=True):
+        if position not in row:
+            wrong += 1
+            continue
+        other = written.boxes[row[position]]
+        shared = np.prod(np.maximum(0, np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])))
+        wrong += shared < _SHARED * max(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+    return int(wrong)
 
 
 @contextmanager

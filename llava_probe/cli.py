@@ -148,7 +148,8 @@ def models(
     console = Console()
     console.print(table)
     counts = Counter(family.places for family in shown)
-    console.print(f"\n{len(shown)} families: " + ", ".join(f"{count} {places}" for places, count in counts.items()))
+    told = ", ".join(f"{count} {places}" for places, count in counts.items())
+    console.print(f"\n{len(shown)} of {len(families())} families: {told}")
 
 
 @contextmanager

@@ -49,6 +49,7 @@ WAYS: dict[str, Way] = {
     "gemma3": stretched.place_squashed,
     "idefics3": tiled.place_by_split,
     "smolvlm": tiled.place_by_split,
+    "granite_docling": tiled.place_by_split,
     "internvl": tiled.place_by_ratio,
     "video_llava": crop.place,
 }

@@ -30,12 +30,20 @@ def place_by_ratio(prepared: Prepared) -> list[Share]:
 
 
 def place_by_split(prepared: Prepared) -> list[Share]:
-    """Idefics 3, SmolVLM: rows and columns as the processor counts them, none for a photograph that fits one tile."""
+    """Idefics 3, SmolVLM, Granite-Docling: rows and columns as the processor counts them.
+
+    Idefics 3 counts none for a photograph that fits one tile; Granite-Docling may shuffle pixels half as far.
+    """
     vision = prepared.config.vision_config
-    side = vision.image_size // vision.patch_size // prepared.config.scale_factor
+    shuffled = getattr(vision, "scale_factor", None) or prepared.config.scale_factor
+    side = vision.image_size // vision.patch_size // shuffled
+    side *= 2 if "tile_fine_mask" in prepared.inputs else 1
     shares = []
     for width, height in prepared.sizes:
-        _, rows, columns = prepared.processor.get_number_of_image_patches(height, width, dict(prepared.settings))
+        if hasattr(prepared.processor, "get_tile_grid"):
+            rows, columns = prepared.processor.get_tile_grid(height, width, dict(prepared.settings))
+        else:
+            _, rows, columns = prepared.processor.get_number_of_image_patches(height, width, dict(prepared.settings))
         shares.append(_tiled((width, height), max(1, rows), max(1, columns), side))
     return shares
 

@@ -33,5 +33,5 @@ def test_extreme_pictures_are_taken_or_refused_in_one_sentence(name):
 
 
 def test_the_processors_limit_is_named():
-    with pytest.raises(lp.BadInput, match="Qwen2VLProcessor refused the input.*aspect ratio must be smaller than 200"):
+    with pytest.raises(lp.BadInput, match=r"Qwen2VLProcessor refused the input.*aspect ratio must be smaller than 200"):
         zoo.vlm("qwen2_vl").generate(photo(1, 1000), "what")

@@ -22,6 +22,9 @@ import llava_probe.family_table
 import zoo
 from zoo.unbuilt import UNBUILT
 
+#: Towers of timm's that the zoo puts another in place of.
+STAND_INS = {"fast_vlm": "tried with a ResNet in timm's place", "perception_lm": "tried with CLIP in timm's place"}
+
 
 def table() -> list[dict[str, Any]]:
     """One entry for each name of the mapping, in its order."""
@@ -41,6 +44,8 @@ def _entry(name: str) -> dict[str, Any]:
         places = "written" if zoo.vlm(built).layouts.way is not None else "measured"
     if built in test_places.MIXES:
         notes.append("its tower mixes patches: a box is the main share")
+    if built in STAND_INS:
+        notes.append(STAND_INS[built])
     if rows is not None:
         notes.append(rows)
     others = [f"no vision records: {reason}" for one, reason in test_families.EXCEPT["vision"].items() if one == built]

@@ -1,0 +1,44 @@
+"""``llava-probe models`` says what the tests hold, of every name of transformers' mapping."""
+
+import json
+
+import pytest
+import torchvision_half
+from typer.testing import CliRunner
+
+import llava_probe as lp
+from llava_probe import cli, family_table
+
+MAPPED = tuple(family_table._mapped())
+
+
+@pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision")
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_is_what_the_tests_hold():
+    from zoo import report
+
+    written = json.loads(family_table._TABLE.read_text(encoding="utf-8"))
+    assert written == report.table(), "write it again: make families"
+
+
+def test_every_name_of_the_mapping_has_a_row_and_a_reason():
+    families = {family.name: family for family in lp.families()}
+    assert set(families) >= set(MAPPED)
+    for family in families.values():
+        assert family.places in family_table.PLACES
+        assert family.note or (family.rows and family.places in ("written", "measured")), family
+
+
+def test_a_name_that_nobody_tried_is_said_to_be_so(monkeypatch):
+    monkeypatch.setattr(family_table, "_mapped", lambda: iter(["llava", "brand_new"]))
+    assert {family.name: family.places for family in lp.families()}["brand_new"] == "not tried"
+
+
+def test_the_command_prints_a_row_a_name():
+    shown = CliRunner().invoke(cli.app, ["models"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    for name in MAPPED:
+        assert name in shown.stdout
+    one = CliRunner().invoke(cli.app, ["models", "mllama"], env={"COLUMNS": "200"}).stdout
+    assert "cross-attention" in one
+    assert "1 families" not in one
