@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py
 
-Runs ``lp.check`` on a random LLaVA of 7B shape in bf16 with each kernel that the card has (sdpa's flash, cuDNN and
-memory-efficient ones, flash-attn where it is installed), then ``benchmarks/capture.py --shape 7b``.
+Runs ``lp.check`` (tokens, rows, places) on a random LLaVA of 7B shape in bf16 with each kernel that the card has (those
+of sdpa: flash, cuDNN, memory-efficient; flash-attn where it is installed) and under ``device_map``, then
+``benchmarks/capture.py --shape 7b``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     if find_spec("flash_attn"):
         vlm.model.set_attn_implementation("flash_attention_2")
         held &= _checked(vlm, "flash_attention_2")
+    held &= _checked(lp.load(device_map="auto"), "the tiny model, device_map='auto'")
     del vlm
     gc.collect()
     torch.cuda.empty_cache()

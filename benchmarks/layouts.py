@@ -25,6 +25,7 @@ torchvision_half.present()
 import torch
 import zoo
 from conftest import photo
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -33,7 +34,6 @@ from transformers import (
     LlavaNextImageProcessor,
     LlavaNextProcessor,
 )
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 import llava_probe as lp
 from llava_probe.layout import asking

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from texts import tokenizer
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -37,28 +37,10 @@ LLAVA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-WORDS = "what is the text on a stop sign red blue circle square USER ASSISTANT yes no colour where look at this one two"
-
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level tokens plus a few whole words, so that words of several tokens and of one both occur."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: index for index, piece in enumerate(["<pad>", "<s>", "</s>", "<image>", *alphabet])}
-    merges: list[tuple[str, str]] = []
-    for word in WORDS.split():
-        for spelled in (word, "Ġ" + word):
-            for end in range(2, len(spelled) + 1):
-                if spelled[:end] not in vocabulary:
-                    vocabulary[spelled[:end]] = len(vocabulary)
-                    merges.append((spelled[: end - 1], spelled[end - 1]))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
-    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return fast
+    return tokenizer("<image>")
 
 
 def llava_processor(*, image_processor=None, strategy: str = "default") -> LlavaProcessor:

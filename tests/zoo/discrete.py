@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from texts import DECODER, ids, template, tokenizer
 from tokenizers import AddedToken, Regex, normalizers
 from transformers import (
     ChameleonConfig,
@@ -21,7 +22,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, ids, template, tokenizer
 
 CODES = 32
 

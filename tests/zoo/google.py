@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     Gemma2Config,
     Gemma3Config,
@@ -32,7 +33,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 #: What every picture, or every crop of one, is squashed to.
 SQUARE = {"height": 64, "width": 64}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -41,7 +42,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 PINPOINTS = [[64, 128], [128, 64], [128, 128], [192, 64], [64, 192]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     AriaConfig,
     AriaForConditionalGeneration,
@@ -54,7 +55,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, TOWER, ids, template, tokenizer
 
 
 @family("ovis2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     LightOnOcrConfig,
     LightOnOcrForConditionalGeneration,
@@ -23,7 +24,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 #: Experts of which each token meets two; latent keys and values.
 _LATENT = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     CohereCompassConfig,
     CohereCompassForConditionalGeneration,
@@ -48,7 +49,6 @@ from transformers import (
 
 from zoo import family
 from zoo.native import AXES, EYES, HYBRID, LIMITS, PAIRS, PATCHES, PICTURE, VIDEO, glm_words, named, qwen_words
-from zoo.text import DECODER, TOWER, ids, template, tokenizer
 
 MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     Dots3NoteConfig,
     Dots3NoteForConditionalGeneration,
@@ -39,7 +40,6 @@ from transformers import (
 
 from zoo import family
 from zoo.native import AXES, EYES, LIMITS, PAIRS
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 
 def _omni_processor(kind: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -42,7 +43,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, TOWER, ids, template, tokenizer
 
 SQUARE = {"height": 64, "width": 64}
 EYES = {"image_size": 64, "patch_size": 8, "initializer_range": 0.2, **TOWER}

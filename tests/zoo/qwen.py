@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from texts import DECODER, template, tokenizer
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
@@ -36,7 +37,6 @@ from transformers import (
 )
 
 from zoo import family
-from zoo.text import DECODER, template, tokenizer
 
 #: Patches of 8 pixels and 2 frames, merged 2 by 2.
 PATCHES = {"patch_size": 8, "temporal_patch_size": 2}

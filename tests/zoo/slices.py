@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     CLIPVisionConfig,
     DeepseekOcr2Config,
@@ -44,7 +45,6 @@ from transformers import (
 
 from zoo import family
 from zoo.native import HYBRID
-from zoo.text import DECODER, TOWER, ids, template, tokenizer
 
 
 def _minicpm(config: Any, model: Any, processor: Any, pictures: Any, videos: Any, **more: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -46,7 +47,6 @@ from transformers import (
 from transformers.models.smolvlm import processing_smolvlm
 
 from zoo import family
-from zoo.text import DECODER, TOWER, template, tokenizer
 
 SQUARE = {"height": 64, "width": 64}
 

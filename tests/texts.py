@@ -1,4 +1,4 @@
-"""The text halves that the zoo shares: a tokenizer, a small decoder's sizes, a chat template."""
+"""The text halves of the models that the tests build: a tokenizer, a small decoder's sizes, a chat template."""
 
 from __future__ import annotations
 
