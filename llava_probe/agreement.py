@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 #: Quantised layers round activations by what else is in the pass, so one pass and many steps differ by more.
 QUANTISED = 5e-2
 
-#: Of the larger of two boxes; a token that blends patches may leave out light ones, half of it at most along each axis.
+#: Of the larger of two boxes: of a token that blends two by two patches, one of them is a quarter.
 _SHARED = 0.2
 
 _QUESTION = "Describe the image."
@@ -142,17 +142,19 @@ def _score_equals_generate(trace: Trace, scored: Trace, limit: float) -> Iterato
 
 
 def _places_are_right(vlm: VLM, trace: Trace) -> Iterator[Finding]:
-    """Written places against those measured on this model; a box that shares less than this with its own is wrong."""
+    """Written places against those measured on this model; all are wrong where it has none to measure."""
     if not trace.layouts or vlm.layouts.way is None:
         return
     measured = VLM(vlm.model, vlm.processor, layout="measured")
     found = measured.lay_out(list(trace.images), prompt=trace.request.prompt)
-    wrong = sum(_misplaced(one, other) for one, other in zip(trace.layouts, found, strict=True)) if found else 0
+    wrong = sum(map(len, trace.layouts))
+    if found:
+        wrong = sum(_misplaced(one, other) for one, other in zip(trace.layouts, found, strict=True))
     yield Finding("places of visual tokens: boxes that are not as measured", wrong, 0)
 
 
 def _misplaced(written: ImageLayout, measured: ImageLayout) -> int:
-    """How many measured tokens lie elsewhere than where they are written: half of the two boxes is not shared."""
+    """How many measured tokens are not written, or share less than ``_SHARED`` of the larger box with the written."""
     row = {position: row for row, position in enumerate(written.positions.tolist())}
     wrong = 0
     for position, box in zip(measured.positions.tolist(), measured.boxes, strict=True):

@@ -61,3 +61,8 @@ def refusing(sentence: str) -> Iterator[None]:
 def shortened(text: str) -> str:
     """``text`` in at most 120 characters, its end kept."""
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says first, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

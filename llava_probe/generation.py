@@ -23,7 +23,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, nbytes
 from llava_probe.distributions import top_k
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, first_line
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
 from llava_probe.recorder import Prompt, Recorder, recording
@@ -96,7 +96,7 @@ def _sentences() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # a picture that the processor let through and the tower cannot cut, say
-        raise BadInput(f"the model refused these inputs: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"the model refused these inputs: {first_line(error)}") from error
 
 
 def run_generate(

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, first_line
 from llava_probe.images import open_image
 from llava_probe.videos import open_video, several_videos
 
@@ -152,7 +152,7 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
             kept = {name: value for name, value in kept.items() if name != "labels" and value is not None}
             _check_beside(processor, questions, kept)
             return kept
-    raise BadInput(f"{type(processor).__name__} refused the input: {_first_line(refusals[0])}") from refusals[0]
+    raise BadInput(f"{type(processor).__name__} refused the input: {first_line(refusals[0])}") from refusals[0]
 
 
 def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:
@@ -272,7 +272,7 @@ def _templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     try:
         return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except Exception as error:  # jinja raises whatever the template's author chose
-        raise BadInput(f"the model's chat template refused these messages: {_first_line(error)}") from error
+        raise BadInput(f"the model's chat template refused these messages: {first_line(error)}") from error
 
 
 def _marks(processor: Any, kind: str) -> list[str]:
@@ -324,7 +324,7 @@ def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         tensors = {name: torch.as_tensor(value).cpu().clone() for name, value in inputs.items() if value is not None}
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"inputs= holds something that is no tensor: {_first_line(error)}") from error
+        raise BadInput(f"inputs= holds something that is no tensor: {first_line(error)}") from error
     if tensors["input_ids"].is_floating_point():
         raise BadInput("inputs= holds input_ids that are no whole numbers")
     mask = tensors.get("attention_mask", tensors["input_ids"])
@@ -340,7 +340,3 @@ def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if tensors["input_ids"].shape[1] == 0:
         raise BadInput("inputs= holds an empty prompt: input_ids has no tokens")
     return tensors
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

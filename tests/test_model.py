@@ -104,6 +104,20 @@ def test_check_notices_rows_that_are_wrong(random_vlm, monkeypatch):
     assert not lp.check(random_vlm, max_new_tokens=3).ok
 
 
+def test_check_notices_places_that_are_wrong(random_vlm, monkeypatch):
+    from llava_probe import layout
+
+    def stretched(prepared):
+        """The usual mistake: the grid over the whole photograph, whatever the crop hid."""
+        [(width, height)] = prepared.sizes
+        edges = layout.geometry.edges
+        return [layout.Share.of(layout.geometry.boxes_between(edges(0, width, 6), edges(0, height, 6)), grid=(6, 6))]
+
+    monkeypatch.setitem(layout.WAYS, "llava", stretched)
+    wrong = [one for one in lp.check(random_vlm, photo(160, 48), max_new_tokens=3).findings if not one.holds]
+    assert [one.claim for one in wrong] == ["places of visual tokens: boxes that are not as measured"]
+
+
 def test_two_models_keep_their_own_blocks():
     one, other = lp.VLM(random_llava(0), llava_processor()), lp.VLM(random_llava(1), llava_processor())
     first = one.generate(photo(), QUESTION, max_new_tokens=3)

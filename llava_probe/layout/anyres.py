@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 
-from llava_probe.layout.geometry import FloatArray, IntArray, Placement, Share, boxes_between, edges
+from llava_probe.layout.geometry import LEAST, FloatArray, IntArray, Placement, Share, boxes_between, edges
 from llava_probe.layout.prepared import Prepared
 
 #: Stands for a newline token among the features.
 _NEWLINE = -9.0
-#: A patch is in the box of a token that it weighs at least this much in, as a share of where it weighs most.
-_LEAST = 0.25
 
 
 def place(prepared: Prepared) -> list[Share]:
@@ -88,5 +86,5 @@ def blended(place: FloatArray, count: int) -> tuple[IntArray, IntArray]:
     """The first and the last of ``count`` patches that a token is made of; a place between two blends both."""
     places, which = np.unique(place, return_inverse=True)
     weight = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(count)))
-    kept = (weight >= _LEAST * weight.max(axis=0)) & (weight > 0)
+    kept = (weight >= LEAST * weight.max(axis=0)) & (weight > 0)
     return kept.argmax(axis=1)[which], (count - 1 - kept[:, ::-1].argmax(axis=1))[which]

@@ -26,6 +26,10 @@ IntArray = npt.NDArray[np.integer[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
 
+#: A patch is in the box of each token that it weighs at least this much in, as a share of where it weighs most.
+LEAST = 0.25
+
+
 @dataclass(frozen=True, eq=False)
 class Placement:
     """The places of one picture's visual tokens, whatever prompt they stand in.

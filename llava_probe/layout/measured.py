@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 
 from llava_probe.layout.asking import Asker, Probe
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray, Placement, grid_of
+from llava_probe.layout.geometry import LEAST, BoolArray, FloatArray, IntArray, Placement, grid_of
 from llava_probe.layout.patches import Patches, patches
 from llava_probe.layout.ramps import DARK, plain, sources
 
-#: A patch belongs to each token that it weighs at least so much in, as a share of where it weighs most.
-_LEAST = 0.25
-#: The same where the tower itself mixes patches (by convolution, say): a box is then the main share.
+#: In the place of LEAST where the tower itself mixes patches (by convolution, say): a box is then the main share.
 _MAIN = 0.5
 #: Resampling blends a patch into so many tokens at most.
 _BLENDED = 4
@@ -81,7 +79,7 @@ def measure(
         cut = patches(cut.sources, model.config, _stride(cut, len(positions))) or cut
     questions = _questions(cut)
     moves = ask.moves(cut, [_patches_of(cut, question) for question in questions])
-    members = _members(cut, questions, moves, _MAIN if reach == "around" else _LEAST)
+    members = _members(cut, questions, moves, _MAIN if reach == "around" else LEAST)
     sample = np.random.default_rng(0).random(len(cut)) < 1 / _SAMPLED
     again = ask.moves(cut, [sample])[0] / np.maximum(moves.max(axis=0), 1e-30)
     if not _foretold(members, sample, again):
@@ -128,7 +126,7 @@ def _foretold(members: BoolArray, sample: BoolArray, moved: FloatArray) -> bool:
     """
     placed = members.any(axis=1)
     should = (members[placed] & sample).any(axis=1)
-    wrong = np.where(should, moved[placed] < _TRACE, moved[placed] > 1 - _LEAST)
+    wrong = np.where(should, moved[placed] < _TRACE, moved[placed] > 1 - LEAST)
     return bool(placed.any() and wrong.mean() < _WRONG)
 
 
@@ -175,7 +173,7 @@ def _members(cut: Patches, questions: Sequence[Question], moves: FloatArray, lea
     largest = moves.max(axis=0)
     moving = largest > _STILL * np.median(largest[largest > 0]) if (largest > 0).any() else largest > 0
     shares = {what: _shares(questions, moves, what, int(getattr(cut, what).max()) + 1) for what in _AXES}
-    view = np.array([_longest_run(row) for row in shares["view"] >= _LEAST]).reshape(shares["view"].shape)
+    view = np.array([_longest_run(row) for row in shares["view"] >= LEAST]).reshape(shares["view"].shape)
     inside = moving[:, None] & view[:, cut.view]
     for what in ("row", "column"):
         numbers: IntArray = getattr(cut, what)

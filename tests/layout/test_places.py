@@ -168,5 +168,5 @@ def test_tokens_that_read_the_whole_picture_have_no_place(name):
         lp.attention_map(trace)
 
 
-def test_every_family_of_the_issue_is_tried():
+def test_the_families_tried_at_every_size_are_in_the_zoo():
     assert set(zoo.NAMES) >= MANY
