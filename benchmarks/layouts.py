@@ -64,7 +64,7 @@ def costs(vlm: lp.VLM) -> list[tuple[float, int]]:
     found, run = [], asking.entering
     for size in SIZES:
         _, question = vlm.model_inputs(photo(*size), "what")
-        tensors, prompts = vlm._prepare([question], {})
+        tensors, prompts = vlm.prepare([question], {})
         passes: list[int] = []
 
         def counted(model: Any, inputs: Any, passes: list[int] = passes) -> Any:
@@ -73,7 +73,7 @@ def costs(vlm: lp.VLM) -> list[tuple[float, int]]:
 
         asking.entering = counted
         start = time.perf_counter()
-        vlm._layouts_of([question], 0, prompts[0], tensors, {})
+        vlm.layouts_of([question], 0, prompts[0], tensors, {})
         found.append(((time.perf_counter() - start) * 1e3, sum(passes)))
     asking.entering = run
     return found

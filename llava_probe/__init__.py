@@ -32,6 +32,8 @@ _NAMES = {
     "rollout": "analyzers.rollout",
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
+    "extract": "features.extract",
+    "Features": "features.reading",
     "families": "family_table",
     "figures": "view.figures",
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``, ``models``.
+"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``, ``extract`` ...
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What goes wrong on purpose is one
 sentence on standard error and exit status 1.
@@ -127,6 +127,79 @@ def check(
             found = compare(vlm, picture, max_new_tokens=max_new_tokens)
         typer.echo(str(found))
         if not found.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def extract(
+    samples: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, a folder of pictures, a data set.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store; the same command again goes on there.")],
+    model: ModelName = TINY,
+    layers: Annotated[str | None, typer.Option(help="8,16,24, vision_-2, projector; all states if left.")] = None,
+    positions: Annotated[str, typer.Option(help="last_prompt, answer, image, image_mean, word:stop sign, 5 ...")] = (
+        "last_prompt"
+    ),
+    question: Annotated[str | None, typer.Option(help="For samples that have none.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Our names for theirs: question=text,answer=label.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that relative pictures start from.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a Hugging Face data set.")] = None,
+    dtype: DType = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+    store_dtype: Annotated[str | None, typer.Option(help="To store in; as computed if left.")] = None,
+    confidence: Annotated[bool, typer.Option(help="Also how sure the model was of each answer.")] = False,
+    image_attention: Annotated[bool, typer.Option(help="Also each head's attention on the picture.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Let the model answer samples without answer.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions a pass; 8, on a GPU 32.")] = None,
+    shard_rows: Annotated[int | None, typer.Option(help="Samples a shard; about 128 MB if left.")] = None,
+    pack: Annotated[bool, typer.Option(help="Let questions about one picture share it.")] = True,
+    random_weights: Annotated[int | None, typer.Option(help="Seed: a model of the same shape that learnt nothing.")] = (
+        None
+    ),
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first sample that fails.")] = False,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option(help="Models side by side on Ray.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="0.5 where two fit one card.")] = 0.0,
+    cpus_per_worker: Annotated[float, typer.Option(help="Also how many threads each has.")] = 1.0,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster: auto, ray://head:10001.")] = None,
+) -> None:
+    """Keep hidden states of every sample of a data set, resumably.
+
+    Samples have an image and a question, optionally an answer, a mask or boxes; other columns are carried along.
+    """
+    with _plainly():
+        from llava_probe.features.engines import Cluster
+        from llava_probe.features.extract import extract as run_extraction
+
+        loading: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "random_weights": random_weights}
+        loading["attn_implementation"] = attn_implementation
+        features = run_extraction(
+            model,
+            samples,
+            out,
+            layers=layers,
+            positions=positions,
+            question=question,
+            columns=_mapping(columns),
+            images=images,
+            split=split,
+            store_dtype=store_dtype,
+            confidence=confidence,
+            image_attention=image_attention,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            pack=pack,
+            strict=strict,
+            engine=engine,
+            cluster=Cluster(workers, gpus_per_worker, cpus_per_worker, address),
+            progress=True,
+            **{name: value for name, value in loading.items() if value is not None},
+        )
+        failed = features.errors().num_rows
+        told = f"; {failed:,} samples failed, see {out / 'errors.parquet'}" if failed else ""
+        typer.echo(f"{len(features):,} rows of {len(features.keys())} tensors are in {out}{told}")
+        if not len(features):
             raise typer.Exit(1)
 
 
@@ -300,6 +373,16 @@ def _generation_flags(words: list[str]) -> dict[str, Any]:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _mapping(text: str | None) -> dict[str, str | None] | None:
+    """``question=text,answer=`` as {"question": "text", "answer": None}."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(sign for _, sign, _ in pairs):
+        raise BadInput(f"--columns takes OURS=THEIRS with commas between them; got {text!r}")
+    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
 
 
 def _numbers(flag: str, text: str | None) -> list[int] | None:

@@ -166,19 +166,25 @@ def run_score(
     model: Any = anatomy.model
     ids = inputs["input_ids"]
     fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
-    extended: dict[str, Any] = {**inputs, "use_cache": False}
-    for _ in range(len(answer) - 1):
-        extended = model._update_model_kwargs_for_generation(_Nothing(), extended, is_encoder_decoder=False)
-    for name, value in extended.items():  # marks of the prompt's visual tokens: the answer has none
-        if isinstance(value, Tensor) and value.shape == ids.shape:
-            extended[name] = torch.nn.functional.pad(value, (0, len(answer) - 1))
-    extended = {name: value for name, value in extended.items() if value is not None}
+    extended = lengthened(model, inputs, len(answer) - 1)
     extended["input_ids"] = torch.cat([ids, fed], dim=1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extended["logits_to_keep"] = len(answer)
     with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
         logits = runner(**extended, **_whole_prompt(recorder)).logits
     return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
+
+
+def lengthened(model: Any, inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Inputs of a prompt with room for ``count`` tokens of an answer, as the model's own ``generate`` would go on."""
+    ids = inputs["input_ids"]
+    extended: dict[str, Any] = {**inputs, "use_cache": False}
+    for _ in range(count):
+        extended = model._update_model_kwargs_for_generation(_Nothing(), extended, is_encoder_decoder=False)
+    for name, value in extended.items():  # marks of the prompt's visual tokens: the answer has none
+        if isinstance(value, Tensor) and value.shape == ids.shape:
+            extended[name] = torch.nn.functional.pad(value, (0, count))
+    return {name: value for name, value in extended.items() if value is not None}
 
 
 class _Nothing(dict[str, Any]):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from llava_probe import tiny
@@ -27,11 +28,13 @@ TWINS = {
 }
 
 
-def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
+def load(name: str | Path | None = None, *, random_weights: int | None = None, **kwargs: Any) -> VLM:
     """Load a model and its processor; with no name the tiny one that ships inside (in float32).
 
     Args:
         name: a repository on the Hugging Face hub, a folder, or ``"tiny"``.
+        random_weights: a seed: the model's shape with the weights that its training began with, none of what it learnt;
+            a control for probes.
         **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
             ``quantization_config``, ``revision``, ``attn_implementation`` ...
 
@@ -52,10 +55,22 @@ def load(name: str | Path | None = None, **kwargs: Any) -> VLM:
         with _quietly(name is None or name == TINY):
             processor = AutoProcessor.from_pretrained(where, **shared)
             model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
+            if random_weights is not None:
+                model = _untrained(model, random_weights)
     except Exception as error:  # each backend, format and quantiser has errors of its own
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
     return VLM(model.eval(), processor)
+
+
+def _untrained(model: Any, seed: int) -> Any:
+    """A model of the same class, shape, dtype and place, initialised anew."""
+    torch.manual_seed(seed)
+    with torch.device(model.device):
+        untrained = type(model)._from_config(model.config, dtype=model.dtype)
+    untrained.generation_config = model.generation_config
+    untrained.config._name_or_path = f"{model.config._name_or_path} with random weights, seed {seed}"
+    return untrained
 
 
 @contextmanager

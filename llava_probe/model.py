@@ -184,7 +184,7 @@ class VLM:
         processor_kwargs: Mapping[str, Any] | None,
     ) -> Trace:
         capture = _capture(capture)
-        tensors, prompts = self._prepare([asked], processor_kwargs or {})
+        tensors, prompts = self.prepare([asked], processor_kwargs or {})
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
@@ -238,7 +238,7 @@ class VLM:
         """
         processor_kwargs = asking.pop("processor_kwargs", None) or {}
         asked = pose(self.processor, image, question, **asking)
-        return self._prepare([asked], processor_kwargs)[0], asked
+        return self.prepare([asked], processor_kwargs)[0], asked
 
     def lay_out(self, image: Any = None, question: str | None = "?", **asking: Any) -> tuple[ImageLayout, ...]:
         """Where the visual tokens of these pictures would lie in the prompt, without asking the model.
@@ -252,9 +252,14 @@ class VLM:
         processor_kwargs = asking.pop("processor_kwargs", None) or {}
         question = None if {"prompt", "messages", "inputs"} & set(asking) else question
         asked = pose(self.processor, image, question, **asking)
-        tensors, prompts = self._prepare([asked], processor_kwargs)
+        tensors, prompts = self.prepare([asked], processor_kwargs)
         with alone_with(self.anatomy.model):
-            return self._layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
+            return self.layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
+
+    @property
+    def visual_ids(self) -> tuple[int, int]:
+        """The ids of a picture's and of a video's visual tokens; -1 where the model has none."""
+        return self._vocabulary.visual
 
     # --- details ---
 
@@ -269,7 +274,7 @@ class VLM:
         capture = _capture(capture)
         seed = None if seed is None else _whole("seed", seed)
         config = check_decoding(self.anatomy.generator, arguments)
-        tensors, prompts = self._prepare(questions, processor_kwargs or {})
+        tensors, prompts = self.prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
         samples = [
             self._sample(
@@ -332,7 +337,7 @@ class VLM:
         inside = self.anatomy
         return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
 
-    def _prepare(
+    def prepare(
         self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], list[Prompt]]:
         """Model inputs on the model's device, and where each sample's prompt lies in them."""
@@ -373,11 +378,11 @@ class VLM:
         """What a trace says of one sample of a batch besides what is recorded."""
         question = questions[number]
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
-            layouts = self._layouts_of(questions, number, prompt, tensors, request.processor)
+            layouts = self.layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         return Sample(question, request, layouts, provenance)
 
-    def _layouts_of(
+    def layouts_of(
         self,
         questions: Sequence[Question],
         number: int,

@@ -17,15 +17,9 @@ from llava_probe.images import fingerprint
 def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], checks: Mapping[str, Any]) -> dict[str, Any]:
     """With what a trace was made; plain data, no clock, so that equal runs leave equal files."""
     model = anatomy.model
-    quantization = getattr(model.config, "quantization_config", None)
     return {
-        "model": _name(model),
-        "revision": getattr(model.config, "_commit_hash", None),
-        "class": type(model).__name__,
+        **model_of(anatomy),
         "processor": type(processor).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": anatomy.decoder.owner.config._attn_implementation,
-        "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
         "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
         "layer_count": anatomy.layers,
         "hidden_layer_count": anatomy.layers + 1,
@@ -40,6 +34,20 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
             "python": platform.python_version(),
         },
         "checks": dict(checks),
+    }
+
+
+def model_of(anatomy: Anatomy) -> dict[str, Any]:
+    """Which model it is: its name and revision, its class, and what its arithmetic depends on."""
+    model = anatomy.model
+    quantization = getattr(model.config, "quantization_config", None)
+    return {
+        "model": _name(model),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": anatomy.decoder.owner.config._attn_implementation,
+        "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
     }
 
 

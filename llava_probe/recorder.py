@@ -340,7 +340,7 @@ def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> Iterat
 def _hooks(anatomy: Anatomy, plan: Plan) -> Iterator[torch.utils.hooks.RemovableHandle]:
     yield anatomy.decoder.owner.register_forward_pre_hook(_begin, with_kwargs=True)
     if plan.hidden.layers:
-        yield from _block_hooks(anatomy.decoder, _decoder_state)
+        yield from block_hooks(anatomy.decoder, _decoder_state)
     yield anatomy.decoder.owner.register_forward_hook(_end)
     for model in {anatomy.model, anatomy.generator}:
         yield model.register_forward_hook(_judge)
@@ -348,12 +348,12 @@ def _hooks(anatomy: Anatomy, plan: Plan) -> Iterator[torch.utils.hooks.Removable
         for module in anatomy.decoder.attention_modules():
             yield module.register_forward_hook(_weighed)
     if plan.vision and anatomy.vision is not None:
-        yield from _block_hooks(anatomy.vision, _vision_state)
+        yield from block_hooks(anatomy.vision, _vision_state)
         for module in anatomy.vision.attention_modules():
             yield module.register_forward_hook(_weighed)
 
 
-def _block_hooks(stack: Stack, sink: Any) -> Iterator[torch.utils.hooks.RemovableHandle]:
+def block_hooks(stack: Stack, sink: Any) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Hidden state 0 is the first block's input, ``i + 1`` the output of block ``i``."""
 
     def first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

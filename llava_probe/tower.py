@@ -70,7 +70,7 @@ class Tower:
                 f"{self._name} did not run its vision tower ({type(self.stack.owner).__name__}) for these pictures; "
                 "leave out vision=True"
             )
-        packed = self._hidden[0][0].ndim == 2
+        packed = next(iter(self._hidden.values()))[0].ndim == 2
         layers = {"vision_hidden": [torch.cat(runs) for _, runs in sorted(self._hidden.items())]}
         if packed:
             layers["vision_hidden"] = [layer[None] for layer in layers["vision_hidden"]]

@@ -253,7 +253,7 @@ def test_the_model_is_given_back_as_it_was(name):
 
 
 def _plan(name):
-    _, prompts = vlm(name)._prepare([vlm(name).model_inputs(photo(), QUESTION)[1]], {})
+    _, prompts = vlm(name).prepare([vlm(name).model_inputs(photo(), QUESTION)[1]], {})
     return vlm(name)._plan(lp.Capture()), prompts
 
 

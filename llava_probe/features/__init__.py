@@ -1,0 +1,1 @@
+"""Features of a whole data set, extracted once and kept in files."""

@@ -1,0 +1,295 @@
+"""From a data set to a folder of features, resumably.
+
+    features = lp.extract(vlm, "questions.jsonl", "features/", layers=[8, 16, 24], positions=["last_prompt", "image"])
+
+Samples are cut into shards in the order of the source; a shard is written whole or not at all. The same call again goes
+on where the last one ended, and gives the bytes that an undisturbed run would have given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from llava_probe import __version__
+from llava_probe.errors import BadInput, ProbeError
+from llava_probe.features import store
+from llava_probe.features.engines import Cluster, run_here, run_on_ray
+from llava_probe.features.extractor import Extractor, Recipe
+from llava_probe.features.gathering import choose
+from llava_probe.features.packs import batch_of
+from llava_probe.features.places import Wanted
+from llava_probe.features.reading import Features
+from llava_probe.features.samples import Sample, Samples, digest, read_samples
+from llava_probe.loading import load
+from llava_probe.model import VLM
+from llava_probe.provenance import model_of
+
+#: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
+SHARD_BYTES = 128_000_000
+SHARD_ROWS = 4096
+
+#: Questions a pass by default, where memory is the computer's and where it is a card's.
+BATCH_ON_CPU, BATCH_ON_GPU = 8, 32
+
+#: How many samples are tried for one whose size tells that of the others.
+_LOOKED_AT = 20
+
+#: What the names in a store mean, told with it.
+CONVENTIONS = {
+    "layer_i": "transformers' hidden_states[i]: 0 the embedding, L after the final norm",
+    "vision_i": "the vision tower's hidden state i: 0 its embedding, then each block's output",
+    "projector": "visual tokens as the language model gets them: hidden state 0 at image positions",
+    "answer": "the answer's tokens as they were fed: all but the last, which nothing follows",
+    "predicting": "the last prompt token and the answer's tokens: row t predicted token t of the answer",
+    "spans": "start and stop of each row's values; questions about one picture may share them",
+    "image_attention": "share of the last prompt token's attention that falls on the picture: [rows, blocks, heads]",
+}
+
+
+def extract(
+    vlm: VLM | str | Path,
+    samples: Any,
+    out: str | Path,
+    *,
+    layers: Any = None,
+    positions: Any = "last_prompt",
+    question: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    images: str | Path | None = None,
+    split: str | None = None,
+    store_dtype: str | None = None,
+    confidence: bool = False,
+    image_attention: bool = False,
+    max_new_tokens: int | None = None,
+    batch_size: int | None = None,
+    shard_rows: int | None = None,
+    pack: bool = True,
+    strict: bool = False,
+    engine: str = "local",
+    cluster: Cluster | None = None,
+    progress: bool = False,
+    **load_kwargs: Any,
+) -> Features:
+    """Keep hidden states of every sample of a data set.
+
+    Args:
+        vlm: the model, or its name or folder for ``lp.load``.
+        samples: a .jsonl, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or dicts,
+            with columns ``image``, ``question``, optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``;
+            all other columns are carried along. See ``read_samples`` for ``question``, ``columns``, ``images``,
+            ``split``.
+        out: the folder of the store; one that holds part of the same run is finished.
+        layers: hidden states by transformers' index, ``"vision_3"``, ``"projector"``; the language model's by default.
+        positions: ``last_prompt``, ``prompt``, ``text``, ``answer``, ``predicting``, ``image``, ``image_in_mask``,
+            ``word`` (of a column), ``word:stop sign``, ``patches`` (of the vision tower), each also with ``_mean``
+            behind it, and prompt positions as numbers.
+        store_dtype: as the model computed them by default.
+        confidence: how sure the model was of its answer, in the index.
+        image_attention: each head's share of attention on the picture from the last prompt token.
+        max_new_tokens: let the model answer where a sample has no answer.
+        batch_size: questions a pass; 8, on a GPU 32.
+        shard_rows: samples a shard; by default so many that a shard has about 128 MB.
+        pack: let the questions about one picture share its prefix, where the family allows it exactly.
+        strict: end at the first sample that fails; otherwise its reason goes to errors.parquet.
+        engine: ``"local"``, or ``"ray"`` with ``cluster``.
+        cluster: workers and address of the Ray cluster.
+        progress: show a bar.
+        **load_kwargs: passed to ``lp.load`` where ``vlm`` is a name: ``dtype``, ``device_map``, ``random_weights`` ...
+
+    Raises:
+        BadInput: something that cannot be asked for, or another run in the folder; the sentence tells the difference.
+        BadFile: the store is damaged or cannot be written; what was finished is kept.
+    """
+    if engine not in ("local", "ray"):
+        raise BadInput(f'engine={engine!r} is none; there are "local" and "ray"')
+    if isinstance(vlm, VLM) and load_kwargs:
+        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
+    named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
+    source = read_samples(samples, question=question, columns=columns, images=images, split=split)
+    on_gpu = named.model.device.type != "cpu"
+    recipe = Recipe(
+        layers=None if layers is None else tuple(_listed(layers)),
+        positions=tuple(_listed(positions)),
+        dtype=store_dtype,
+        confidence=confidence,
+        image_attention=image_attention,
+        max_new_tokens=max_new_tokens,
+        batch_size=_positive("batch_size", batch_size) or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
+        pack=pack,
+    )
+    bar = tqdm(total=source.count, unit="sample", disable=not progress, delay=1)
+    extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
+    stream, row_bytes = _sized(extractor, iter(source))
+    shard_rows = _positive("shard_rows", shard_rows) or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
+    if progress:
+        print(_told(source, out, row_bytes, shard_rows), file=sys.stderr)
+    settings = _settings(extractor, shard_rows)
+    done = store.begin(out, settings)
+    with bar:
+        runs = _undone(stream, shard_rows, done, out, bar.update)
+        if engine == "ray":
+            given: Any = named if isinstance(vlm, VLM) else (str(vlm), load_kwargs)
+            run_on_ray(given, recipe, runs, Path(out), cluster or Cluster(), strict=strict, tick=bar.update)
+        else:
+            run_here(extractor, runs, Path(out))
+    store.finish(out)
+    return Features(out)
+
+
+def _undone(
+    samples: Iterable[Sample], rows: int, done: Mapping[int, str], out: str | Path, tick: Any
+) -> Iterator[tuple[int, list[Sample]]]:
+    """Cut the samples into shards and leave out those that are there.
+
+    A shard ends after ``rows`` samples, but never between the questions about one picture that follow each other.
+
+    Raises:
+        BadInput: a shard that is there was made of other samples.
+    """
+    number = 0
+    for number, run in enumerate(_cut(samples, rows)):
+        if number not in done:
+            yield number, run
+        elif done[number] != digest(run):
+            raise BadInput(
+                f"shard {number} of {out} was made of other samples than rows {run[0].row} to {run[-1].row} are now; "
+                "give the data set that it was begun with, or another folder"
+            )
+        else:
+            tick(len(run))
+    if done and max(done) > number:
+        raise BadInput(f"{out} has {max(done) + 1} shards, this data set gives {number + 1}; give another folder")
+
+
+def _cut(samples: Iterable[Sample], rows: int) -> Iterator[list[Sample]]:
+    run: list[Sample] = []
+    for sample in samples:
+        if len(run) >= rows and (sample.picture != run[-1].picture or not sample.picture):
+            yield run
+            run = []
+        run.append(sample)
+    if run:
+        yield run
+
+
+def _sized(extractor: Extractor, samples: Iterator[Sample]) -> tuple[Iterator[Sample], int]:
+    """The samples again, and about how many bytes a row takes, by the first that can be asked."""
+    seen: list[Sample] = []
+    for sample in samples:
+        seen.append(sample)
+        if len(seen) == _LOOKED_AT:
+            break
+    for sample in seen:
+        if sample.fault is None and (size := _row_bytes(extractor, sample)):
+            return chain(seen, samples), size
+    return chain(seen, samples), 0
+
+
+def _row_bytes(extractor: Extractor, sample: Sample) -> int:
+    """Bytes of one sample's features; 0 where it cannot be asked."""
+    vlm, wanted = extractor.vlm, extractor.wanted
+    try:
+        batch = batch_of(vlm, [[sample]], places=wanted.needs("image_in_mask"))
+        chosen = choose(vlm, wanted, batch)
+    except (ProbeError, RuntimeError):
+        return 0
+    total = 0
+    for place in wanted.tokens:
+        tokens = len((chosen.positions[0] or {}).get(place.name, ())) or 1
+        rows = tokens if place.ragged else 1
+        total += rows * len(wanted.keys(place)) * vlm.anatomy.width
+    if wanted.vision and vlm.anatomy.vision is not None:
+        config = vlm.anatomy.vision.owner.config
+        width = int(getattr(config, "hidden_size", 0) or vlm.anatomy.width)
+        tokens = max(1, len(batch.packs[0].visual))
+        total += sum(1 if place.mean else tokens for place in wanted.patches) * len(wanted.vision) * width
+    return total * extractor.dtype.itemsize
+
+
+def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> str:
+    """What the run will need, before it starts."""
+    folder = next(part for part in (Path(out).expanduser().absolute(), *Path(out).absolute().parents) if part.exists())
+    free = shutil.disk_usage(folder).free
+    row = f"{row_bytes / 1e3:,.1f} kB a sample"
+    if source.count is None:
+        return f"{source.name}: about {row}, {shard_rows:,} samples a shard; {free / 1e9:,.1f} GB are free"
+    need = row_bytes * source.count
+    warning = "; that is not enough" if need > free else ""
+    return (
+        f"{source.name}: {source.count:,} samples, about {row}, {need / 1e9:,.2f} GB in "
+        f"{-(-source.count // shard_rows):,} shards; {free / 1e9:,.1f} GB are free{warning}"
+    )
+
+
+def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
+    """All that decides what the numbers are."""
+    vlm = extractor.vlm
+    recipe = extractor.recipe.plain()
+    return {
+        "model": {**model_of(vlm.anatomy), "weights": _weights(vlm)},
+        "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
+        "layers": extractor.wanted.names,
+        "positions": [place.name for place in (*extractor.wanted.tokens, *extractor.wanted.patches)],
+        "dtype": str(extractor.dtype).removeprefix("torch."),
+        **{name: recipe[name] for name in ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")},
+        "shard_rows": shard_rows,
+        "conventions": CONVENTIONS,
+        "versions": {
+            "llava_probe": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _weights(vlm: VLM) -> str:
+    """A hash of a few numbers of every parameter: another checkpoint of the same name has another."""
+    told = hashlib.sha256()
+    for name, parameter in sorted(vlm.anatomy.model.named_parameters()):
+        told.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.device.type != "meta":
+            flat = parameter.detach().reshape(-1)
+            few = flat[:: max(1, flat.numel() // 16)][:16]
+            told.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()[:32]
+
+
+def _processor(vlm: VLM) -> str:
+    """A hash of what turns pictures and words into inputs: its settings, its template and its vocabulary."""
+    processor = vlm.processor
+    told = hashlib.sha256()
+    parts: Sequence[Any] = (
+        processor.image_processor.to_json_string(),
+        getattr(processor, "chat_template", None),
+        sorted(processor.tokenizer.get_vocab().items()),
+    )
+    for part in parts:
+        told.update(repr(part).encode())
+    return told.hexdigest()[:32]
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",")]
+    return list(given) if hasattr(given, "__iter__") else [given]
+
+
+def _positive(name: str, number: Any) -> int | None:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        raise BadInput(f"{name} must be a whole number of at least 1; got {number!r}")
+    return number
+
+
+__all__ = ["Cluster", "Recipe", "Wanted", "extract"]

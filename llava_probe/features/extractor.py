@@ -1,0 +1,346 @@
+"""From samples to the tensors and rows of a shard: batches made ready in a thread, one pass each, failures set apart.
+
+A batch that fails is halved until what is left passes or is one sample, which becomes an error with its reason. That
+one way serves bad pictures, prompts that are too long, and memory that runs out.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.capture import Capture
+from llava_probe.errors import BadInput, ProbeError, first_line
+from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
+from llava_probe.features.packing import Unpackable, refusal
+from llava_probe.features.packs import Batch, Unshared, batch_of, posed
+from llava_probe.features.passes import Readout, read
+from llava_probe.features.places import Wanted
+from llava_probe.features.samples import Sample
+from llava_probe.features.trial import differs_beside, differs_packed
+from llava_probe.model import VLM
+
+#: Batches made ready ahead of the model.
+AHEAD = 3
+
+Groups = list[list[Sample]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How features are taken: what ``lp.extract`` was asked for, as plain data.
+
+    Attributes:
+        layers, positions: as ``Wanted.of`` takes them.
+        dtype: to store in; the model's own when None.
+        confidence: whether the index holds how sure the model was of each answer.
+        image_attention: whether each head's attention on the picture is kept.
+        max_new_tokens: let the model answer first, greedily, where a sample has no answer; None: it does not answer.
+        batch_size: questions a pass.
+        pack: whether questions about one picture may share a prefix.
+    """
+
+    layers: tuple[int | str, ...] | None
+    positions: tuple[int | str, ...]
+    dtype: str | None = None
+    confidence: bool = False
+    image_attention: bool = False
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+    pack: bool = True
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a run of samples became.
+
+    Attributes:
+        number: its place among the shards.
+        tensors, rows, errors: as ``store.write_shard`` takes them.
+        samples: what it was made of.
+    """
+
+    number: int
+    tensors: Mapping[str, Tensor]
+    rows: Sequence[Mapping[str, Any]]
+    errors: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample]
+
+
+class Extractor:
+    """One model and a recipe; makes shards of samples.
+
+    Args:
+        vlm: the model.
+        recipe: what to take.
+        strict: the first sample that fails ends the run.
+        tick: called with the number of samples that are done.
+    """
+
+    def __init__(
+        self, vlm: VLM, recipe: Recipe, *, strict: bool = False, tick: Callable[[int], None] | None = None
+    ) -> None:
+        self.vlm, self.recipe, self._strict = vlm, recipe, strict
+        self.wanted = Wanted.of(vlm.anatomy, recipe.layers, recipe.positions)
+        self._tick = tick or (lambda count: None)
+        self._limit = recipe.batch_size
+        self.unpacked = None if recipe.pack else "pack=False"
+        self.unbatched: str | None = None
+        self._packing_tried = not recipe.pack
+        self._batching_tried = recipe.batch_size == 1
+        if recipe.pack and (why := refusal(vlm.anatomy)):
+            self._unpack(why)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What features are stored in."""
+        named = self.recipe.dtype
+        found = self.vlm.model.dtype if named is None else getattr(torch, named, None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise BadInput(f"dtype={named!r} is none; features are float32, bfloat16 or float16")
+        return found
+
+    def shards(self, runs: Iterable[tuple[int, Sequence[Sample]]]) -> Iterator[Shard]:
+        """Make a shard of each run of samples, the next batches being read while the model works.
+
+        Args:
+            runs: numbers and their samples, in order.
+
+        Raises:
+            ProbeError: under ``strict``, why a sample failed.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="samples") as pool:
+            waiting: list[tuple[Groups, Future[Batch]]] = []
+            for number, samples in runs:
+                parts: list[Gathered] = []
+                errors: list[dict[str, Any]] = []
+                for sample in samples:
+                    if sample.fault is not None:
+                        errors.append(self._error(sample, sample.fault))
+                queue = iter(self.batches([sample for sample in samples if sample.fault is None]))
+                while True:
+                    while len(waiting) < AHEAD and (groups := next(queue, None)) is not None:
+                        waiting.append((groups, pool.submit(self._ready, groups)))
+                    if not waiting:
+                        break
+                    groups, future = waiting.pop(0)
+                    self._take(groups, future.result, parts, errors)
+                    self._tick(sum(map(len, groups)))
+                self._tick(sum(sample.fault is not None for sample in samples))
+                order = {sample.row: place for place, sample in enumerate(samples)}
+                errors.sort(key=lambda error: order[error["row"]])
+                kept, tensors, columns = joined(parts)
+                rows = [{**_carried(sample), **column} for sample, column in zip(kept, columns, strict=True)]
+                yield Shard(number, tensors, rows, errors, samples)
+
+    def batches(self, samples: Sequence[Sample]) -> Iterator[Groups]:
+        """Cut samples into batches of similar length; the questions about a picture stay together."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.picture or f"row {sample.row}", []).append(sample)
+        several = next((group for group in groups.values() if len(group) > 1), None)
+        if not self._packing_tried and several:
+            self._try_packing(several[:2])
+        if not self._batching_tried and len(groups) > 1:
+            self._try_batching([group[0] for group in groups.values()][:2])
+        size = self._limit
+        if self.unpacked is None:
+            cut = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
+        else:
+            cut = [[sample] for group in groups.values() for sample in group]
+        cut.sort(key=lambda group: (-len(group), _length(group)))
+        batch: Groups = []
+        for group in cut:
+            if batch and (self.unbatched or sum(map(len, batch)) + len(group) > size):
+                yield batch
+                batch = []
+            batch.append(group)
+        if batch:
+            yield batch
+
+    # --- one batch ---
+
+    def _ready(self, groups: Groups) -> Batch:
+        answers: dict[int, Sequence[int]] = {}
+        if self.recipe.max_new_tokens is not None:
+            asked = [sample for group in groups for sample in group if sample.answer is None]
+            answers = self._answers(asked)
+        return batch_of(self.vlm, groups, answers, places=self.wanted.needs("image_in_mask"))
+
+    def _answers(self, samples: Sequence[Sample]) -> dict[int, Sequence[int]]:
+        """What the model itself says, greedily."""
+        questions = [posed(self.vlm, sample) for sample in samples]
+        traces = self.vlm.generate_batch(
+            [{"image": list(question.images), "prompt": question.prompt} for question in questions],
+            max_new_tokens=self.recipe.max_new_tokens,
+            do_sample=False,
+            capture=Capture(hidden_states=False, attention=False, logits=False, scores=False),
+        )
+        return {sample.row: trace.generated_ids.tolist() for sample, trace in zip(samples, traces, strict=True)}
+
+    def _take(
+        self, groups: Groups, ready: Callable[[], Batch], parts: list[Gathered], errors: list[dict[str, Any]]
+    ) -> bool:
+        """Run a batch, or its halves where it fails; returns whether every sample has its rows."""
+        rows = sum(map(len, groups))
+        try:
+            if rows > self._limit:
+                raise _TooMany
+            part, failures = self._run(ready())
+        except Exception as error:  # each processor and model has errors of its own
+            if self._strict and not isinstance(error, _TooMany | Unshared) and not _is_memory(error):
+                raise
+            failed, reason = _is_memory(error), _reason(error)
+        else:
+            parts.append(part)
+            errors += [self._error(sample, why) for sample, why in failures]
+            return not failures
+        gc.collect()
+        if failed and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        halves = _halves(groups)
+        if not halves:
+            errors.append(self._error(groups[0][0], reason))
+            return False
+        passed = [self._take(half, lambda half=half: self._ready(half), parts, errors) for half in halves]  # type: ignore[misc]
+        if failed and all(passed):
+            self._limit = min(self._limit, max(sum(map(len, half)) for half in halves))
+        return all(passed)
+
+    def _run(self, batch: Batch) -> tuple[Gathered, list[tuple[Sample, str]]]:
+        chosen = choose(self.vlm, self.wanted, batch)
+        if self._strict and chosen.failures:
+            sample, reason = chosen.failures[0]
+            raise BadInput(f"sample {sample.id}: {reason}")
+        reading = reading_of(
+            self.wanted, batch, chosen, confidence=self.recipe.confidence, looking=self.recipe.image_attention
+        )
+        out = read(self.vlm.anatomy, self.vlm.model, batch, reading)
+        return gather(self.wanted, batch, chosen, out, self.dtype, self._columns(batch, out)), chosen.failures
+
+    def _columns(self, batch: Batch, out: Readout) -> list[dict[str, Any]]:
+        """What the index says of each sample."""
+        told = []
+        decode = self.vlm.processor.tokenizer.decode
+        for number, pack in enumerate(batch.packs):
+            for branch in pack.branches:
+                sample = branch.sample
+                answer = sample.answer
+                if answer is None and branch.answer:
+                    answer = decode(branch.answer, skip_special_tokens=True).strip()
+                column = {
+                    "id": sample.id,
+                    "row": sample.row,
+                    "picture": sample.picture,
+                    "question": sample.question,
+                    "answer": answer,
+                    "prompt_tokens": len(branch.prompt),
+                    "image_tokens": len(pack.visual),
+                    "answer_tokens": len(branch.answer),
+                }
+                if out.logits is not None:
+                    column |= _confidence(out, number, predicted(branch), branch.answer, decode)
+                told.append(column)
+        return told
+
+    def _error(self, sample: Sample, reason: str) -> dict[str, Any]:
+        if self._strict:
+            raise BadInput(f"sample {sample.id}: {reason}")
+        told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.question}
+        return {**told, "reason": reason}
+
+    # --- what may share a pass ---
+
+    def _try_packing(self, two: list[Sample]) -> None:
+        """Compare two questions about one picture, packed, with each alone."""
+        if (why := self._trial(differs_packed, two)) is not None:
+            self._packing_tried = True
+            if why:
+                self._unpack(why)
+
+    def _try_batching(self, two: list[Sample]) -> None:
+        """Compare two pictures in one pass with each alone."""
+        if (why := self._trial(differs_beside, two)) is not None:
+            self._batching_tried = True
+            if why:
+                self.unbatched = why
+                warnings.warn(f"each picture is read alone: {why}", stacklevel=4)
+
+    def _trial(self, differs: Callable[[VLM, Sequence[Sample]], str | None], two: list[Sample]) -> str | None:
+        """Why two samples may not share a pass, empty where they may; None where one of them fails by itself."""
+        try:
+            return differs(self.vlm, [replace(sample, answer=None) for sample in two]) or ""
+        except Unpackable as error:
+            return str(error)
+        except (ProbeError, RuntimeError):
+            return None
+
+    def _unpack(self, why: str) -> None:
+        self.unpacked, self._packing_tried = why, True
+        warnings.warn(f"each question is read with its picture anew: {why}", stacklevel=4)
+
+
+class _TooMany(Exception):
+    """A batch made ready before memory ran out at its size."""
+
+
+def _is_memory(error: BaseException) -> bool:
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in told
+
+
+def _reason(error: BaseException) -> str:
+    if _is_memory(error):
+        return f"out of memory, alone in its batch: {first_line(error)}"
+    return str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _halves(groups: Groups) -> list[Groups]:
+    if len(groups) > 1:
+        return [groups[: len(groups) // 2], groups[len(groups) // 2 :]]
+    (group,) = groups
+    return [[group[: len(group) // 2]], [group[len(group) // 2 :]]] if len(group) > 1 else []
+
+
+def _length(group: Sequence[Sample]) -> int:
+    """About how long a sequence becomes, by its letters."""
+    return sum(len(sample.question or "") + len(sample.answer or "") for sample in group)
+
+
+def _carried(sample: Sample) -> dict[str, Any]:
+    """The sample's other columns; one that goes by a name of ours gets a line behind it."""
+    return {f"{name}_" if name in _OURS else name: value for name, value in sample.columns.items()}
+
+
+_OURS = {"id", "row", "picture", "question", "answer", "prompt_tokens", "image_tokens", "answer_tokens"}
+_OURS |= {"shard", "shard_row", "token_logprobs", "answer_logprob", "top_token", "top_probability", "entropy"}
+
+
+def _confidence(
+    out: Readout, row: int, columns: Sequence[int], answer: Sequence[int], decode: Callable[..., str]
+) -> dict[str, Any]:
+    """How sure the model was: of what it would say first, and of each token of its answer."""
+    assert out.logits is not None
+    places = [out.predicting.index(column) for column in columns]
+    logprobs = torch.log_softmax(out.logits[row, places].float(), dim=-1)
+    first = logprobs[0]
+    top = int(first.argmax())
+    told: dict[str, Any] = {
+        "top_token": decode([top]),
+        "top_probability": float(first[top].exp()),
+        "entropy": float(torch.special.entr(first.exp()).sum()),
+    }
+    own = [float(logprobs[step, token]) for step, token in enumerate(answer)]
+    return {**told, "token_logprobs": own or None, "answer_logprob": sum(own) if own else None}

@@ -1,0 +1,228 @@
+"""From samples to model inputs: the questions about one picture behind one prefix, several pictures a batch.
+
+    prefix  = system text and visual tokens, the same for every question about the picture
+    pack    = [prefix | question 1, answer 1 | question 2, answer 2 | ...]
+
+The picture goes through the processor once for each pack. Sequences are padded on the right: every token stands where
+it would stand alone, so no position has to be mended. ``packing.py`` keeps the branches of a pack apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.errors import BadInput
+from llava_probe.features.samples import Sample
+from llava_probe.generation import lengthened
+from llava_probe.images import open_image
+from llava_probe.layout import ImageLayout
+from llava_probe.model import VLM
+from llava_probe.prompts import Question, answer_ids, pose
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One sample's own tokens in a pack.
+
+    Attributes:
+        sample: whose.
+        prompt: ids of its whole prompt, the prefix included.
+        answer: ids of its answer; the last one is not fed to the model.
+        prefix: how many tokens it shares.
+        start: where its own tokens begin in the packed sequence.
+    """
+
+    sample: Sample
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    prefix: int
+    start: int
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The ids that the model reads behind the prefix."""
+        return (*self.prompt, *self.answer[:-1])[self.prefix :]
+
+    @property
+    def stop(self) -> int:
+        """Behind its last token."""
+        return self.start + len(self.own)
+
+    def place(self, position: int) -> int:
+        """Where a token of the sample's own sequence stands in the packed one."""
+        return position if position < self.prefix else self.start + position - self.prefix
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The questions about one picture (or a single question) in one sequence.
+
+    Attributes:
+        prefix: how many tokens the branches share.
+        branches: one for each sample.
+        visual: positions of the visual tokens, all in the prefix where there are several branches.
+        layouts: where these lie on the pictures; empty where nobody asked, or where it is not known.
+    """
+
+    prefix: int
+    branches: tuple[Branch, ...]
+    visual: tuple[int, ...]
+    layouts: tuple[ImageLayout, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """The packed sequence."""
+        return [*self.branches[0].prompt[: self.prefix], *(token for branch in self.branches for token in branch.own)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packs that go through the model in one pass, and its inputs on the model's device."""
+
+    packs: tuple[Pack, ...]
+    inputs: Mapping[str, Any]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All of them, pack by pack."""
+        return [branch.sample for pack in self.packs for branch in pack.branches]
+
+    @property
+    def packed(self) -> bool:
+        """Whether several questions share a prefix."""
+        return any(len(pack.branches) > 1 for pack in self.packs)
+
+
+def batch_of(
+    vlm: VLM,
+    groups: Sequence[Sequence[Sample]],
+    answers: Mapping[int, Sequence[int]] | None = None,
+    *,
+    places: bool = False,
+) -> Batch:
+    """Make the model inputs of some groups, each of samples about the same picture.
+
+    Args:
+        vlm: whose processor reads them.
+        groups: a pack is made of each.
+        answers: ids of generated answers by the samples' rows; a sample's own answer goes before.
+        places: whether layouts are needed.
+
+    Raises:
+        BadInput, BadImage: a sample that cannot be asked.
+        Unshared: a group's prompts have no common beginning with the picture in it.
+    """
+    posed = [_posed(vlm, group) for group in groups]
+    firsts = [questions[0] for questions in posed]
+    tensors, prompts = vlm.prepare(firsts, {})
+    packs, rows = [], []
+    for number, (group, questions, prompt) in enumerate(zip(groups, posed, prompts, strict=True)):
+        ids = tensors["input_ids"][number, prompt.padding :].tolist()
+        prefix, tails = (len(ids), [[]]) if len(group) == 1 else _shared(vlm.processor, questions, ids)
+        if len(group) > 1 and prompt.image_positions and prompt.image_positions[-1] >= prefix:
+            raise Unshared(f"the picture stands behind words in which the questions of {group[0].picture} differ")
+        branches: list[Branch] = []
+        for sample, question, tail in zip(group, questions, tails, strict=True):
+            whole = (*ids[:prefix], *tail)
+            answer = _answer(vlm, sample, question, whole, answers or {})
+            start = branches[-1].stop if branches else prefix
+            branches.append(Branch(sample, whole, answer, prefix, start))
+        layouts = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else ()
+        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, layouts))
+        rows.append(prompt.padding)
+    return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
+
+
+class Unshared(BadInput):
+    """Prompts about one picture that cannot be packed behind one prefix."""
+
+
+def posed(vlm: VLM, sample: Sample) -> Question:
+    """A sample as a question, its picture opened.
+
+    Raises:
+        BadInput, BadImage: it cannot be asked.
+    """
+    return _posed(vlm, [sample])[0]
+
+
+def _posed(vlm: VLM, group: Sequence[Sample]) -> list[Question]:
+    image = group[0].image
+    given = image if isinstance(image, list | tuple) else [] if image is None else [image]
+    opened = [open_image(_source(one)) for one in given]
+    return [pose(vlm.processor, opened, sample.question) for sample in group]
+
+
+def _source(image: Any) -> Any:
+    """A picture as Hugging Face data sets give it undecoded is a dict of bytes and a path."""
+    if isinstance(image, Mapping):
+        return image["bytes"] if image.get("bytes") is not None else image["path"]
+    return image
+
+
+def _answer(
+    vlm: VLM, sample: Sample, question: Question, prompt: Sequence[int], generated: Mapping[int, Sequence[int]]
+) -> tuple[int, ...]:
+    if sample.answer is None:
+        return tuple(generated.get(sample.row, ()))
+    return answer_ids(vlm.processor, question, prompt, sample.answer)
+
+
+def _shared(processor: Any, questions: Sequence[Question], first: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """Split prompts behind their common beginning, without the picture going through the processor again.
+
+    Args:
+        processor: its tokenizer reads the texts, pictures still one mark each.
+        questions: about one picture.
+        first: ids of the first one's prompt as the processor made them, visual tokens included.
+
+    Returns:
+        The prefix's length in ``first``, and the ids of each prompt behind it.
+    """
+    tokenizer = processor.tokenizer
+    texts = [question.prompt or "" for question in questions]
+    whole = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
+    tokens = [tokenizer(text, add_special_tokens=not whole).input_ids for text in texts]
+    alike = 0
+    while all(len(one) > alike + 1 and one[alike] == tokens[0][alike] for one in tokens):
+        alike += 1
+    tails = [one[alike:] for one in tokens]
+    if list(first[-len(tails[0]) :]) != tails[0]:
+        raise Unshared(f"{type(processor).__name__} writes more into a prompt than its visual tokens")
+    return len(first) - len(tails[0]), tails
+
+
+def _inputs(vlm: VLM, tensors: Mapping[str, Any], packs: Sequence[Pack], padding: Sequence[int]) -> dict[str, Any]:
+    """The processor's tensors with packed, right-padded sequences where they had prompts."""
+    ids = tensors["input_ids"]
+    device, width = ids.device, max(len(pack.ids) for pack in packs)
+    after = lengthened(vlm.anatomy.model, tensors, 1)
+    inputs: dict[str, Any] = {}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or value.shape[:2] != ids.shape:
+            inputs[name] = value
+            continue
+        rows = []
+        for number, pack in enumerate(packs):
+            own, next_one = value[number, padding[number] :], after[name][number, -1:] if name in after else None
+            parts = [own[: pack.prefix]]
+            for branch in pack.branches:
+                asked = len(branch.prompt) - pack.prefix
+                parts.append(own[-1:].expand(asked, *own.shape[1:]))
+                told = own[-1:] if next_one is None else next_one
+                parts.append(told.expand(len(branch.own) - asked, *own.shape[1:]))
+            row = torch.cat(parts)
+            rows.append(torch.cat([row, row.new_zeros(width - len(row), *row.shape[1:])]))
+        inputs[name] = torch.stack(rows)
+    filler = vlm.processor.tokenizer.pad_token_id or 0
+    padded = [pack.ids + [filler] * (width - len(pack.ids)) for pack in packs]
+    inputs["input_ids"] = torch.tensor(padded, dtype=ids.dtype, device=device)
+    lengths = torch.tensor([len(pack.ids) for pack in packs], device=device)
+    there = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    inputs["attention_mask"] = there.to(tensors.get("attention_mask", ids).dtype)
+    return inputs

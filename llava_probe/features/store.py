@@ -1,0 +1,621 @@
+"""A folder of features, written one shard at a time: safetensors for the numbers, parquet for what they are of.
+
+    features/
+      manifest.json              settings; once finished also rows, shards with their checksums, names of the tensors
+      shards/00000.safetensors   layer_16/last_prompt [n, D]; ragged: layer_16/image [values, D], spans/image [n, 2]
+      index/00000.parquet        one row a sample; its presence says that the shard is whole
+      errors/00000.parquet       samples of that shard that failed, where there are any
+      errors.parquet             all of them, once finished
+
+Every file is written beside its place and moved there when complete, the index last: a killed run leaves whole shards
+and none in between, and the same command goes on from there. There is no clock and no path inside, so the same run
+gives the same bytes. ``reading.Features`` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.errors import BadFile, BadInput, first_line, shortened
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that somebody has open cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = "llava_probe.features"
+VERSION = 1
+
+ALIGNMENT = 64  # bytes; a cache line, so that mapped tensors start where vector instructions like it
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # safetensors' own names
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_ADDED = ("shard", "shard_row")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+_DIGEST = b"llava_probe.tensors_sha256"
+_SOURCE = b"llava_probe.source"
+_JSON = {b"llava_probe": b"json"}  # marks a column whose values are JSON text
+
+
+def begin(folder: str | Path, settings: Mapping[str, Any]) -> dict[int, str]:
+    """Make a store for ``settings``, or go on with the one that is there.
+
+    Returns:
+        The numbers of the shards that are whole already, each with the ``source`` that it was written with.
+
+    Raises:
+        BadInput: the store there was made with other settings, or the folder holds something else.
+        BadFile: its manifest is damaged or newer, or the folder cannot be written.
+    """
+    arrow()
+    target = Path(folder).expanduser()
+    asked = _plain(settings)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        there = sorted(entry.name for entry in target.iterdir() if not _TEMPORARY.fullmatch(entry.name))
+    except FileExistsError:
+        raise BadFile(f"{target} is a file; a feature store is a folder") from None
+    except OSError as error:
+        raise BadFile(f"{target} cannot hold a feature store: {error.strerror}") from error
+    if (target / "manifest.json").exists():
+        _compare(target, read_manifest(target)["settings"], asked)
+    elif there:
+        raise BadInput(f"{target} holds {shortened(', '.join(there))} and no manifest.json; choose an empty folder")
+    else:
+        with _Drafts(target) as drafts:
+            drafts.add(target / "manifest.json", [_manifest_bytes({"settings": asked, "complete": False})])
+            drafts.move()
+    _sweep(target)
+    return {number: _source(target, number) for number in numbers(target) if _is_whole(target, number)}
+
+
+def write_shard(
+    folder: str | Path,
+    number: int,
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Mapping[str, Any]],
+    errors: Sequence[Mapping[str, Any]] = (),
+    source: str = "",
+) -> None:
+    """Write one shard, whole or not at all. One that is whole already stays as it is.
+
+    Args:
+        folder: one that ``begin`` made.
+        number: its place among the shards, from 0; the order of the rows in the end.
+        tensors: ``<what>/<position>`` [n, ...], n = ``len(rows)``; those with ``spans/<position>`` [n, 2] int64 are
+            ragged, [values, ...], and row i is ``values[start:stop]``. Rows may share a span.
+        rows: the samples' columns; ``shard`` and ``shard_row`` are added.
+        errors: samples that failed; ``shard`` is added.
+        source: says what the shard was made of; ``begin`` tells it again.
+
+    Raises:
+        BadInput: tensors and rows do not fit together.
+        BadFile: the disk is full or cannot be written; finished shards are kept.
+    """
+    target = Path(folder).expanduser()
+    read_manifest(target)
+    _check(number, tensors, rows)
+    index = [{**row, "shard": number, "shard_row": place} for place, row in enumerate(rows)]
+    failed = [{**row, "shard": number} for row in errors]
+    failed_path = _errors_path(target, number)
+    with _Drafts(target) as drafts:
+        digest = drafts.add(tensors_path(target, number), _safetensors(tensors if rows else {}))
+        if failed:
+            drafts.add(failed_path, [_parquet(_table(failed, ("shard",)))])
+        notes = {_DIGEST: digest.encode(), _SOURCE: source.encode()}
+        drafts.add(index_path(target, number), [_parquet(_table(index, _ADDED), notes)])
+        with _alone(target):
+            if _is_whole(target, number):  # another process was first: its files belong together, ours are dropped
+                return
+            if not failed:
+                failed_path.unlink(missing_ok=True)  # of an attempt that was killed before its index
+            drafts.move()
+
+
+def finish(folder: str | Path) -> None:
+    """Gather the errors, the checksums and the shapes, and mark the store complete. Again gives the same bytes.
+
+    Raises:
+        BadFile: a shard is missing or cut short, the shards do not fit together, or the disk is full.
+    """
+    target = Path(folder).expanduser()
+    manifest = read_manifest(target)
+    found = numbers(target)
+    shards = []
+    for number in found:
+        with opened_table(index_path(target, number)) as index:
+            rows = index.metadata.num_rows
+        checksum = file_sha256(index_path(target, number))
+        digest = tensors_sha256(target, number)
+        shards.append({"number": number, "rows": rows, "tensors_sha256": digest, "index_sha256": checksum})
+    tensors = described({number: read_header(target, number) for number in found}, target)
+    told = {
+        "settings": manifest["settings"],
+        "complete": True,
+        "rows": sum(shard["rows"] for shard in shards),
+        "shards": shards,
+        "tensors": tensors,
+    }
+    with _Drafts(target) as drafts:
+        drafts.add(target / "errors.parquet", [_parquet(read_errors(target, found))])
+        drafts.add(target / "manifest.json", [_manifest_bytes(told)])
+        drafts.move()
+
+
+# What reading needs too: places, manifest, headers.
+
+
+def tensors_path(folder: Path, number: int) -> Path:
+    """Where the tensors of a shard are."""
+    return folder / "shards" / f"{number:05d}.safetensors"
+
+
+def index_path(folder: Path, number: int) -> Path:
+    """Where the rows of a shard are."""
+    return folder / "index" / f"{number:05d}.parquet"
+
+
+def numbers(folder: Path) -> list[int]:
+    """The shards that are whole, in order."""
+    return sorted(int(path.stem) for path in (folder / "index").glob("*.parquet") if path.stem.isdecimal())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``manifest.json`` says.
+
+    Raises:
+        BadFile: there is no such folder or manifest, or the manifest is damaged, foreign or newer.
+    """
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise BadFile(f"{folder} is {'a file' if folder.exists() else 'not there'}; a feature store is a folder")
+    try:
+        told = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadFile(f"{folder} holds no manifest.json: it is no feature store") from None
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadFile(f"{path} is damaged, or no JSON: {first_line(error)}") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise BadFile(f"{path} is of something else: it has no format {FORMAT!r}")
+    if not isinstance(told.get("version"), int) or told["version"] > VERSION:
+        raise BadFile(f"{path} was written by a newer llava_probe (version {told.get('version')}, here {VERSION})")
+    needed = {"settings": dict, "complete": bool}
+    if told.get("complete"):
+        needed |= {"rows": int, "shards": list, "tensors": dict}
+    for name, kind in needed.items():
+        if not isinstance(told.get(name), kind):
+            raise BadFile(f"{path} is damaged: its {name!r} is missing or no {kind.__name__}")
+    entries = {"number": int, "rows": int, "tensors_sha256": str, "index_sha256": str}
+    for shard in told.get("shards", ()):
+        if not isinstance(shard, dict) or not all(isinstance(shard.get(name), kind) for name, kind in entries.items()):
+            raise BadFile(f"{path} is damaged: a shard in it is {shortened(json.dumps(shard))}")
+    return told
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in a safetensors file: ``start`` in bytes from the file's start."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself; ``size`` in bytes is what it has to measure."""
+
+    entries: Mapping[str, Entry]
+    size: int
+
+    @property
+    def rows(self) -> int:
+        """The samples of the shard; 0 where every one failed."""
+        for name, entry in self.entries.items():
+            if not (name.startswith("positions/") or is_ragged(name, self.entries)):
+                return entry.shape[0]
+        return 0
+
+
+def read_header(folder: Path, number: int) -> Header:
+    """The header of a shard's tensors, checked against the size of the file.
+
+    Raises:
+        BadFile: the shard is missing, cut short or damaged.
+    """
+    path = tensors_path(folder, number)
+    try:
+        with path.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 + length:
+                raise BadFile(f"{path} is cut short: it ends within its header; {REPAIR}")
+            told = json.loads(opened.read(length))
+        told.pop("__metadata__", None)
+        entries = {
+            name: Entry(DTYPES[of["dtype"]], tuple(of["shape"]), 8 + length + of["data_offsets"][0])
+            for name, of in told.items()
+        }
+        expected = 8 + length + max((of["data_offsets"][1] for of in told.values()), default=0)
+    except FileNotFoundError:
+        raise BadFile(f"{path} is missing; {REPAIR}") from None
+    except BadFile:
+        raise
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadFile(f"{path} is damaged, or no safetensors file: {first_line(error)}") from error
+    check_size(path, size, expected)
+    return Header(entries, expected)
+
+
+def check_size(path: Path, size: int, expected: int) -> None:
+    """Refuse a file that was cut short or grew.
+
+    Raises:
+        BadFile: it does not measure what its header says.
+    """
+    if size != expected:
+        what = "cut short" if size < expected else "damaged"
+        raise BadFile(f"{path} is {what}: {size:,} bytes of {expected:,}; {REPAIR}")
+
+
+REPAIR = "the same extraction run again makes that shard anew"
+
+
+def is_ragged(name: str, names: Iterable[str]) -> bool:
+    """Whether rows of this tensor are spans of values: there is a ``spans/<position>`` of its position."""
+    what, _, position = name.partition("/")
+    return what not in ("spans", "positions") and f"spans/{position}" in names
+
+
+def described(headers: Mapping[int, Header], folder: Path) -> dict[str, dict[str, Any]]:
+    """``{name: {dtype, shape, ragged}}`` of all shards, the first axis None.
+
+    Raises:
+        BadFile: shards do not hold the same.
+    """
+    first: dict[str, dict[str, Any]] = {}
+    for number, header in headers.items():
+        here = {
+            name: {
+                "dtype": str(entry.dtype).removeprefix("torch."),
+                "shape": [None, *entry.shape[1:]],
+                "ragged": is_ragged(name, header.entries),
+            }
+            for name, entry in sorted(header.entries.items())
+        }
+        first = first or here
+        if here and here != first:
+            name = min(name for name in here.keys() | first.keys() if here.get(name) != first.get(name))
+            told = f"{name} is {here.get(name, 'not there')}, in the shards before {first.get(name, 'not there')}"
+            raise BadFile(f"{tensors_path(folder, number)} does not fit the others: {told}")
+    return first
+
+
+def tensors_sha256(folder: Path, number: int) -> str:
+    """The checksum of a shard's tensors, as its index has kept it."""
+    return _note(folder, number, _DIGEST)
+
+
+def _source(folder: Path, number: int) -> str:
+    return _note(folder, number, _SOURCE)
+
+
+def _note(folder: Path, number: int, name: bytes) -> str:
+    with opened_table(index_path(folder, number)) as opened:
+        return (opened.schema_arrow.metadata or {}).get(name, b"").decode()
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a file, read piece by piece.
+
+    Raises:
+        BadFile: it is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}; {REPAIR}") from error
+
+
+# Tables: parquet by pyarrow, which is an extra.
+
+
+def arrow() -> Any:
+    """``pyarrow``, with its parquet half.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadInput("a feature store needs pyarrow: pip install 'llava_probe[features]'") from error
+    return pyarrow
+
+
+@contextmanager
+def opened_table(path: Path) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        BadFile: it is missing, or damaged where it is read.
+    """
+    pyarrow = arrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise BadFile(f"{path} is missing; {REPAIR}") from None
+    except BadFile:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadFile(f"{path} is damaged, or no parquet file: {first_line(error)}") from error
+
+
+def read_errors(folder: Path, found: Iterable[int]) -> Any:
+    """The failed samples of these shards as one ``pyarrow.Table``, in order; empty where none failed."""
+    tables = []
+    for path in (_errors_path(folder, number) for number in found):
+        if path.exists():
+            with opened_table(path) as opened:
+                tables.append(opened.read())
+    return join(tables) if tables else _table([], ("shard",))
+
+
+def join(tables: Sequence[Any]) -> Any:
+    """One ``pyarrow.Table`` under another: columns by name, types widened; those that never fit become JSON text."""
+    pyarrow = arrow()
+    names = dict.fromkeys(chain.from_iterable(table.column_names for table in tables))
+    parts = {name: [table.select([name]) for table in tables if name in table.column_names] for name in names}
+    texts = {name for name, those in parts.items() if any(_is_json(part, name) for part in those)}
+    for name, those in parts.items():
+        try:
+            pyarrow.concat_tables(those, promote_options="permissive")
+        except pyarrow.ArrowException:
+            texts.add(name)
+    tables = [_as_texts(table, texts).replace_schema_metadata(None) for table in tables]
+    return pyarrow.concat_tables(tables, promote_options="permissive")
+
+
+def _as_texts(table: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        if name in table.column_names and not _is_json(table, name):
+            place = table.column_names.index(name)
+            table = table.set_column(place, *_texts(name, table[name].to_pylist()))
+    return table
+
+
+def _is_json(table: Any, name: str) -> bool:
+    return bool((table.schema.field(name).metadata or {}).items() >= _JSON.items())
+
+
+def _table(rows: Sequence[Mapping[str, Any]], ends: Sequence[str]) -> Any:
+    """Rows as a ``pyarrow.Table``: columns as they first occur, then ``ends`` (whole numbers)."""
+    pyarrow = arrow()
+    names = dict.fromkeys(name for name in chain.from_iterable(rows) if name not in ends)
+    fields, arrays = [], []
+    for name in names:
+        field, array = _inferred(name, [row.get(name) for row in rows])
+        fields.append(field)
+        arrays.append(array)
+    for name in ends:
+        fields.append(pyarrow.field(name, pyarrow.int64()))
+        arrays.append(pyarrow.array([row[name] for row in rows], pyarrow.int64()))
+    return pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields))
+
+
+def _inferred(name: str, values: list[Any]) -> tuple[Any, Any]:
+    pyarrow = arrow()
+    try:
+        array = pyarrow.array(values)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):  # a mixture, numbers beyond 64 bits, ...
+        return _texts(name, values)
+    if "struct<>" in str(array.type):  # parquet knows no struct without fields
+        return _texts(name, values)
+    return pyarrow.field(name, array.type), array
+
+
+def _texts(name: str, values: list[Any]) -> tuple[Any, Any]:
+    pyarrow = arrow()
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pyarrow.field(name, pyarrow.string(), metadata=_JSON), pyarrow.array(texts, pyarrow.string())
+
+
+def _parquet(table: Any, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
+    written = io.BytesIO()
+    arrow().parquet.write_table(table.replace_schema_metadata(metadata), written)
+    return written.getvalue()
+
+
+# What only writing needs.
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back, so that a tuple equals the list that was written."""
+    try:
+        return json.loads(json.dumps(dict(settings)))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"settings of a feature store are what JSON can hold: {first_line(error)}") from error
+
+
+def _manifest_bytes(told: Mapping[str, Any]) -> bytes:
+    everything = {"format": FORMAT, "version": VERSION, **told}
+    return (json.dumps(everything, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _compare(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    def told(settings: Mapping[str, Any], name: str) -> str:
+        return shortened(json.dumps(settings[name], ensure_ascii=False)) if name in settings else "nothing"
+
+    names = [
+        name for name in {**there, **asked} if name not in there or name not in asked or there[name] != asked[name]
+    ]
+    if names:
+        differing = "; ".join(f"{name}: {told(there, name)} there, {told(asked, name)} asked" for name in names)
+        raise BadInput(
+            f"{folder} was made with other settings ({differing}); ask for the same, or choose another folder"
+        )
+
+
+def _check(number: int, tensors: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what could not be read again."""
+    if number < 0:
+        raise BadInput(f"shards are numbered from 0, not {number}")
+    if taken := sorted({name for row in rows for name in _ADDED if name in row}):
+        raise BadInput(f"a column of the rows is called {' and '.join(taken)}; that name is the store's own")
+    if rows and not tensors:
+        raise BadInput(f"shard {number} has {len(rows)} rows and no tensors")
+    for name, tensor in tensors.items() if rows else ():
+        what, slash, position = name.partition("/")
+        if not (what and slash and position):
+            raise BadInput(f"tensors are called <what>/<position>, like layer_16/last_prompt; not {name!r}")
+        if tensor.dtype not in _CODES or tensor.ndim == 0:
+            raise BadInput(f"{name} is {tensor.dtype} {list(tensor.shape)}; a store cannot hold that")
+        if what != "positions" and not is_ragged(name, tensors) and len(tensor) != len(rows):
+            raise BadInput(f"{name} is {list(tensor.shape)}, one row for each of {len(rows)} rows was expected")
+        if what == "spans":
+            _check_spans(name, tensor, {other: len(tensors[other]) for other in _values_of(position, tensors)})
+
+
+def _values_of(position: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name != f"spans/{position}" and name.partition("/")[2] == position]
+
+
+def _check_spans(name: str, spans: Tensor, values: Mapping[str, int]) -> None:
+    if spans.dtype != torch.int64 or spans.ndim != 2 or spans.shape[1] != 2:
+        raise BadInput(f"{name} is {spans.dtype} {list(spans.shape)}; int64 [rows, 2] was expected")
+    if len(set(values.values())) > 1:
+        raise BadInput(f"what shares {name} has differing numbers of values: {dict(values)}")
+    held = next(iter(values.values()), 0)
+    if not bool(((spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= held)).all()):
+        raise BadInput(f"{name} leaves the {held} values that are there")
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+    """A safetensors file, piece by piece: ``save_file`` refuses views of one tensor, and would be read for its sum."""
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # each on its own alignment
+    told, start = {}, 0
+    for name in ordered:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        told[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(told, separators=(",", ":")).encode()
+    header = header.ljust(math.ceil((8 + len(header)) / ALIGNMENT) * ALIGNMENT - 8)
+    yield len(header).to_bytes(8, "little") + header
+    for name in ordered:
+        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _errors_path(folder: Path, number: int) -> Path:
+    return folder / "errors" / f"{number:05d}.parquet"
+
+
+def _is_whole(folder: Path, number: int) -> bool:
+    try:
+        return index_path(folder, number).exists() and bool(read_header(folder, number))
+    except BadFile:
+        return False
+
+
+class _Drafts:
+    """Files written beside their places, to be moved there together; what was not moved is removed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: list[tuple[Any, Path]] = []
+
+    def add(self, target: Path, pieces: Iterable[memoryview | bytes]) -> str:
+        """Write a draft for ``target`` and return its checksum; it stays locked, so that no other run sweeps it."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opened = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part").open("xb")
+        self.written.append((opened, target))
+        _lock(opened, wait=True)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            opened.write(piece)
+            digest.update(piece)
+        opened.flush()
+        os.fsync(opened.fileno())
+        return digest.hexdigest()
+
+    def move(self) -> None:
+        for opened, target in self.written:
+            if fcntl is None:
+                opened.close()
+            Path(opened.name).replace(target)
+
+    def __enter__(self) -> _Drafts:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for opened, _ in self.written:
+            with suppress(OSError):
+                Path(opened.name).unlink(missing_ok=True)
+            with suppress(OSError):  # closing tries once more to write what the full disk refused
+                opened.close()
+        if isinstance(error, OSError) and not isinstance(error, BadFile):
+            reason = error.strerror or first_line(error)
+            kept = "finished shards are kept, and the same command goes on from there"
+            raise BadFile(f"{self.folder} could not be written: {reason}; {kept}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time moves its files in, where the file system knows locks."""
+    with (folder / "manifest.json").open("rb+") as manifest:
+        _lock(manifest, wait=True)
+        yield
+
+
+def _lock(opened: Any, *, wait: bool) -> bool:
+    """Whether the lock was got; True where the file system knows none."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left half written; what a living one writes is locked."""
+    for leftover in folder.rglob(".*.part"):
+        if _TEMPORARY.fullmatch(leftover.name):
+            with suppress(OSError), leftover.open("rb+") as opened:
+                if _lock(opened, wait=False):
+                    leftover.unlink()

@@ -1,0 +1,603 @@
+"""Whatever a data set lies in, its samples are the same, in order, one at a time; what is broken stays in its place."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from pictures import encode, noise
+from PIL import Image
+
+from llava_probe.errors import BadInput
+from llava_probe.features import sources
+from llava_probe.features.samples import Sample, Samples, digest, from_portable, portable, read_samples
+from llava_probe.images import open_image
+
+POPE = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a snowboard in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a car in the image?", "label": "no"},
+    {"question_id": 3, "image": "b.jpg", "text": "Is there a dog in the image?", "label": "no"},
+]
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def table(path: Path, rows: list[dict], delimiter: str = ",") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), "red").save(folder / name)
+    return folder
+
+
+def one(row: dict, **options) -> Sample:
+    (sample,) = read_samples([row], **options)
+    return sample
+
+
+def refusal(source: Any, **options) -> str:
+    with pytest.raises(BadInput) as caught:
+        read_samples(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+def seen(samples: Samples) -> list[tuple]:
+    return [(s.row, s.id, s.image, s.question, s.answer, dict(s.columns), s.fault) for s in samples]
+
+
+# --- where rows lie ---------------------------------------------------------------------------------------
+
+
+def pope_sources(folder: Path) -> dict[str, Any]:
+    array = folder / "pope.json"
+    array.write_text(json.dumps(POPE, indent=2), encoding="utf-8-sig")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(POPE), folder / "pope.parquet")
+    saved = folder / "saved"
+    datasets.Dataset.from_list(POPE).save_to_disk(str(saved))
+    return {
+        "jsonl": jsonl(folder / "pope.jsonl", POPE),
+        "ndjson as text": str(jsonl(folder / "pope.ndjson", POPE)),
+        "json": array,
+        "csv": table(folder / "pope.csv", POPE),
+        "tsv": table(folder / "pope.TSV", POPE, "\t"),
+        "parquet": folder / "pope.parquet",
+        "saved": saved,
+        "data set": datasets.Dataset.from_list(POPE),
+        "iterable data set": datasets.Dataset.from_list(POPE).to_iterable_dataset(),
+        "list": POPE,
+        "generator": (row for row in POPE),
+    }
+
+
+KINDS = ("jsonl ndjson,json csv tsv parquet saved data_set iterable_data_set list generator").replace(",", " ").split()
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_every_source_gives_the_same_samples(tmp_path: Path, kind: int) -> None:
+    source = list(pope_sources(tmp_path).values())[kind]
+    assert seen(read_samples(source, images=tmp_path)) == [
+        (0, "1", f"{tmp_path}/a.jpg", "Is there a snowboard in the image?", None, {"label": "yes"}, None),
+        (1, "2", f"{tmp_path}/a.jpg", "Is there a car in the image?", None, {"label": "no"}, None),
+        (2, "3", f"{tmp_path}/b.jpg", "Is there a dog in the image?", None, {"label": "no"}, None),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_a_source_is_counted_and_read_again_where_that_is_possible(tmp_path: Path, kind: int) -> None:
+    samples = read_samples(list(pope_sources(tmp_path).values())[kind], images=tmp_path)
+    assert samples.count == {"iterable_data_set": None, "generator": None}.get(KINDS[kind], 3)
+    assert len(list(samples)) == 3
+    if KINDS[kind] == "generator":
+        with pytest.raises(BadInput, match="pass a list or a file"):
+            list(samples)
+    else:
+        assert len(list(samples)) == 3
+
+
+def test_sources_are_named_for_a_manifest(tmp_path: Path) -> None:
+    found = pope_sources(tmp_path)
+    assert read_samples(found["jsonl"]).name == "pope.jsonl"
+    assert read_samples(found["saved"]).name == "saved"
+    assert read_samples(found["generator"]).name == "generator"
+    assert read_samples(found["data set"]).name == "Dataset"
+
+
+def test_a_generator_is_not_read_ahead_of_its_use() -> None:
+    given = []
+
+    def rows():
+        for row in POPE:
+            given.append(row)
+            yield row
+
+    samples = iter(read_samples(rows()))
+    assert len(given) == 1
+    assert next(samples).id == "1"
+    assert len(given) == 1
+
+
+def test_a_long_file_is_never_held(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as file:
+        file.writelines(f'{{"image": "{n}.jpg", "question": "What is in picture {n}?"}}\n' for n in range(300_000))
+    assert path.stat().st_size > 15_000_000
+    tracemalloc.start()
+    samples = read_samples(path)
+    assert samples.count == 300_000
+    assert sum(1 for _ in samples) == 300_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_folder_gives_its_pictures_in_order(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "photos", "b.png", "cats/2.JPG", "cats/10.jpg", "a.jpeg", "._b.png", "x/.thumbs/b.png")
+    (root / "notes.txt").write_text("no picture")
+    samples = read_samples(root, question="What is this?")
+    assert samples.count == 4
+    assert [(s.id, s.image, s.columns) for s in samples] == [
+        ("a.jpeg", f"{root}/a.jpeg", {}),
+        ("b.png", f"{root}/b.png", {}),
+        ("cats/10.jpg", f"{root}/cats/10.jpg", {"folder": "cats"}),
+        ("cats/2.JPG", f"{root}/cats/2.JPG", {"folder": "cats"}),
+    ]
+    assert {s.question for s in samples} == {"What is this?"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_folder_with_metadata_is_what_the_metadata_say(tmp_path: Path, suffix: str) -> None:
+    root = pictures(tmp_path / "photos", "train/a.png", "unnamed.png")
+    rows = [{"file_name": "train/a.png", "image": "a title", "prompt": "What is this?"}]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "metadata.parquet")
+    else:
+        {"jsonl": jsonl, "csv": table}[suffix](root / f"metadata.{suffix}", rows)
+    (sample,) = read_samples(root)
+    assert (sample.image, sample.question) == (f"{root}/train/a.png", "What is this?")
+    assert sample.columns == {"image": "a title"}
+
+
+def hugging_face() -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "mask": datasets.Image(),
+            "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+        }
+    )
+    mask = np.array([[0, 255], [0, 0]], dtype=np.uint8)
+    rows = {
+        "image": [noise(), noise(8, 8)],
+        "question": ["What?", "Where?"],
+        "label": [1, 0],
+        "mask": [mask, None],
+        "bbox": [[[0, 1, 2, 3]], []],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("kind", ["in memory", "saved", "streamed", "formatted", "transformed", "selected"])
+def test_pictures_of_a_hugging_face_data_set_arrive(tmp_path: Path, kind: str) -> None:
+    data: Any = hugging_face()
+    if kind == "saved":
+        data.save_to_disk(str(tmp_path / "saved"))
+    given = {
+        "in memory": data,
+        "saved": tmp_path / "saved",
+        "streamed": data.to_iterable_dataset(),
+        "formatted": data.with_format("numpy", columns=["question"]),
+        "transformed": data.with_transform(lambda batch: batch),
+        "selected": data.select([1, 0]).select([1, 0]),
+    }[kind]
+    first, second = read_samples(given)
+    assert np.array_equal(np.asarray(open_image(first.image)), noise())
+    assert np.array_equal(np.asarray(open_image(second.image)), noise(8, 8))
+    assert (np.asarray(first.mask) > 0).tolist() == [[False, True], [False, False]]
+    assert second.mask is None
+    assert (first.boxes, second.boxes) == (((0.0, 1.0, 2.0, 3.0),), ())
+    assert int(first.columns["label"]) == 1
+
+
+def test_pictures_of_a_hugging_face_data_set_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hugging_face().remove_columns("mask")
+    given = [data, data.to_iterable_dataset()]
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded"))
+    for source in given:
+        assert all(type(sample.image) is bytes for sample in read_samples(source))
+
+
+def test_a_data_set_of_several_splits_wants_one() -> None:
+    whole = datasets.Dataset.from_list(POPE)
+    splits = datasets.DatasetDict({"train": whole, "test": whole.select([2])})
+    assert [s.id for s in read_samples(splits, split="test")] == ["3"]
+    assert [s.id for s in read_samples(datasets.DatasetDict({"only": whole}))] == ["1", "2", "3"]
+    assert "pass one, such as split='train'" in refusal(splits)
+    assert "split='val' is none of them" in refusal(splits, split="val")
+
+
+def test_a_name_is_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str | None = None) -> Any:
+        asked.append((name, split))
+        whole = datasets.Dataset.from_list(POPE)
+        return whole if split else datasets.DatasetDict({"test": whole})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_samples("lmms-lab/POPE").name == "lmms-lab/POPE"
+    assert len(list(read_samples("lmms-lab/POPE", split="test[:3]"))) == 3
+    assert asked == [("lmms-lab/POPE", None), ("lmms-lab/POPE", "test[:3]")]
+
+
+def test_a_name_that_is_nowhere_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, split: str | None = None) -> Any:
+        raise ConnectionError(f"Couldn't reach {name!r} on the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert "'nobody/nothing' is no file or folder here" in refusal("nobody/nothing")
+
+
+def test_a_missing_library_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("datasets", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    for source in ("org/name", tmp_path / "rows.parquet"):
+        assert "pip install 'llava_probe[features]'" in refusal(source)
+
+
+def test_importing_samples_imports_no_data_set_library() -> None:
+    code = "import sys, llava_probe.features.samples; print({'datasets', 'pyarrow', 'numpy'} & set(sys.modules))"
+    bare = "import sys; import llava_probe; print({'datasets', 'pyarrow', 'numpy'} & set(sys.modules))"
+    run = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True) for c in (code, bare)]
+    assert "datasets" not in run[0].stdout
+    assert run[0].stdout == run[1].stdout
+
+
+# --- what a row means -------------------------------------------------------------------------------------
+
+
+def test_a_column_is_ours_by_its_name_or_by_assignment() -> None:
+    row = {"question": "Q", "text": "T", "answer": "A", "label": "yes", "id": 7, "question_id": 8}
+    sample = one(row)
+    assert (sample.id, sample.question, sample.answer) == ("7", "Q", "A")
+    assert sample.columns == {"text": "T", "label": "yes", "question_id": 8}
+    sample = one(row, columns={"question": "text", "answer": "label"})
+    assert (sample.question, sample.answer) == ("T", "yes")
+    assert sample.columns == {"question": "Q", "answer": "A", "question_id": 8}
+
+
+def test_a_column_assigned_to_none_is_carried() -> None:
+    sample = one({"question": "Q", "answer": "yes", "bbox": [5, 5, 1, 1]}, columns={"answer": None, "boxes": None})
+    assert (sample.answer, sample.boxes, sample.fault) == (None, (), None)
+    assert sample.columns == {"answer": "yes", "bbox": [5, 5, 1, 1]}
+
+
+def test_a_column_assigned_to_one_of_ours_is_not_another_too() -> None:
+    sample = one({"text": "a red car", "image": "a.jpg"}, question="Describe.", columns={"answer": "text"})
+    assert (sample.question, sample.answer) == ("Describe.", "a red car")
+
+
+def test_the_file_name_may_be_the_id_as_well() -> None:
+    sample = one({"image": "a.jpg", "question": "Q"}, images="/", columns={"id": "image"})
+    assert (sample.id, sample.image) == ("a.jpg", "/a.jpg")
+
+
+def test_the_question_given_is_for_rows_without() -> None:
+    rows = [{"question": "Mine?"}, {"question": ""}, {"question": None}, {"question": float("nan")}, {}]
+    assert [s.question for s in read_samples(rows, question="Yours?")] == ["Mine?"] + ["Yours?"] * 4
+
+
+def test_relative_pictures_lie_beside_the_file_or_in_the_folder_named(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    given = ["a.jpg", "sub/b.jpg", "/abs/c.jpg", "https://host/d.jpg?e=1", "data:image/png;base64,AAAA"]
+    path = jsonl(tmp_path / "rows.jsonl", [{"image": name, "mask": "m.png", "question": "Q"} for name in given])
+    assert [s.image for s in read_samples(path)] == [f"{tmp_path}/a.jpg", f"{tmp_path}/sub/b.jpg", *given[2:]]
+    beside = list(read_samples(path, images=tmp_path / "elsewhere"))
+    assert [s.image for s in beside[:3]] == [
+        f"{tmp_path}/elsewhere/a.jpg",
+        f"{tmp_path}/elsewhere/sub/b.jpg",
+        "/abs/c.jpg",
+    ]
+    assert beside[0].mask == f"{tmp_path}/elsewhere/m.png"
+
+
+def test_relative_pictures_of_a_list_start_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert one({"image": Path("a.jpg"), "question": "Q"}).image == str(Path.cwd() / "a.jpg")
+
+
+def test_several_pictures_stay_a_list() -> None:
+    sample = one({"images": ["/a.jpg", b"bytes", {"bytes": None, "path": "/c.jpg"}], "question": "Q"})
+    assert sample.image == ["/a.jpg", b"bytes", "/c.jpg"]
+    assert one({"images": [], "question": "Q"}).image is None
+
+
+@pytest.mark.parametrize("given", [[1, 2, 3, 4], [[1, 2, 3, 4]], "[1, 2, 3, 4]", np.array([1, 2, 3, 4])], ids=str)
+def test_one_box_or_many_however_written(given: Any) -> None:
+    assert one({"box": given, "question": "Q"}).boxes == ((1.0, 2.0, 3.0, 4.0),)
+
+
+def test_a_mask_is_a_path_a_picture_or_a_bool_array() -> None:
+    truth = np.array([[True, False, False], [False, True, True]])
+    for given in (truth, truth.astype(np.int64) * 3, torch.from_numpy(truth), truth.tolist()):
+        mask = one({"mask": given, "question": "Q"}).mask
+        assert mask.dtype == bool
+        assert np.array_equal(mask, truth)
+    stored = one({"mask": {"bytes": encode(Image.fromarray(truth)), "path": None}, "question": "Q"}).mask
+    assert np.array_equal(np.asarray(stored), truth)
+
+
+def test_carried_values_are_plain() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            return "odd"
+
+    given = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.array([[1, 2]]),
+        "d": {"x": (np.bool_(True), None)},
+        "e": np.str_("s"),
+        "f": Odd(),
+        "g": {"z", "y"},
+        "h": torch.tensor(2),
+        "i": Path("p"),
+    }
+    carried = one({"question": "Q", **given}).columns
+    expected = {"a": 0.5, "b": 3, "c": [[1, 2]], "d": {"x": [True, None]}, "e": "s", "f": "odd"}
+    assert carried == {**expected, "g": ["y", "z"], "h": 2, "i": "p"}
+    assert {type(carried[key]) for key in "abe"} == {float, int, str}
+    json.dumps(carried)
+
+
+def test_a_carried_picture_is_its_key() -> None:
+    carried = one({"question": "Q", "second": b"bytes"}).columns["second"]
+    assert carried == "sha256:" + hashlib.sha256(b"bytes").hexdigest()[:32]
+
+
+# --- what is broken ---------------------------------------------------------------------------------------
+
+
+def test_a_broken_line_is_a_fault_not_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"question": "first"}',
+        b'{"question": ',
+        b"   ",
+        b'["a list"]',
+        b'{"question": "not \xff UTF-8"}',
+        b"[" * 100_000,
+        b"1" * 5_000,
+        b'{"question": ["a", "list"], "id": "x", "note": 1}',
+        b'{"image": 17, "question": "Q"}',
+        b'{"note": "no question"}',
+        b'{"question": "last"}',  # without a line's end
+    ]
+    path.write_bytes(b"\r\n".join(lines))
+    samples = read_samples(path)
+    found = list(samples)
+    assert samples.count == len(found) == 10
+    assert [s.row for s in found] == list(range(10))
+    assert [s.question for s in found if s.fault is None] == ["first", "last"]
+    faults = [s.fault or "" for s in found]
+    assert faults[1].startswith("line 2 is no JSON: Expecting value")
+    assert faults[2] == "line 4 is a list; a row is an object (a dict) with a value by column"
+    assert faults[3].startswith("line 5 is no JSON: 'utf-8' codec can't decode")
+    assert faults[6] == "question is a list, not a text"
+    assert (found[6].id, found[6].columns) == ("x", {"note": 1})
+    assert faults[7] == "image is of type int, not a path, URL, bytes, PIL picture or array"
+    assert faults[8] == "the row has no question"
+    assert all(len(fault) < 300 for fault in faults)
+
+
+def test_a_broken_line_of_a_table_is_a_fault_not_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    huge = b"x" * (csv.field_size_limit() + 1)
+    lines = [b"id,question", b"1,first", b"2,a,b", b"3", b"", b"4,not \xff UTF-8", b"5," + huge, b'6,"two\nlines"']
+    path.write_bytes(b"\n".join(lines) + b"\n7,l\xc3\xa4st\n")
+    samples = read_samples(path)
+    found = list(samples)
+    assert samples.count == len(found) == 7
+    assert [s.question for s in found if s.fault is None] == ["first", "two\nlines", "läst"]
+    assert found[1].fault == "line 3 has 3 fields where the header has 2"
+    assert found[2].fault == "line 4 has 1 fields where the header has 2"
+    assert found[3].fault == "line 6 is not UTF-8"
+    assert "field larger than field limit" in str(found[4].fault)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([10, 10, 5, 5], "x, y, width, height?"),
+        ([0, 0, float("nan"), 1], "is no box"),
+        ([1, 2, 3], "cannot be read as boxes"),
+        ("here", "cannot be read as boxes"),
+        (7, "cannot be read as boxes"),
+        ([0, 0, 10**400, 1], "cannot be read as boxes"),
+    ],
+    ids=str,
+)
+def test_what_is_no_box_is_a_fault_with_the_way_out(given: Any, said: str) -> None:
+    sample = one({"bbox": given, "question": "Q"})
+    assert said in str(sample.fault)
+    assert "columns={'boxes': None}" in str(sample.fault)
+    assert sample.boxes == ()
+
+
+@pytest.mark.parametrize("given", [b"no picture", np.zeros((2, 2, 3), bool), np.zeros((2, 2)), ["m.png"], 3], ids=str)
+def test_what_is_no_mask_is_a_fault(given: Any) -> None:
+    sample = one({"mask": given, "question": "Q"})
+    assert str(sample.fault).startswith("mask is ")
+    assert sample.mask is None
+
+
+def test_a_source_that_is_none_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
+    (tmp_path / "coco.json").write_text('{"info": 1, "annotations": []}')
+    (tmp_path / "bad.json").write_text("[{]")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing")
+    (tmp_path / "same.csv").write_text("question,question\n1,2\n")
+    (tmp_path / "broken.jsonl").write_text("{\n{\n")
+    (tmp_path / "folder").mkdir()
+    jsonl(tmp_path / "folder" / "rows.jsonl", POPE)
+    question = {"question": "Q"}
+    assert "there is no file or folder" in refusal(tmp_path / "missing.jsonl")
+    assert "there is no file or folder" in refusal("missing.jsonl")
+    assert "there is no file or folder" in refusal("./missing")
+    assert "there is no file or folder" in refusal(tmp_path / "missing")
+    assert "cannot be read" in refusal("x" * 5000)
+    assert "pass .jsonl, .ndjson, .json, .csv, .tsv, .parquet" in refusal(tmp_path / "rows.xlsx")
+    assert "is empty: it has no rows" in refusal(tmp_path / "empty.jsonl", **question)
+    assert "is empty: it has no rows" in refusal([], **question)
+    assert "holds a dict with the keys info, annotations" in refusal(tmp_path / "coco.json")
+    assert "bad.json cannot be read" in refusal(tmp_path / "bad.json")
+    assert "bad.parquet cannot be read" in refusal(tmp_path / "bad.parquet")
+    assert "two columns of the same name" in refusal(tmp_path / "same.csv")
+    assert "no row that can be read: line 1 is no JSON" in refusal(tmp_path / "broken.jsonl")
+    assert "holds no pictures" in refusal(tmp_path / "folder")
+    assert "pass one of its files: rows.jsonl" in refusal(tmp_path / "folder")
+    assert "as in [row]" in refusal(POPE[0])
+    assert "a source of type int is no data set" in refusal(3)
+    assert "row 0 is a str" in refusal(iter(["a", "b"]))
+    assert "leave split='test' out" in refusal(POPE, split="test")
+    assert "is no folder" in refusal(POPE, images=tmp_path / "missing")
+
+
+def test_a_column_that_no_row_has_is_refused_and_one_that_some_have_is_not() -> None:
+    assert "no column 'caption'; the columns are question_id, image, text" in refusal(
+        POPE, columns={"answer": "caption"}
+    )
+    assert "assigns id, image, question" in refusal(POPE, columns={"label": "text"})
+    late = [*POPE, {"text": "T", "caption": "C"}]
+    assert [s.answer for s in read_samples(late, columns={"answer": "caption"})] == [None] * 3 + ["C"]
+
+
+def test_a_question_is_needed_from_somewhere() -> None:
+    said = refusal([{"image": "a.jpg", "caption": "C"}])
+    assert "has no question; the columns are image, caption; pass question='...'" in said
+    assert "has no question" in refusal(POPE, columns={"question": None})
+
+
+# --- keys and transport -----------------------------------------------------------------------------------
+
+
+def test_samples_of_the_same_picture_share_a_key() -> None:
+    array = noise()
+    keys = {one({"image": given, "question": "Q"}).picture for given in (array, Image.fromarray(array))}
+    assert len(keys) == 1
+    assert keys != {one({"image": noise(8), "question": "Q"}).picture}
+    assert one({"image": b"abc", "question": "Q"}).picture == "sha256:" + hashlib.sha256(b"abc").hexdigest()[:32]
+    assert one({"image": "/a.jpg", "question": "Q"}).picture == "/a.jpg"
+    assert one({"image": ["/a.jpg", "https://h/b"], "question": "Q"}).picture == "/a.jpg|https://h/b"
+    assert len(one({"image": "data:image/png;base64," + "A" * 9999, "question": "Q"}).picture) == 39
+    assert one({"question": "Q"}).picture == ""
+    assert one({"image": np.full((2, 2), 7.0), "question": "Q"}).picture.startswith("unreadable: ")
+
+
+def samples_of_all_kinds() -> list[Sample]:
+    mask = np.array([[True, False, False], [False, True, True]])
+    common = {"question": "Q", "boxes": [[0, 1, 2, 3]], "note": {"a": [1, None]}}
+    given = ["/a.jpg", b"bytes", noise(), Image.fromarray(noise(8)), ["/a.jpg", noise(6)], None]
+    rows = [{**common, "image": image, "mask": mask} for image in given]
+    rows.append({**common, "mask": Image.fromarray(mask.astype(np.uint8) * 7)})
+    return [*read_samples([*rows, {"note": "no question"}, "no row"])]
+
+
+def test_a_sample_survives_the_way_to_another_process() -> None:
+    before = samples_of_all_kinds()
+    after = [from_portable(pickle.loads(pickle.dumps(portable(sample)))) for sample in before]
+    for old, new in zip(before, after, strict=True):
+        for name in ("row", "id", "question", "answer", "boxes", "columns", "fault", "picture"):
+            assert getattr(old, name) == getattr(new, name)
+        assert (old.mask is None) == (new.mask is None)
+        if old.mask is not None:
+            assert np.array_equal(np.asarray(old.mask), np.asarray(new.mask))
+    assert np.array_equal(np.asarray(open_image(after[2].image)), noise())
+    assert digest(before) == digest(after)
+
+
+def test_a_sample_of_paths_is_json() -> None:
+    sample = one({"image": ["/a.jpg", "/b.jpg"], "mask": "/m.png", "question": "Q", "box": [0, 0, 1, 1]})
+    again = from_portable(json.loads(json.dumps(portable(sample))))
+    assert digest([again]) == digest([sample])
+    assert again.boxes == ((0.0, 0.0, 1.0, 1.0),)
+
+
+def test_a_picture_that_cannot_travel_is_a_fault() -> None:
+    sample = one({"image": np.full((2, 2), 7.0), "question": "Q"})
+    arrived = from_portable(portable(sample))
+    assert arrived.image is None
+    assert "floats must lie in 0..1" in str(arrived.fault)
+
+
+def test_the_digest_changes_with_whatever_is_asked() -> None:
+    row = {"id": 1, "image": "/a.jpg", "question": "Q", "answer": "A", "box": [0, 0, 1, 1], "mask": "/m.png", "note": 1}
+    other = {
+        "id": 2,
+        "image": "/b.jpg",
+        "question": "R",
+        "answer": "B",
+        "box": [0, 0, 1, 2],
+        "mask": "/n.png",
+        "note": 2,
+    }
+    rows = [row, *({**row, name: value} for name, value in other.items()), {**row, "box": None}]
+    assert len({digest(read_samples([given])) for given in rows}) == len(rows)
+    assert digest(read_samples([row, row])) != digest(read_samples([row]))
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    here = Path(__file__)
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "from test_samples import samples_of_all_kinds, digest; print(digest(samples_of_all_kinds()))"
+    )
+    command = [sys.executable, "-c", code, str(here.parent), str(here.parents[1])]
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert there == digest(samples_of_all_kinds())
+
+
+def test_a_portable_picture_is_a_png() -> None:
+    packed = portable(one({"image": noise(), "question": "Q"}))["image"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(packed["png"]), formats=["PNG"])), noise())
+
+
+def test_a_batch_of_a_columnar_file_is_crossed_in_order(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "Q"} for n in range(2 * sources.BATCH_ROWS + 5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for source in (tmp_path / "rows.parquet", datasets.Dataset.from_list(rows)):
+        assert [int(s.id) for s in read_samples(source)] == list(range(len(rows)))
