@@ -204,7 +204,7 @@ class Extractor:
                 raise
             failed, reason = _is_memory(error), _reason(error)
         else:
-            parts.append(part)
+            parts += [part] if part.samples else []
             errors += [self._error(sample, why) for sample, why in failures]
             return not failures
         gc.collect()
@@ -227,6 +227,8 @@ class Extractor:
         reading = reading_of(
             self.wanted, batch, chosen, confidence=self.recipe.confidence, looking=self.recipe.image_attention
         )
+        if all(positions is None for positions in chosen.positions):
+            return Gathered((), {}, {}, {}, ()), chosen.failures
         out = read(self.vlm.anatomy, self.vlm.model, batch, reading)
         return gather(self.wanted, batch, chosen, out, self.dtype, self._columns(batch, out)), chosen.failures
 
