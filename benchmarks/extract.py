@@ -28,7 +28,8 @@ from capture import build
 from PIL import Image
 
 import llava_probe as lp
-from llava_probe.features.engines import Cluster
+from llava_probe.features import store as ours_store
+from llava_probe.features.engines import Cluster, run_here
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.samples import Sample
 
@@ -61,7 +62,7 @@ def plain_loop(vlm: lp.VLM, rows: list[dict], layers: list[int]) -> torch.Tensor
             add_generation_prompt=True,
             tokenize=False,
         )
-        inputs = vlm.processor(images=row["image"], text=text, return_tensors="pt", add_special_tokens=False)
+        inputs = vlm.processor(images=row["image"], text=text, return_tensors="pt")
         inputs = inputs.to(vlm.model.device, vlm.model.dtype)
         with torch.inference_mode():
             out = vlm.model(**inputs, output_hidden_states=True, use_cache=False)
@@ -69,9 +70,15 @@ def plain_loop(vlm: lp.VLM, rows: list[dict], layers: list[int]) -> torch.Tensor
     return torch.stack(kept)
 
 
-def ours(vlm: lp.VLM, rows: list[dict], layers: list[int]) -> torch.Tensor:
-    """The same by our extractor, not written to disk."""
+def extractor_of(vlm: lp.VLM, layers: list[int]) -> Extractor:
+    """Ours, its trial of what may share a pass behind it: once a run of any length."""
     extractor = Extractor(vlm, Recipe(tuple(layers), ("last_prompt",), batch_size=len(OBJECTS)))
+    ours(extractor, questions(2), layers)
+    return extractor
+
+
+def ours(extractor: Extractor, rows: list[dict], layers: list[int]) -> torch.Tensor:
+    """The same by our extractor, not written to disk."""
     (shard,) = extractor.shards([(0, samples_of(rows))])
     assert not shard.errors, shard.errors[0]
     return torch.stack([shard.tensors[f"layer_{layer}/last_prompt"] for layer in layers], dim=1)
@@ -91,14 +98,13 @@ def speed(vlm: lp.VLM, arguments: argparse.Namespace) -> None:
     """Against the plain loop, and at half the depth."""
     rows, last = questions(arguments.pictures), vlm.anatomy.layers
     layers = [last // 4, last // 2, last]
-    one = questions(1)
-    plain_loop(vlm, one[:1], layers), ours(vlm, one, layers)
+    deep, shallow = extractor_of(vlm, layers), extractor_of(vlm, layers[:2])
     ratios, halves = [], []
     for number in range(arguments.rounds):
         found: dict[str, torch.Tensor] = {}
         plain = seconds(lambda found=found: found.update(plain=plain_loop(vlm, rows, layers)))
-        full = seconds(lambda found=found: found.update(ours=ours(vlm, rows, layers)))
-        half = seconds(lambda: ours(vlm, rows, layers[:2]))
+        full = seconds(lambda found=found: found.update(ours=ours(deep, rows, layers)))
+        half = seconds(lambda: ours(shallow, rows, layers[:2]))
         ratios.append(plain / full), halves.append(full / half)
         reference, got = found["plain"].float(), found["ours"].float()
         distance = float(((got - reference).norm(dim=-1) / reference.norm(dim=-1)).max())
@@ -112,19 +118,22 @@ def speed(vlm: lp.VLM, arguments: argparse.Namespace) -> None:
 
 
 def disk(vlm: lp.VLM, arguments: argparse.Namespace) -> None:
-    """Writing beside not writing."""
+    """Writing beside not writing: the same shards, made and dropped, or made and written."""
     rows, last = questions(arguments.pictures), vlm.anatomy.layers
-    layers = [last // 4, last // 2]
+    extractor = extractor_of(vlm, [last // 4, last // 2])
+    runs = [(number, samples_of(rows)[start : start + 6]) for number, start in enumerate(range(0, len(rows), 6))]
     ratios = []
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            written = seconds(
-                lambda folder=folder: lp.extract(
-                    vlm, rows, Path(folder) / "f", layers=layers, batch_size=6, shard_rows=6
-                )
-            )
-        kept = seconds(lambda: ours(vlm, rows, layers))
-        ratios.append(written / kept)
+
+            def written(target: Path = Path(folder) / "features") -> None:
+                ours_store.begin(target, {})
+                run_here(extractor, runs, target)
+                ours_store.finish(target)
+
+            ways = [written, lambda: list(extractor.shards(runs))]
+            took = {way: seconds(ways[way]) for way in ((0, 1) if number % 2 else (1, 0))}
+            ratios.append(took[0] / took[1])
     print(f"written to disk / not written: {statistics.median(ratios):.3f}  ({', '.join(f'{r:.3f}' for r in ratios)})")
 
 
@@ -132,8 +141,6 @@ def store(arguments: argparse.Namespace) -> None:
     """Our store beside one pickled blob and one commit a tensor in SQLite, in bytes and seconds."""
     count, layers, width = arguments.rows, 3, 4096
     made = torch.randn(layers, count, width, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    from llava_probe.features import store as ours_store
-
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "features"
 

@@ -34,8 +34,11 @@ _NAMES = {
     "sinks": "analyzers.sinks",
     "extract": "features.extract",
     "Features": "features.reading",
+    "fit_probe": "probes",
+    "Probe": "probes",
     "families": "family_table",
     "figures": "view.figures",
+    "probe_figures": "view.probe_figures",
     **dict.fromkeys(
         (
             "ProbeError",
@@ -58,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_NAMES[name]}")
-    value = module if name == "figures" else getattr(module, name)
+    value = module if name.endswith("figures") else getattr(module, name)
     globals()[name] = value
     return value
 

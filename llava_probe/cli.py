@@ -203,6 +203,44 @@ def extract(
             raise typer.Exit(1)
 
 
+@app.command("fit-probe")
+def fit_probe(
+    features: Annotated[Path, typer.Argument(help="A store that extract made.")],
+    label: Annotated[str, typer.Option(help="The column to read out; several with commas between them: numbers.")],
+    layers: Annotated[str | None, typer.Option(help="16 or layer_16,vision_22; all if left.")] = None,
+    positions: Annotated[str | None, typer.Option(help="last_prompt,image_mean ...; all if left.")] = None,
+    kind: Annotated[str | None, typer.Option(help="logistic, ridge or mean_difference.")] = None,
+    groups: Annotated[str, typer.Option(help="Rows with the same value here stay on one side of a split.")] = "picture",
+    types: Annotated[str | None, typer.Option(help="Column of the control task; question if left.")] = None,
+    random_features: Annotated[Path | None, typer.Option(help="The same rows from extract --random-weights.")] = None,
+    folds: Annotated[int, typer.Option(help="At least 3.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of folds, controls and resamples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for table, figures and the best probe.")] = None,
+) -> None:
+    """At which layer a property can be read, with the controls that make the number mean something."""
+    with _plainly():
+        from llava_probe.features.reading import Features
+        from llava_probe.probes import fit_probe as fit
+        from llava_probe.view.folder import write_sweep
+
+        sweep = fit(
+            Features(features),
+            _parts(label) if "," in label else label,
+            layers=_parts(layers),
+            positions=_parts(positions),
+            kind=kind,
+            groups=groups,
+            types=types,
+            random_features=None if random_features is None else Features(random_features),
+            folds=folds,
+            seed=seed,
+            progress=True,
+        )
+        typer.echo(str(sweep))
+        if out is not None:
+            typer.echo(f"\nEverything is in {_told(out, write_sweep(sweep, out))}")
+
+
 @app.command()
 def models(
     only: Annotated[str | None, typer.Argument(help="Only names with this text in them: qwen.")] = None,
@@ -383,6 +421,10 @@ def _mapping(text: str | None) -> dict[str, str | None] | None:
     if not all(sign for _, sign, _ in pairs):
         raise BadInput(f"--columns takes OURS=THEIRS with commas between them; got {text!r}")
     return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
+
+
+def _parts(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 def _numbers(flag: str, text: str | None) -> list[int] | None:

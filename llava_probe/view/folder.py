@@ -21,9 +21,11 @@ from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
 from llava_probe.maps import ImageMap, remove_saved
+from llava_probe.probes import Sweep
 from llava_probe.trace import Trace
 from llava_probe.view.canvas import save_figure
 from llava_probe.view.figures import confidence_figure, contact_sheet, heads_figure
+from llava_probe.view.probe_figures import confusion_figure, sweep_figure
 
 
 def write_run(
@@ -63,6 +65,28 @@ def write_run(
         written.append(save_figure(contact_sheet(m, sure), figures / f"maps{suffix}.png"))
     if shown:
         written.append(save_figure(heads_figure(head_shares(trace)), figures / "heads.png"))
+    return written
+
+
+def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
+    """Write a sweep of probes: its table as text and JSON, its figures, and the best probe.
+
+    Raises:
+        BadFile: the folder cannot be made or written.
+    """
+    target = made(folder)
+    best = sweep.best
+    try:
+        (target / "sweep.txt").write_text(f"{sweep}\n", encoding="utf-8")
+        plain = json.dumps(sweep.to_dicts(), indent=1, ensure_ascii=False)
+        (target / "sweep.json").write_text(f"{plain}\n", encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"the sweep could not be written to {target}: {error}") from error
+    written = [target / "sweep.txt", target / "sweep.json"]
+    written.append(save_figure(sweep_figure(sweep), target / "layers.png"))
+    if sweep.task == "classification":
+        written.append(save_figure(confusion_figure(sweep, best.layer, best.position), target / "confusion.png"))
+    written.append(sweep.probe(best.layer, best.position).save(target / "best.probe"))
     return written
 
 
