@@ -31,6 +31,7 @@ import llava_probe as lp
 from llava_probe.features import store as ours_store
 from llava_probe.features.engines import Cluster, run_here
 from llava_probe.features.extractor import Extractor, Recipe
+from llava_probe.features.places import Wanted
 from llava_probe.features.samples import Sample
 
 OBJECTS = ("dog", "traffic light", "person", "snowboard", "dining table", "bicycle")
@@ -73,7 +74,7 @@ def plain_loop(vlm: lp.VLM, rows: list[dict], layers: list[int]) -> torch.Tensor
 def extractor_of(vlm: lp.VLM, layers: list[int]) -> Extractor:
     """Ours, its trial of what may share a pass behind it: once a run of any length."""
     extractor = Extractor(vlm, Recipe(tuple(layers), ("last_prompt",), batch_size=len(OBJECTS)))
-    ours(extractor, questions(2), layers)
+    ours(extractor, questions(1)[:2], layers)
     return extractor
 
 
@@ -98,13 +99,16 @@ def speed(vlm: lp.VLM, arguments: argparse.Namespace) -> None:
     """Against the plain loop, and at half the depth."""
     rows, last = questions(arguments.pictures), vlm.anatomy.layers
     layers = [last // 4, last // 2, last]
-    deep, shallow = extractor_of(vlm, layers), extractor_of(vlm, layers[:2])
+    extractor = extractor_of(vlm, layers)
+    deep, shallow = extractor.wanted, Wanted.of(vlm.anatomy, layers[:2])
     ratios, halves = [], []
     for number in range(arguments.rounds):
         found: dict[str, torch.Tensor] = {}
         plain = seconds(lambda found=found: found.update(plain=plain_loop(vlm, rows, layers)))
-        full = seconds(lambda found=found: found.update(ours=ours(deep, rows, layers)))
-        half = seconds(lambda: ours(shallow, rows, layers[:2]))
+        full = seconds(lambda found=found: found.update(ours=ours(extractor, rows, layers)))
+        extractor.wanted = shallow
+        half = seconds(lambda: ours(extractor, rows, layers[:2]))
+        extractor.wanted = deep
         ratios.append(plain / full), halves.append(full / half)
         reference, got = found["plain"].float(), found["ours"].float()
         distance = float(((got - reference).norm(dim=-1) / reference.norm(dim=-1)).max())
@@ -215,7 +219,7 @@ def main() -> None:
     parser.add_argument("--shape", default="1.1b")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--ray-pictures", type=int, default=60)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from llava_probe.features import store
+from llava_probe.features import store, tables
 from llava_probe.features.reading import Features
 
 LAYERS = ("layer_8", "layer_16", "layer_24")
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step:
-        store.arrow()
+        tables.arrow()
         before = peak_mb()
         told = STEPS[asked.step](asked.folder, asked.rows[0])
         print(json.dumps({**told, "peak": peak_mb(), "beside": peak_mb() - before}))

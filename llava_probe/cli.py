@@ -225,7 +225,7 @@ def fit_probe(
 
         sweep = fit(
             Features(features),
-            _parts(label) if "," in label else label,
+            (_parts(label) or []) if "," in label else label,
             layers=_parts(layers),
             positions=_parts(positions),
             kind=kind,

@@ -6,25 +6,39 @@ need nothing but the folder in common.
 
 from __future__ import annotations
 
+import io
+import logging
+import math
+import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from llava_probe.errors import BadInput, ProbeError
+from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
 from llava_probe.features.extractor import Extractor, Recipe, Shard
 from llava_probe.features.samples import Sample, digest, from_portable, portable
 from llava_probe.loading import load
 from llava_probe.model import VLM
 
-#: Shards handed to Ray at once: bounds what the driver holds of a data set.
-WAVE = 512
+#: Shards handed to Ray at once, and bytes of their samples (of their pictures, where those are no files): bounds what
+#: the driver holds of a data set. Each wave loads the models anew, so there are few.
+WAVE_SHARDS, WAVE_BYTES = 20_000, 2_000_000_000
+
+#: How often a shard is tried again whose worker died. Ray alone would replace workers without end, also where it is
+#: the shard that kills them, by its memory.
+RETRIES = 3
 
 Runs = Iterable[tuple[int, Sequence[Sample]]]
 
@@ -76,7 +90,7 @@ def run_on_ray(
     strict: bool,
     tick: Callable[[int], None],
 ) -> None:
-    """Let workers of a Ray cluster make and write the shards; each loads the model once.
+    """Let workers of a Ray cluster make and write the shards; each loads the model once a wave.
 
     A worker that dies is replaced and its shard made again. The folder must be one that every worker can write.
 
@@ -86,63 +100,202 @@ def run_on_ray(
         cluster: how many workers, and where.
         strict: end at the first sample that fails.
         tick: called with the number of samples of each finished shard.
+
+    Raises:
+        ProbeError: what a worker's part of a strict run failed on, or the store cannot be written.
+        BadInput: Ray is not installed, there is no such cluster, or a shard killed its workers again and again.
     """
+    if cluster.workers < 1:
+        raise BadInput(f"a cluster has at least one worker; got workers={cluster.workers!r}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster.address is None:  # on loopback alone; Ray's name for it speaks of two systems, Linux heeds it too
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise BadInput("the Ray engine needs Ray; pip install 'llava_probe[ray]'") from error
-    if not ray.is_initialized():
-        local = {"num_cpus": max(1, round(cluster.workers * cluster.cpus)), "include_dashboard": False}
-        ray.init(address=cluster.address, log_to_driver=False, **({} if cluster.address else local))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    sent = ray.put(model) if isinstance(model, VLM) else model
-    waves = iter(runs)
-    while wave := list(islice(waves, WAVE)):
-        items = [{"number": number, "samples": pickle.dumps([portable(s) for s in run])} for number, run in wave]
-        made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Worker,
-            fn_constructor_args=(sent, recipe, str(folder.expanduser().absolute()), strict, cluster.cpus),
-            batch_size=1,
-            batch_format="numpy",
-            concurrency=cluster.workers,
-            num_gpus=cluster.gpus,
-            num_cpus=cluster.cpus,
-        )
+    with _connected(cluster):
+        sent = ray.put(_packed(model)) if isinstance(model, VLM) else model
+        arguments = (sent, recipe, str(folder.expanduser().absolute()), strict, cluster)
+        for wave in _waves(runs):
+            made = ray.data.from_items(wave, override_num_blocks=len(wave)).map_batches(
+                _Worker,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=cluster.workers, max_tasks_in_flight_per_actor=1),
+                num_gpus=cluster.gpus,
+                num_cpus=cluster.cpus,
+            )
+            try:
+                for done in made.iter_rows():
+                    if done["error"]:
+                        raise pickle.loads(done["error"])
+                    tick(int(done["samples"]))
+            except ray.exceptions.RayError as error:
+                raise BadInput(f"the Ray workers failed: {first_line(error)}") from error
+
+
+@contextmanager
+def _connected(cluster: Cluster) -> Iterator[None]:
+    """A Ray that is quiet and there; one that was not there before is left again."""
+    import ray
+
+    if ours := not ray.is_initialized():
+        where: dict[str, Any] = {"address": cluster.address}
+        if cluster.address is None:
+            cpus = max(1, math.ceil(cluster.workers * cluster.cpus))
+            where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls every actor of Ray Data's an error
         try:
-            for done in made.iter_rows():
-                tick(int(done["samples"]))
-        except ray.exceptions.RayError as error:
-            raise BadInput(_cause(error)) from error
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise BadInput(f"no Ray at {cluster.address or 'this machine'}: {first_line(error)}") from error
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    shown, context.enable_progress_bars = context.enable_progress_bars, False
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        found = ray.cluster_resources().get("GPU", 0)
+        if cluster.address is None and cluster.gpus * cluster.workers > found:  # elsewhere a cluster may still grow
+            asked = f"{cluster.workers} workers with {cluster.gpus:g} GPUs each"
+            raise BadInput(f"{asked} were asked for, and Ray sees {found:g} GPUs here")
+        yield
+    finally:
+        context.enable_progress_bars = shown
+        log.setLevel(level)
+        if ours:
+            ray.shutdown()
+
+
+def _waves(runs: Runs) -> Iterator[list[dict[str, Any]]]:
+    """Runs of samples as rows for Ray, so many as the driver may hold."""
+    wave: list[dict[str, Any]] = []
+    held = 0
+    for number, run in runs:
+        packed = pickle.dumps([portable(sample) for sample in run])
+        if wave and (len(wave) == WAVE_SHARDS or held + len(packed) > WAVE_BYTES):
+            yield wave
+            wave, held = [], 0
+        wave.append({"number": number, "samples": packed})
+        held += len(packed)
+    if wave:
+        yield wave
 
 
 class _Worker:
     """One model on one worker of the cluster."""
 
-    def __init__(self, model: Any, recipe: Recipe, folder: str, strict: bool, cpus: float) -> None:
-        torch.set_num_threads(max(1, int(cpus)))
-        if not isinstance(model, tuple):
+    def __init__(self, model: Any, recipe: Recipe, folder: str, strict: bool, cluster: Cluster) -> None:
+        self._model, self._recipe, self._folder, self._strict = model, recipe, Path(folder), strict
+        self._on_gpu = cluster.gpus > 0
+        torch.set_num_threads(max(1, int(cluster.cpus)))
+
+    @cached_property
+    def _extractor(self) -> Extractor:
+        """Made at the first shard, whose answer can tell why it cannot be made."""
+        if isinstance(self._model, tuple):
+            name, given = self._model
+            vlm = load(name, **given)
+        else:
             import ray
 
-            model = ray.get(model) if isinstance(model, ray.ObjectRef) else model
-        vlm = load(model[0], **model[1]) if isinstance(model, tuple) else model
-        self._extractor, self._folder = Extractor(vlm, recipe, strict=strict), Path(folder)
+            vlm = pickle.loads(ray.get(self._model))
+            _made_known(vlm)
+            if self._on_gpu:
+                vlm.model.to("cuda")  # the one that Ray lets this process see
+        return Extractor(vlm, self._recipe, strict=self._strict)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        counts = []
-        for number, samples in zip(batch["number"], batch["samples"], strict=True):
-            run = [from_portable(sample) for sample in pickle.loads(samples)]
-            for shard in self._extractor.shards([(int(number), run)]):
-                _write(self._folder, shard)
-            counts.append(len(run))
-        return {"samples": counts}
+        """One shard. What goes wrong is an answer: of an exception Ray makes pages."""
+        (number,), (packed,) = batch["number"], batch["samples"]
+        run = [from_portable(sample) for sample in pickle.loads(packed)]
+        try:
+            with _counted(self._folder, int(number)):
+                for shard in self._extractor.shards([(int(number), run)]):
+                    _write(self._folder, shard)
+        except Exception as error:  # each model has errors of its own
+            return {"samples": [0], "error": [pickle.dumps(_sentence(error))]}
+        return {"samples": [len(run)], "error": [b""]}
 
 
-def _cause(error: BaseException) -> str:
-    """The sentence of ours inside what Ray raised, or Ray's own first line."""
-    inner: Any = error
-    while inner is not None:
-        if isinstance(inner, ProbeError):
-            return str(inner)
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return str(error).strip().splitlines()[-1]
+@contextmanager
+def _counted(folder: Path, number: int) -> Iterator[None]:
+    """Leave a mark while a shard is made; marks that are there already are of workers that died over it.
+
+    Raises:
+        BadInput: too many died.
+    """
+    marks = list(folder.glob(f".{number:05d}.*.part"))  # a name that ``store.begin`` sweeps
+    try:
+        if len(marks) > RETRIES:
+            told = f"shard {number} ended its worker {len(marks)} times, killed for its memory perhaps"
+            raise BadInput(f"{told}; give workers more, or another folder with smaller batch_size or shard_rows")
+        marks.append(folder / f".{number:05d}.{uuid.uuid4().hex}.part")
+        marks[-1].touch()
+        yield
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+def _sentence(error: Exception) -> ProbeError:
+    """An error of ours, which any process can read; where it happened is noted with one of somebody else."""
+    if isinstance(error, ProbeError):
+        return error
+    told = BadInput(f"a worker failed: {type(error).__name__}: {first_line(error)}")
+    told.add_note("".join(traceback.format_exception(error)))
+    return told
+
+
+def _packed(vlm: VLM) -> bytes:
+    """The model for another process, wherever it is here and whether or not it has run.
+
+    Raises:
+        BadInput: it holds something that cannot be sent.
+    """
+    from ray import cloudpickle
+
+    class Packer(cloudpickle.Pickler):
+        def reducer_override(self, thing: Any) -> Any:
+            if isinstance(thing, nn.Module):
+                return _unhooked(thing)
+            if isinstance(thing, Tensor) and thing.device.type != "cpu":
+                return _tensor, (type(thing) is nn.Parameter, thing.detach().cpu(), thing.requires_grad)
+            return super().reducer_override(thing)
+
+    file = io.BytesIO()
+    try:
+        Packer(file).dump(vlm)
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
+        raise BadInput(f"the model cannot be sent to Ray's workers ({first_line(error)}); give its name") from error
+    return file.getvalue()
+
+
+def _unhooked(module: nn.Module) -> tuple[Any, ...]:
+    """Without what transformers hangs on a model in its first pass, closures over variables of that process.
+
+    The worker's first pass hangs it on anew.
+    """
+    reduced: Any = module.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    made, given, state, *rest = reduced
+    if isinstance(state, dict) and "_forward_hooks" in state:
+        hooks = state["_forward_hooks"].items()
+        own = {key: hook for key, hook in hooks if getattr(hook, "__module__", None) != _CAPTURING}
+        state = {**state, "_forward_hooks": type(state["_forward_hooks"])(own)}
+        state.pop("_output_capturing_hooks_installed", None)
+    return made, given, state, *rest
+
+
+def _made_known(vlm: VLM) -> None:
+    """Let transformers know what models of these classes record: it learns that where one is made, not unpickled."""
+    with torch.device("meta"):
+        type(vlm.anatomy.model)._from_config(deepcopy(vlm.anatomy.model.config))
+
+
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+def _tensor(is_parameter: bool, data: Tensor, requires_grad: bool) -> Tensor:
+    return nn.Parameter(data, requires_grad) if is_parameter else data

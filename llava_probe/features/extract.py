@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
@@ -28,11 +29,11 @@ from llava_probe.features.engines import Cluster, run_here, run_on_ray
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.gathering import choose
 from llava_probe.features.packs import batch_of
-from llava_probe.features.places import Wanted
 from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
 from llava_probe.loading import load
 from llava_probe.model import VLM
+from llava_probe.prompts import pose
 from llava_probe.provenance import model_of
 
 #: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
@@ -239,6 +240,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     return {
         "model": {**model_of(vlm.anatomy), "weights": _weights(vlm)},
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
+        "prompt": _prompt(vlm),
         "layers": extractor.wanted.names,
         "positions": [place.name for place in (*extractor.wanted.tokens, *extractor.wanted.patches)],
         "dtype": str(extractor.dtype).removeprefix("torch."),
@@ -266,6 +268,14 @@ def _weights(vlm: VLM) -> str:
     return told.hexdigest()[:32]
 
 
+def _prompt(vlm: VLM) -> str | None:
+    """What a question about one picture becomes; None where the model has no chat template."""
+    try:
+        return pose(vlm.processor, Image.new("RGB", (8, 8)), "{question}").prompt
+    except ProbeError:
+        return None
+
+
 def _processor(vlm: VLM) -> str:
     """A hash of what turns pictures and words into inputs: its settings, its template and its vocabulary."""
     processor = vlm.processor
@@ -290,6 +300,3 @@ def _positive(name: str, number: Any) -> int | None:
     if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
         raise BadInput(f"{name} must be a whole number of at least 1; got {number!r}")
     return number
-
-
-__all__ = ["Cluster", "Recipe", "Wanted", "extract"]

@@ -207,9 +207,10 @@ class Extractor:
             parts += [part] if part.samples else []
             errors += [self._error(sample, why) for sample, why in failures]
             return not failures
-        gc.collect()
-        if failed and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if failed:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         halves = _halves(groups)
         if not halves:
             errors.append(self._error(groups[0][0], reason))

@@ -9,22 +9,18 @@
 
 Every file is written beside its place and moved there when complete, the index last: a killed run leaves whole shards
 and none in between, and the same command goes on from there. There is no clock and no path inside, so the same run
-gives the same bytes. ``reading.Features`` reads it.
+gives the same bytes. One shard's files are ``shards.py`` and ``tables.py``; ``reading.Features`` reads it all.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,19 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadFile, BadInput, first_line, shortened
+from llava_probe.features.shards import (
+    CODES,
+    REPAIR,
+    described,
+    errors_path,
+    index_path,
+    is_ragged,
+    numbers,
+    read_header,
+    safetensors,
+    tensors_path,
+)
+from llava_probe.features.tables import arrow, opened_table, parquet, read_errors, table_of
 
 try:
     import fcntl
@@ -41,25 +50,10 @@ except ImportError:  # Windows, where a file that somebody has open cannot be re
 FORMAT = "llava_probe.features"
 VERSION = 1
 
-ALIGNMENT = 64  # bytes; a cache line, so that mapped tensors start where vector instructions like it
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # safetensors' own names
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ADDED = ("shard", "shard_row")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 _DIGEST = b"llava_probe.tensors_sha256"
 _SOURCE = b"llava_probe.source"
-_JSON = {b"llava_probe": b"json"}  # marks a column whose values are JSON text
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any]) -> dict[int, str]:
@@ -122,13 +116,13 @@ def write_shard(
     _check(number, tensors, rows)
     index = [{**row, "shard": number, "shard_row": place} for place, row in enumerate(rows)]
     failed = [{**row, "shard": number} for row in errors]
-    failed_path = _errors_path(target, number)
+    failed_path = errors_path(target, number)
     with _Drafts(target) as drafts:
-        digest = drafts.add(tensors_path(target, number), _safetensors(tensors if rows else {}))
+        digest = drafts.add(tensors_path(target, number), safetensors(tensors if rows else {}))
         if failed:
-            drafts.add(failed_path, [_parquet(_table(failed, ("shard",)))])
+            drafts.add(failed_path, [parquet(table_of(failed, ("shard",)))])
         notes = {_DIGEST: digest.encode(), _SOURCE: source.encode()}
-        drafts.add(index_path(target, number), [_parquet(_table(index, _ADDED), notes)])
+        drafts.add(index_path(target, number), [parquet(table_of(index, _ADDED), notes)])
         with _alone(target):
             if _is_whole(target, number):  # another process was first: its files belong together, ours are dropped
                 return
@@ -162,27 +156,12 @@ def finish(folder: str | Path) -> None:
         "tensors": tensors,
     }
     with _Drafts(target) as drafts:
-        drafts.add(target / "errors.parquet", [_parquet(read_errors(target, found))])
+        drafts.add(target / "errors.parquet", [parquet(read_errors(target, found))])
         drafts.add(target / "manifest.json", [_manifest_bytes(told)])
         drafts.move()
 
 
-# What reading needs too: places, manifest, headers.
-
-
-def tensors_path(folder: Path, number: int) -> Path:
-    """Where the tensors of a shard are."""
-    return folder / "shards" / f"{number:05d}.safetensors"
-
-
-def index_path(folder: Path, number: int) -> Path:
-    """Where the rows of a shard are."""
-    return folder / "index" / f"{number:05d}.parquet"
-
-
-def numbers(folder: Path) -> list[int]:
-    """The shards that are whole, in order."""
-    return sorted(int(path.stem) for path in (folder / "index").glob("*.parquet") if path.stem.isdecimal())
+# What reading needs too: the manifest and the checksums.
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -219,107 +198,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return told
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies in a safetensors file: ``start`` in bytes from the file's start."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says of itself; ``size`` in bytes is what it has to measure."""
-
-    entries: Mapping[str, Entry]
-    size: int
-
-    @property
-    def rows(self) -> int:
-        """The samples of the shard; 0 where every one failed."""
-        for name, entry in self.entries.items():
-            if not (name.startswith("positions/") or is_ragged(name, self.entries)):
-                return entry.shape[0]
-        return 0
-
-
-def read_header(folder: Path, number: int) -> Header:
-    """The header of a shard's tensors, checked against the size of the file.
-
-    Raises:
-        BadFile: the shard is missing, cut short or damaged.
-    """
-    path = tensors_path(folder, number)
-    try:
-        with path.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            length = int.from_bytes(opened.read(8), "little")
-            if size < 8 + length:
-                raise BadFile(f"{path} is cut short: it ends within its header; {REPAIR}")
-            told = json.loads(opened.read(length))
-        told.pop("__metadata__", None)
-        entries = {
-            name: Entry(DTYPES[of["dtype"]], tuple(of["shape"]), 8 + length + of["data_offsets"][0])
-            for name, of in told.items()
-        }
-        expected = 8 + length + max((of["data_offsets"][1] for of in told.values()), default=0)
-    except FileNotFoundError:
-        raise BadFile(f"{path} is missing; {REPAIR}") from None
-    except BadFile:
-        raise
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadFile(f"{path} is damaged, or no safetensors file: {first_line(error)}") from error
-    check_size(path, size, expected)
-    return Header(entries, expected)
-
-
-def check_size(path: Path, size: int, expected: int) -> None:
-    """Refuse a file that was cut short or grew.
-
-    Raises:
-        BadFile: it does not measure what its header says.
-    """
-    if size != expected:
-        what = "cut short" if size < expected else "damaged"
-        raise BadFile(f"{path} is {what}: {size:,} bytes of {expected:,}; {REPAIR}")
-
-
-REPAIR = "the same extraction run again makes that shard anew"
-
-
-def is_ragged(name: str, names: Iterable[str]) -> bool:
-    """Whether rows of this tensor are spans of values: there is a ``spans/<position>`` of its position."""
-    what, _, position = name.partition("/")
-    return what not in ("spans", "positions") and f"spans/{position}" in names
-
-
-def described(headers: Mapping[int, Header], folder: Path) -> dict[str, dict[str, Any]]:
-    """``{name: {dtype, shape, ragged}}`` of all shards, the first axis None.
-
-    Raises:
-        BadFile: shards do not hold the same.
-    """
-    first: dict[str, dict[str, Any]] = {}
-    for number, header in headers.items():
-        here = {
-            name: {
-                "dtype": str(entry.dtype).removeprefix("torch."),
-                "shape": [None, *entry.shape[1:]],
-                "ragged": is_ragged(name, header.entries),
-            }
-            for name, entry in sorted(header.entries.items())
-        }
-        first = first or here
-        if here and here != first:
-            name = min(name for name in here.keys() | first.keys() if here.get(name) != first.get(name))
-            told = f"{name} is {here.get(name, 'not there')}, in the shards before {first.get(name, 'not there')}"
-            raise BadFile(f"{tensors_path(folder, number)} does not fit the others: {told}")
-    return first
-
-
 def tensors_sha256(folder: Path, number: int) -> str:
     """The checksum of a shard's tensors, as its index has kept it."""
     return _note(folder, number, _DIGEST)
@@ -345,117 +223,6 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror}; {REPAIR}") from error
-
-
-# Tables: parquet by pyarrow, which is an extra.
-
-
-def arrow() -> Any:
-    """``pyarrow``, with its parquet half.
-
-    Raises:
-        BadInput: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise BadInput("a feature store needs pyarrow: pip install 'llava_probe[features]'") from error
-    return pyarrow
-
-
-@contextmanager
-def opened_table(path: Path) -> Iterator[Any]:
-    """A ``pyarrow.parquet.ParquetFile``.
-
-    Raises:
-        BadFile: it is missing, or damaged where it is read.
-    """
-    pyarrow = arrow()
-    try:
-        with pyarrow.parquet.ParquetFile(path) as opened:
-            yield opened
-    except FileNotFoundError:
-        raise BadFile(f"{path} is missing; {REPAIR}") from None
-    except BadFile:
-        raise
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BadFile(f"{path} is damaged, or no parquet file: {first_line(error)}") from error
-
-
-def read_errors(folder: Path, found: Iterable[int]) -> Any:
-    """The failed samples of these shards as one ``pyarrow.Table``, in order; empty where none failed."""
-    tables = []
-    for path in (_errors_path(folder, number) for number in found):
-        if path.exists():
-            with opened_table(path) as opened:
-                tables.append(opened.read())
-    return join(tables) if tables else _table([], ("shard",))
-
-
-def join(tables: Sequence[Any]) -> Any:
-    """One ``pyarrow.Table`` under another: columns by name, types widened; those that never fit become JSON text."""
-    pyarrow = arrow()
-    names = dict.fromkeys(chain.from_iterable(table.column_names for table in tables))
-    parts = {name: [table.select([name]) for table in tables if name in table.column_names] for name in names}
-    texts = {name for name, those in parts.items() if any(_is_json(part, name) for part in those)}
-    for name, those in parts.items():
-        try:
-            pyarrow.concat_tables(those, promote_options="permissive")
-        except pyarrow.ArrowException:
-            texts.add(name)
-    tables = [_as_texts(table, texts).replace_schema_metadata(None) for table in tables]
-    return pyarrow.concat_tables(tables, promote_options="permissive")
-
-
-def _as_texts(table: Any, names: Iterable[str]) -> Any:
-    for name in names:
-        if name in table.column_names and not _is_json(table, name):
-            place = table.column_names.index(name)
-            table = table.set_column(place, *_texts(name, table[name].to_pylist()))
-    return table
-
-
-def _is_json(table: Any, name: str) -> bool:
-    return bool((table.schema.field(name).metadata or {}).items() >= _JSON.items())
-
-
-def _table(rows: Sequence[Mapping[str, Any]], ends: Sequence[str]) -> Any:
-    """Rows as a ``pyarrow.Table``: columns as they first occur, then ``ends`` (whole numbers)."""
-    pyarrow = arrow()
-    names = dict.fromkeys(name for name in chain.from_iterable(rows) if name not in ends)
-    fields, arrays = [], []
-    for name in names:
-        field, array = _inferred(name, [row.get(name) for row in rows])
-        fields.append(field)
-        arrays.append(array)
-    for name in ends:
-        fields.append(pyarrow.field(name, pyarrow.int64()))
-        arrays.append(pyarrow.array([row[name] for row in rows], pyarrow.int64()))
-    return pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields))
-
-
-def _inferred(name: str, values: list[Any]) -> tuple[Any, Any]:
-    pyarrow = arrow()
-    try:
-        array = pyarrow.array(values)
-    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):  # a mixture, numbers beyond 64 bits, ...
-        return _texts(name, values)
-    if "struct<>" in str(array.type):  # parquet knows no struct without fields
-        return _texts(name, values)
-    return pyarrow.field(name, array.type), array
-
-
-def _texts(name: str, values: list[Any]) -> tuple[Any, Any]:
-    pyarrow = arrow()
-    texts = [None if value is None else json.dumps(value, default=str) for value in values]
-    return pyarrow.field(name, pyarrow.string(), metadata=_JSON), pyarrow.array(texts, pyarrow.string())
-
-
-def _parquet(table: Any, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
-    written = io.BytesIO()
-    arrow().parquet.write_table(table.replace_schema_metadata(metadata), written)
-    return written.getvalue()
 
 
 # What only writing needs.
@@ -500,7 +267,7 @@ def _check(number: int, tensors: Mapping[str, Tensor], rows: Sequence[Mapping[st
         what, slash, position = name.partition("/")
         if not (what and slash and position):
             raise BadInput(f"tensors are called <what>/<position>, like layer_16/last_prompt; not {name!r}")
-        if tensor.dtype not in _CODES or tensor.ndim == 0:
+        if tensor.dtype not in CODES or tensor.ndim == 0:
             raise BadInput(f"{name} is {tensor.dtype} {list(tensor.shape)}; a store cannot hold that")
         if what != "positions" and not is_ragged(name, tensors) and len(tensor) != len(rows):
             raise BadInput(f"{name} is {list(tensor.shape)}, one row for each of {len(rows)} rows was expected")
@@ -520,26 +287,6 @@ def _check_spans(name: str, spans: Tensor, values: Mapping[str, int]) -> None:
     held = next(iter(values.values()), 0)
     if not bool(((spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= held)).all()):
         raise BadInput(f"{name} leaves the {held} values that are there")
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
-    """A safetensors file, piece by piece: ``save_file`` refuses views of one tensor, and would be read for its sum."""
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # each on its own alignment
-    told, start = {}, 0
-    for name in ordered:
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
-        told[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    header = json.dumps(told, separators=(",", ":")).encode()
-    header = header.ljust(math.ceil((8 + len(header)) / ALIGNMENT) * ALIGNMENT - 8)
-    yield len(header).to_bytes(8, "little") + header
-    for name in ordered:
-        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _errors_path(folder: Path, number: int) -> Path:
-    return folder / "errors" / f"{number:05d}.parquet"
 
 
 def _is_whole(folder: Path, number: int) -> bool:

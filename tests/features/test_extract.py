@@ -261,6 +261,26 @@ def test_a_sample_that_fails_is_a_row_of_errors(vlm, rows, tmp_path):
         lp.extract(vlm, broken, tmp_path / "g", layers=[2], strict=True)
 
 
+def test_a_sample_that_is_too_long_fails_alone(vlm, rows, tmp_path):
+    most = vlm.anatomy.decoder.owner.config.max_position_embeddings
+    long = {**rows[1], "question": "what " * most}
+    found = lp.extract(vlm, [rows[0], long, rows[2]], tmp_path / "f", layers=[2])
+    assert found.column("row") == [0, 2]
+    assert found.errors()["reason"][0].as_py().startswith("too long:")
+
+
+def test_the_manifest_tells_how_the_store_was_made(vlm, features):
+    told = features.manifest["settings"]
+    assert told["model"]["model"] == "tiny"
+    assert told["prompt"] == vlm.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{question}"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert told["layers"] == ["vision_1", "projector", "layer_2", "layer_6"]
+    assert told["conventions"]["layer_i"].startswith("transformers' hidden_states[i]")
+
+
 def test_a_position_that_is_not_there_fails_its_sample_alone(vlm, rows, tmp_path):
     found = lp.extract(vlm, rows, tmp_path / "f", layers=[2], positions="word:ring")
     there = [number for number, row in enumerate(rows) if "ring" in row["question"].split() or "ring" in row["answer"]]

@@ -1,0 +1,129 @@
+"""What rows are of, as parquet by pyarrow, which is an extra: a store's tensors are read without it.
+
+Columns come from whoever made the samples, so a shard may know one that the next does not, or know it by another type.
+Such columns are widened where that loses nothing, and kept as JSON text where it would.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from llava_probe.errors import BadFile, BadInput, first_line
+from llava_probe.features.shards import REPAIR, errors_path
+
+_JSON = {b"llava_probe": b"json"}  # marks a column whose values are JSON text
+
+
+def arrow() -> Any:
+    """``pyarrow``, with its parquet half.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadInput("a feature store needs pyarrow: pip install 'llava_probe[features]'") from error
+    return pyarrow
+
+
+@contextmanager
+def opened_table(path: Path) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        BadFile: it is missing, or damaged where it is read.
+    """
+    pyarrow = arrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise BadFile(f"{path} is missing; {REPAIR}") from None
+    except BadFile:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadFile(f"{path} is damaged, or no parquet file: {first_line(error)}") from error
+
+
+def read_errors(folder: Path, found: Iterable[int]) -> Any:
+    """The failed samples of these shards as one ``pyarrow.Table``, in order; empty where none failed."""
+    tables = []
+    for path in (errors_path(folder, number) for number in found):
+        if path.exists():
+            with opened_table(path) as opened:
+                tables.append(opened.read())
+    return join(tables) if tables else table_of([], ("shard",))
+
+
+def join(tables: Sequence[Any]) -> Any:
+    """One ``pyarrow.Table`` under another: columns by name, types widened; those that never fit become JSON text."""
+    pyarrow = arrow()
+    names = dict.fromkeys(chain.from_iterable(table.column_names for table in tables))
+    parts = {name: [table.select([name]) for table in tables if name in table.column_names] for name in names}
+    texts = {name for name, those in parts.items() if any(_is_json(part, name) for part in those)}
+    for name, those in parts.items():
+        try:
+            pyarrow.concat_tables(those, promote_options="permissive")
+        except pyarrow.ArrowException:
+            texts.add(name)
+    tables = [_as_texts(table, texts).replace_schema_metadata(None) for table in tables]
+    return pyarrow.concat_tables(tables, promote_options="permissive")
+
+
+def _as_texts(table: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        if name in table.column_names and not _is_json(table, name):
+            place = table.column_names.index(name)
+            table = table.set_column(place, *_texts(name, table[name].to_pylist()))
+    return table
+
+
+def _is_json(table: Any, name: str) -> bool:
+    return bool((table.schema.field(name).metadata or {}).items() >= _JSON.items())
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], ends: Sequence[str]) -> Any:
+    """Rows as a ``pyarrow.Table``: columns as they first occur, then ``ends`` (whole numbers)."""
+    pyarrow = arrow()
+    names = dict.fromkeys(name for name in chain.from_iterable(rows) if name not in ends)
+    fields, arrays = [], []
+    for name in names:
+        field, array = _inferred(name, [row.get(name) for row in rows])
+        fields.append(field)
+        arrays.append(array)
+    for name in ends:
+        fields.append(pyarrow.field(name, pyarrow.int64()))
+        arrays.append(pyarrow.array([row[name] for row in rows], pyarrow.int64()))
+    return pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields))
+
+
+def _inferred(name: str, values: list[Any]) -> tuple[Any, Any]:
+    pyarrow = arrow()
+    try:
+        array = pyarrow.array(values)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):  # a mixture, numbers beyond 64 bits, ...
+        return _texts(name, values)
+    if "struct<>" in str(array.type):  # parquet knows no struct without fields
+        return _texts(name, values)
+    return pyarrow.field(name, array.type), array
+
+
+def _texts(name: str, values: list[Any]) -> tuple[Any, Any]:
+    pyarrow = arrow()
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pyarrow.field(name, pyarrow.string(), metadata=_JSON), pyarrow.array(texts, pyarrow.string())
+
+
+def parquet(table: Any, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
+    """A table as the bytes of a parquet file, with ``metadata`` as its only notes."""
+    written = io.BytesIO()
+    arrow().parquet.write_table(table.replace_schema_metadata(metadata), written)
+    return written.getvalue()

@@ -1,0 +1,185 @@
+"""Workers of a Ray cluster make the rows that one process makes, also when one of them dies."""
+
+import logging
+import os
+import pickle
+import shutil
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision_half
+from safetensors.torch import load_file
+
+import llava_probe as lp
+from llava_probe import tiny
+from llava_probe.features import engines
+from llava_probe.features.engines import RETRIES, Cluster, _waves, _Worker
+from llava_probe.features.extractor import Recipe
+from llava_probe.features.samples import read_samples
+
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nothing but loopback
+ray = pytest.importorskip("ray")
+
+ASKED = {"layers": [2, 4], "positions": ["last_prompt", "image_in_mask", "answer"], "shard_rows": 4, "confidence": True}
+OBJECT_STORE = 200_000_000
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Ten held-out scenes of three questions, each with a mask in memory; one picture is not there."""
+    made = []
+    for seed in range(10):
+        scene = tiny.scene(seed)
+        for question in scene.questions[:3]:
+            row = {"image": scene.image, "question": question.question, "answer": question.answer}
+            made.append({**row, "kind": question.kind, "mask": scene.objects[0].mask})
+    made[7] = {**made[7], "image": "/nowhere.png"}
+    return made
+
+
+@pytest.fixture(scope="module")
+def local(tiny_vlm, rows, tmp_path_factory):
+    return lp.extract(tiny_vlm, rows, tmp_path_factory.mktemp("local") / "features", **ASKED)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers on a Ray of one thread each."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path(torchvision_half.__file__).parent))
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"worker_process_setup_hook": "torchvision_half.present"},  # as conftest does here
+        )
+    yield Cluster(workers=2)
+    ray.shutdown()
+
+
+NUMBERS = {"token_logprobs", "answer_logprob", "top_probability", "entropy"}
+
+
+def assert_same(found, expected):
+    """Tensors and numbers to 1e-5, all else exactly, file by file."""
+    files = sorted(path.relative_to(expected.folder) for path in expected.folder.rglob("*.*"))
+    assert sorted(path.relative_to(found.folder) for path in found.folder.rglob("*.*")) == files
+    for path in files:
+        if path.suffix == ".safetensors":
+            torch.testing.assert_close(load_file(found.folder / path), load_file(expected.folder / path), **CLOSE)
+        elif path.suffix == ".parquet":
+            one, other = (pq.read_table(store.folder / path) for store in (found, expected))
+            assert one.column_names == other.column_names
+            for name in other.column_names:
+                ours, theirs = one[name].to_pylist(), other[name].to_pylist()
+                if name in NUMBERS:
+                    torch.testing.assert_close(ours, theirs, **CLOSE)
+                else:
+                    assert ours == theirs
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def test_two_workers_make_the_rows_of_one_process(tiny_vlm, rows, local, cluster, tmp_path):
+    tiny_vlm.generate(rows[0]["image"], rows[0]["question"], max_new_tokens=1)  # one that has run is sent all the same
+    found = lp.extract(tiny_vlm, rows, tmp_path / "f", engine="ray", cluster=cluster, **ASKED)
+    assert_same(found, local)
+    assert len(found) == len(rows) - 1
+    assert "/nowhere.png" in pq.read_table(found.folder / "errors.parquet")["reason"][0].as_py()
+
+
+def test_a_killed_worker_is_replaced(rows, local, cluster, tmp_path):
+    killed = []
+
+    def kill():
+        while not killed and running.is_set():
+            if len(list((tmp_path / "f/index").glob("[0-9]*.parquet"))) >= 2:
+                killed.extend(workers()[:1])
+                [worker.kill() for worker in killed]
+            time.sleep(0.005)
+
+    running = threading.Event()
+    running.set()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = lp.extract("tiny", rows, tmp_path / "f", engine="ray", cluster=cluster, **ASKED)
+    finally:
+        running.clear()
+        killer.join()
+    assert killed
+    assert_same(found, local)
+
+
+def workers():
+    """Our Ray's processes that hold a model."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::MapWorker"):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def test_a_store_begun_here_is_finished_there(rows, local, cluster, tmp_path):
+    half = shutil.copytree(local.folder, tmp_path / "half")
+    for path in [*half.rglob("*0000[3-9].*"), half / "errors.parquet"]:
+        path.unlink()
+    whole = half / "shards/00001.safetensors"
+    before = whole.stat().st_mtime_ns
+    found = lp.extract("tiny", rows, half, engine="ray", cluster=replace(cluster, workers=1), **ASKED)
+    assert_same(found, local)
+    assert whole.stat().st_mtime_ns == before
+
+
+def test_strict_ends_with_the_sentence_of_the_sample(rows, cluster, tmp_path):
+    with pytest.raises(lp.BadInput, match=r"/nowhere\.png"):
+        lp.extract(
+            "tiny", rows, tmp_path / "f", engine="ray", cluster=replace(cluster, workers=1), strict=True, **ASKED
+        )
+    assert lp.Features(tmp_path / "f").column("row") == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_shard_that_ends_its_workers_is_named(tiny_vlm, rows, tmp_path):
+    for _ in range(RETRIES + 1):
+        (tmp_path / f".00000.{uuid.uuid4().hex}.part").touch()
+    worker = _Worker(("tiny", {}), Recipe((2,), ("last_prompt",)), str(tmp_path), False, Cluster())
+    (wave,) = _waves([(0, list(read_samples(rows[:2])))])
+    answer = worker({name: [value] for name, value in wave[0].items()})
+    with pytest.raises(lp.BadInput, match=r"shard 0 ended its worker 4 times"):
+        raise pickle.loads(answer["error"][0])
+
+
+def test_waves_hold_what_the_driver_may_hold(rows, monkeypatch):
+    runs = [(number, [sample]) for number, sample in enumerate(read_samples(rows[:7]))]
+    size = max(len(row["samples"]) for wave in _waves(runs) for row in wave)
+    monkeypatch.setattr(engines, "WAVE_BYTES", 3 * size)
+    waves = list(_waves(iter(runs)))
+    assert [row["number"] for wave in waves for row in wave] == list(range(7))
+    assert all(sum(len(row["samples"]) for row in wave) <= 3 * size for wave in waves)
+    assert max(map(len, waves)) >= 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"workers": 0}, "at least one worker"),
+        ({"address": "127.0.0.1:9"}, r"no Ray at 127\.0\.0\.1:9"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_sentence(rows, tmp_path, asked, told):
+    with pytest.raises(lp.BadInput, match=told):
+        lp.extract("tiny", rows[:2], tmp_path / "f", engine="ray", cluster=Cluster(**asked), layers=[2])
