@@ -51,7 +51,8 @@ class Cluster:
         workers: how many models run side by side.
         gpus: of each worker, a share (0.5) where two fit one card.
         cpus: of each worker, which is also how many threads torch uses there.
-        address: of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts one on this machine.
+        address: of a running cluster (``"auto"``, ``"head:6379"``, ``"ray://head:10001"``); None starts one on this
+            machine for the time of the run. Neither counts where this process has called ``ray.init`` already.
     """
 
     workers: int = 1
@@ -158,7 +159,7 @@ def _connected(cluster: Cluster) -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         found = ray.cluster_resources().get("GPU", 0)
-        if cluster.address is None and cluster.gpus * cluster.workers > found:  # elsewhere a cluster may still grow
+        if ours and cluster.address is None and cluster.gpus * cluster.workers > found:  # others may still grow
             asked = f"{cluster.workers} workers with {cluster.gpus:g} GPUs each"
             raise BadInput(f"{asked} were asked for, and Ray sees {found:g} GPUs here")
         yield

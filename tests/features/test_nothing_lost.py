@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -109,9 +110,9 @@ def _run(vlm, asked, folder, operations=None, largest=None):
         left = iter(range(operations))
 
         def count(event, args):
-            if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(args[0]).startswith(folder):
-                if next(left, None) is None:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            ours = event in ("open", "os.rename", "os.remove", "os.mkdir") and str(args[0]).startswith(folder)
+            if ours and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
     if largest is not None:
@@ -120,7 +121,7 @@ def _run(vlm, asked, folder, operations=None, largest=None):
     try:
         lp.extract(vlm, asked, folder, **ASKED)
     except lp.BadFile as error:
-        print(error, file=sys.stderr)
+        Path(f"{folder}.told").write_text(str(error))
         return TOLD
     return 0
 
@@ -151,7 +152,7 @@ def assert_whole(folder):
     assert all((Path(folder) / f"shards/{stem}.safetensors").exists() for stem in counts)
 
 
-def killed_until_it_survives(forks, folder, kill):
+def killed_until_it_survives(folder, kill):
     """Let ``kill`` end runs of one extraction until one of them is quicker; how many it has ended."""
     kills = 0
     while (status := kill(folder)) == -signal.SIGKILL:
@@ -161,22 +162,32 @@ def killed_until_it_survives(forks, folder, kill):
     return kills
 
 
-def test_runs_killed_by_the_clock_lose_nothing(forks, undisturbed, tmp_path):
+def worked(child):
+    """Seconds of a processor that a run has had, None once it ended: a busy machine stretches all others."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        times = psutil.Process(child).cpu_times()
+        return times.user + times.system
+
+
+def test_runs_killed_at_any_moment_lose_nothing(forks, undisturbed, tmp_path):
     rng = random.Random(0)
-    started = time.perf_counter()
-    assert forks.run(tmp_path / "measured") == 0
-    whole = time.perf_counter() - started
+    child, whole = forks.begin(tmp_path / "measured"), 0.0
+    while (now := worked(child)) is not None:
+        whole = now
+        time.sleep(0.002)
+    assert forks.end() == 0
 
     def kill(folder):
-        child = forks.begin(folder)
-        time.sleep(rng.uniform(0, whole))
+        child, moment = forks.begin(folder), rng.uniform(0, whole)
+        while (now := worked(child)) is not None and now < moment:
+            time.sleep(0.002)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         return forks.end()
 
     kills = number = 0
-    while kills < KILLS:
-        kills += killed_until_it_survives(forks, tmp_path / str(number), kill)
+    while kills < 20:
+        kills += killed_until_it_survives(tmp_path / str(number), kill)
         assert contents(tmp_path / str(number)) == contents(undisturbed)
         number += 1
 
@@ -184,39 +195,35 @@ def test_runs_killed_by_the_clock_lose_nothing(forks, undisturbed, tmp_path):
 def test_runs_killed_before_an_operation_on_a_file_lose_nothing(forks, undisturbed, tmp_path):
     rng = random.Random(1)
     kills = number = 0
-    while kills < KILLS:
+    while kills < 12:
         kills += killed_until_it_survives(
-            forks, tmp_path / str(number), lambda folder: forks.run(folder, operations=rng.randrange(OPERATIONS))
+            tmp_path / str(number), lambda folder: forks.run(folder, operations=rng.randrange(OPERATIONS))
         )
         assert contents(tmp_path / str(number)) == contents(undisturbed)
         number += 1
 
 
-KILLS = 25  # by each way
-OPERATIONS = 80  # about how many a run makes on the files of this store
+OPERATIONS = 60  # about how many a run makes on the files of this store
 
 
-def test_a_kill_at_each_operation_of_the_end_loses_nothing(forks, undisturbed, tmp_path):
-    """The last shard is made again and the store finished: from a copy, killed before each of its operations."""
-    half = tmp_path / "half"
-    shutil.copytree(undisturbed, half)
-    for path in [*half.rglob("00003.*"), half / "errors.parquet"]:
+def test_a_kill_before_each_operation_of_the_end_loses_nothing(forks, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "f")
+    for path in [*(tmp_path / "f").rglob("00002.*"), tmp_path / "f/errors.parquet"]:
         path.unlink()
-    for operations in range(1, OPERATIONS):
-        if forks.run(half, operations=operations) == 0:
-            break
-        assert_whole(half)
-    print(operations)
-    assert contents(half) == contents(undisturbed)
+    reached = iter(range(OPERATIONS))
+    kills = killed_until_it_survives(tmp_path / "f", lambda folder: forks.run(folder, operations=next(reached)))
+    assert kills >= 18
+    assert contents(tmp_path / "f") == contents(undisturbed)
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(forks, undisturbed, tmp_path, capfd):
+def test_a_full_disk_is_one_sentence_and_loses_nothing(forks, undisturbed, tmp_path):
     folder = tmp_path / "features"
     assert forks.run(folder, operations=OPERATIONS // 2) == -signal.SIGKILL
     before = {name: data for name, data in contents(folder).items() if ".part" not in name}
     assert "index/00000.parquet" in before
-    assert forks.run(folder, largest=100) == TOLD
-    assert capfd.readouterr().err.count("File too large; finished shards are kept, and the same command") == 1
+    assert forks.run(folder, largest=600) == TOLD
+    told = Path(f"{folder}.told").read_text()
+    assert told.endswith("File too large; finished shards are kept, and the same command goes on from there")
     assert contents(folder) == before
     assert forks.run(folder) == 0
     assert contents(folder) == contents(undisturbed)
@@ -293,7 +300,7 @@ def test_another_model_is_refused(undisturbed):
     [
         (lambda asked: asked[4].update(question="What is there?"), "shard 1 of .* was made of other samples"),
         (lambda asked: asked[0].update(image=tiny.scene(99).image), "shard 0 of .* was made of other samples"),
-        (lambda asked: asked[-1].update(kind="another"), "shard 3 of .* was made of other samples"),
+        (lambda asked: asked[-1].update(kind="another"), "shard 2 of .* was made of other samples"),
         (lambda asked: asked.pop(0), "shard 0 of .* was made of other samples"),
         (lambda asked: asked.__delitem__(slice(4, None)), "other samples|has 4 shards, this data set gives"),
     ],
@@ -340,7 +347,7 @@ def test_memory_that_runs_out_halves_the_batch(tiny_vlm, tmp_path, scarce, most)
     assert max(passed) <= most
     assert found.column("id") == plenty.column("id")
     assert found.errors().equals(plenty.errors())
-    for what, position in plenty.keys():
+    for what, position in plenty.keys():  # noqa: SIM118  # Features is no mapping
         for one, other in zip(found[what, position], plenty[what, position], strict=True):
             assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
 
@@ -360,7 +367,7 @@ def test_strict_ends_where_memory_holds_no_single_sample(tiny_vlm, tmp_path, sca
     scarce(lambda samples: any(sample.row == 5 for sample in samples))
     with pytest.raises(lp.BadInput, match="sample 5: out of memory, alone in its batch"):
         lp.extract(tiny_vlm, whole, tmp_path / "f", strict=True, **LARGE)
-    assert 5 not in lp.Features(tmp_path / "f").column("row")
+    assert not lp.Features(tmp_path / "f").complete
 
 
 def test_strict_ends_at_a_picture_that_is_not_there(tiny_vlm, tmp_path):
