@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def serve():
     """What ``Forks`` talks to."""
     torch.set_num_threads(1)
     vlm, asked = lp.load(), rows()
+    with tempfile.TemporaryDirectory() as folder:  # once here, so that the forks are spared what a first run costs
+        lp.extract(vlm, asked, Path(folder) / "features", **ASKED)
     print(os.getpid(), flush=True)
     for line in sys.stdin:
         folder, limits = json.loads(line)
