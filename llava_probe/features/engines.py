@@ -125,7 +125,9 @@ def run_on_ray(
                 fn_constructor_args=arguments,
                 batch_size=1,
                 batch_format="numpy",
-                compute=ray.data.ActorPoolStrategy(size=cluster.workers, max_tasks_in_flight_per_actor=1),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(cluster.workers, len(wave)), max_tasks_in_flight_per_actor=1
+                ),
                 num_gpus=cluster.gpus,
                 num_cpus=cluster.cpus,
             )
@@ -152,7 +154,11 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise BadInput(f"no Ray at {cluster.address or 'this machine'}: {first_line(error)}") from error
+            root: BaseException = error
+            while root.__cause__ is not None:  # why is the last line of Ray's innermost error
+                root = root.__cause__
+            reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
+            raise BadInput(f"no Ray at {cluster.address or 'this machine'}: {reason}") from error
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     shown, context.enable_progress_bars = context.enable_progress_bars, False
     level = log.level
