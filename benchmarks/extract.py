@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sqlite3
 import statistics
 import tempfile
@@ -187,30 +188,33 @@ def store(arguments: argparse.Namespace) -> None:
 
 
 def ray(arguments: argparse.Namespace) -> None:
-    """Two workers beside one, each on one thread, timed from the first shard's end to the last's."""
+    """Two workers beside one, each on one thread, timed from when every worker has made a shard to the last one."""
     import ray as ray_package
 
-    rates = {}
-    for workers in (1, 2, 1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            rows = questions(arguments.ray_pictures)
-            for row in rows:
-                path = Path(folder) / f"{row['id'].split('-')[0]}.png"
-                if not path.exists():
-                    row["image"].save(path)
-                row["image"] = str(path)
-            model = Path(folder) / "model"
-            vlm = build("0.1b", "cpu")
-            vlm.model.save_pretrained(model), vlm.processor.save_pretrained(model)
-            out = Path(folder) / "features"
-            cluster = Cluster(workers=workers)
-            lp.extract(str(model), rows, out, layers=[4], shard_rows=6, batch_size=6, engine="ray", cluster=cluster)
-            ends = sorted(f.stat().st_mtime for f in (out / "index").iterdir())
-            skipped = 2 * workers  # until every worker has its model
-            rates.setdefault(workers, []).append((len(ends) - skipped) / (ends[-1] - ends[skipped - 1]))
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = questions(arguments.ray_pictures)
+        for number, row in enumerate(rows):
+            path = folder / f"{number // len(OBJECTS)}.png"
+            if not path.exists():
+                row["image"].save(path)
+            row["image"] = str(path)
+        vlm = build("0.1b", "cpu")
+        vlm.model.save_pretrained(folder / "model"), vlm.processor.save_pretrained(folder / "model")
+        del vlm
+        for workers in (1, 2) * arguments.ray_rounds:
+            out = folder / "features"
+            wanted = {"layers": [4], "shard_rows": len(OBJECTS), "batch_size": len(OBJECTS), "pack": True}
+            lp.extract(str(folder / "model"), rows, out, **wanted, engine="ray", cluster=Cluster(workers=workers))
+            ends = sorted(file.stat().st_mtime for file in (out / "index").iterdir())
+            first = 2 * workers  # by then every worker has its model and has tried what may share a pass
+            rates[workers].append((len(ends) - first) / (ends[-1] - ends[first - 1]))
+            print(f"  {workers} worker(s): {len(OBJECTS) * rates[workers][-1]:.2f} rows/s", flush=True)
+            shutil.rmtree(out)
             ray_package.shutdown()
-    one, two = (statistics.median(rates[n]) for n in (1, 2))
-    print(f"two Ray workers / one: {two / one:.2f}  ({6 * one:.1f} and {6 * two:.1f} rows/s)")
+    one, two = (statistics.median(rates[workers]) for workers in (1, 2))
+    print(f"two Ray workers / one: {two / one:.2f}")
 
 
 def main() -> None:
@@ -222,7 +226,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--ray-pictures", type=int, default=60)
+    parser.add_argument("--ray-pictures", type=int, default=14)
+    parser.add_argument("--ray-rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=("speed", "disk", "store", "ray"))
     arguments = parser.parse_args()
     parts = arguments.only or ("speed", "disk", "store", "ray")

@@ -33,6 +33,7 @@ _NAMES = {
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
     "extract": "features.extract",
+    "Cluster": "features.engines",
     "Features": "features.reading",
     "fit_probe": "probes",
     "Probe": "probes",

@@ -6,7 +6,6 @@ sentence on standard error and exit status 1.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llava_probe import arguments
 from llava_probe.errors import BadInput, OutOfRange, ProbeError
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ ModelName = Annotated[str, typer.Option(help="A checkpoint on the Hugging Face h
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Where to put the model: auto, cuda, cpu ...")]
 Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager ...; the model's default if left.")]
-
-#: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
-NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
-NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
 
 
 @app.command()
@@ -87,10 +83,10 @@ def run(
     Every other flag goes to transformers' generate as it is, after the question: --do-sample true --num-beams 4.
     """
     with _plainly():
-        _check_order(image, question)
-        flags = _generation_flags(context.args)
-        chosen = _numbers("--layers", layers), _numbers("--heads", heads)
-        pictures = _opened(image)
+        arguments.check_order(image, question)
+        flags = arguments.generation_flags(context.args)
+        chosen = arguments.numbers("--layers", layers), arguments.numbers("--heads", heads)
+        pictures = arguments.pictures(image)
         from llava_probe.view.folder import made
         from llava_probe.view.terminal import show
 
@@ -180,7 +176,7 @@ def extract(
             layers=layers,
             positions=positions,
             question=question,
-            columns=_mapping(columns),
+            columns=arguments.assignments(columns),
             images=images,
             split=split,
             store_dtype=store_dtype,
@@ -225,9 +221,9 @@ def fit_probe(
 
         sweep = fit(
             Features(features),
-            (_parts(label) or []) if "," in label else label,
-            layers=_parts(layers),
-            positions=_parts(positions),
+            (arguments.parts(label) or []) if "," in label else label,
+            layers=arguments.parts(layers),
+            positions=arguments.parts(positions),
             kind=kind,
             groups=groups,
             types=types,
@@ -330,36 +326,6 @@ def _told(out: Path, written: list[Path]) -> str:
     return f"{out}/: {', '.join(names)}"
 
 
-def _opened(text: str) -> list[Image.Image]:
-    """The pictures that the first argument names. An address may hold commas: one that parts it starts the next."""
-    from llava_probe.images import open_image
-
-    parts = text.split(",")
-    whole = _is_file(text) or text.startswith("data:")
-    whole = whole or ("://" in text and not all(_is_address(part) or _is_file(part) for part in parts))
-    return [open_image(part) for part in ([text] if whole else parts)]
-
-
-def _is_address(text: str) -> bool:
-    return text.lower().startswith(("http://", "https://"))
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError):  # a name too long for any file, a home that is not there
-        return False
-
-
-def _check_order(image: str, question: str) -> None:
-    for word in (image, question):
-        if word.startswith("--"):
-            raise BadInput(
-                f"{word} stands before the picture or the question; flags of generate come after both:  "
-                f"llava-probe run PICTURE QUESTION {word} ..."
-            )
-
-
 def _check_there(name: str, chosen: list[int] | None, count: int) -> None:
     for number in chosen or ():
         if not -count <= number < count:
@@ -384,56 +350,6 @@ def _warn_tiny() -> None:
         fg="yellow",
         err=True,
     )
-
-
-def _generation_flags(words: list[str]) -> dict[str, Any]:
-    """``--num-beams 4 --do-sample`` as generate's arguments; values are read as JSON where they are JSON."""
-    flags: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise BadInput(f"{word!r} belongs to no flag; flags of generate are given as --name value")
-        name, given, value = word[2:].partition("=")
-        if not given:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        argument = name.replace("-", "_")
-        if argument in NO_FLAGS:
-            raise BadInput(f"--{name} is no flag of this command; from Python, vlm.generate takes {argument}=")
-        try:
-            flags[argument] = json.loads(value)
-        except json.JSONDecodeError:
-            flags[argument] = {"True": True, "False": False, "None": None}.get(value, value)
-        if argument in ("num_beams", "num_return_sequences") and not _counts(flags[argument]):
-            raise BadInput(f"--{name} takes a whole number of at least 1; got {value!r}")
-    return flags
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _mapping(text: str | None) -> dict[str, str | None] | None:
-    """``question=text,answer=`` as {"question": "text", "answer": None}."""
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(sign for _, sign, _ in pairs):
-        raise BadInput(f"--columns takes OURS=THEIRS with commas between them; got {text!r}")
-    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
-
-
-def _parts(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
-
-
-def _numbers(flag: str, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInput(f"{flag} takes whole numbers with commas between them; got {text!r}") from None
 
 
 if __name__ == "__main__":

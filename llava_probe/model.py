@@ -261,6 +261,52 @@ class VLM:
         """The ids of a picture's and of a video's visual tokens; -1 where the model has none."""
         return self._vocabulary.visual
 
+    def prepare(
+        self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], list[Prompt]]:
+        """Model inputs on the model's device, and where each sample's prompt lies in them."""
+        tensors = encode(self.processor, questions, processor_kwargs)
+        ids = tensors["input_ids"]
+        mask = tensors.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        prompts = []
+        for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
+            padding = int((kept == 0).sum())
+            if bool((kept[:padding] != 0).any()):
+                raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
+            places = self._visual(row[padding:]) or marked(tensors, number, padding)
+            prompts.append(Prompt(len(row) - padding, padding, places))
+        return self._sent(tensors), prompts
+
+    def layouts_of(
+        self,
+        questions: Sequence[Question],
+        number: int,
+        prompt: Prompt,
+        tensors: Mapping[str, Tensor],
+        processor_kwargs: Mapping[str, Any],
+    ) -> tuple[ImageLayout, ...]:
+        """The layouts of one sample's pictures."""
+        question, before = questions[number], questions[:number]
+        ids = tensors["input_ids"][number, prompt.padding :]
+        filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
+
+        def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
+            other = replace(question, images=tuple(images), inputs=None)
+            if other.prompt is None:
+                other = pose(self.processor, other.stills, "?", video=other.clips or None)
+            return encode(self.processor, [other], processor_kwargs)
+
+        return self.layouts(
+            [image.size for image in question.images],
+            prompt.image_positions,
+            tensors,
+            Probe(encoded, self._sent, self._visual),
+            processor_kwargs,
+            sum(len(other.stills) for other in before),
+            Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
+        )
+
     # --- details ---
 
     def _generate(
@@ -337,23 +383,6 @@ class VLM:
         inside = self.anatomy
         return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
 
-    def prepare(
-        self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], list[Prompt]]:
-        """Model inputs on the model's device, and where each sample's prompt lies in them."""
-        tensors = encode(self.processor, questions, processor_kwargs)
-        ids = tensors["input_ids"]
-        mask = tensors.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
-        prompts = []
-        for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
-            padding = int((kept == 0).sum())
-            if bool((kept[:padding] != 0).any()):
-                raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
-            places = self._visual(row[padding:]) or marked(tensors, number, padding)
-            prompts.append(Prompt(len(row) - padding, padding, places))
-        return self._sent(tensors), prompts
-
     def _visual(self, ids: Tensor) -> tuple[int, ...]:
         """Places of the visual tokens among the ids of one prompt."""
         image, video = self._vocabulary.visual
@@ -381,35 +410,6 @@ class VLM:
             layouts = self.layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         return Sample(question, request, layouts, provenance)
-
-    def layouts_of(
-        self,
-        questions: Sequence[Question],
-        number: int,
-        prompt: Prompt,
-        tensors: Mapping[str, Tensor],
-        processor_kwargs: Mapping[str, Any],
-    ) -> tuple[ImageLayout, ...]:
-        """The layouts of one sample's pictures."""
-        question, before = questions[number], questions[:number]
-        ids = tensors["input_ids"][number, prompt.padding :]
-        filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
-
-        def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
-            other = replace(question, images=tuple(images), inputs=None)
-            if other.prompt is None:
-                other = pose(self.processor, other.stills, "?", video=other.clips or None)
-            return encode(self.processor, [other], processor_kwargs)
-
-        return self.layouts(
-            [image.size for image in question.images],
-            prompt.image_positions,
-            tensors,
-            Probe(encoded, self._sent, self._visual),
-            processor_kwargs,
-            sum(len(other.stills) for other in before),
-            Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
-        )
 
 
 def _input_device(model: Any) -> torch.device:

@@ -51,11 +51,11 @@ def routed(model: PreTrainedModel, sink: Sink) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_sink.reset, token)
         for name in names & set(shared):
-            stack.enter_context(_twinned(AttentionInterface.register, (0, name), shared[name]))
+            stack.enter_context(twinned(AttentionInterface.register, (0, name), shared[name], _twin))
         for table in _tables(model):
             for name in names & set(table):
                 if table[name] is not shared.get(name):
-                    stack.enter_context(_twinned(table.__setitem__, (id(table), name), table[name]))
+                    stack.enter_context(twinned(table.__setitem__, (id(table), name), table[name], _twin))
         yield
 
 
@@ -90,13 +90,24 @@ def _tables(model: torch.nn.Module) -> list[AttentionInterface]:
 
 
 @contextmanager
-def _twinned(put: Callable[[str, Any], None], place: tuple[int, str], kernel: Any) -> Iterator[None]:
-    """Runs of several models share the tables: the first puts the twin there, the last puts the kernel back."""
+def twinned(
+    put: Callable[[str, Any], None], place: tuple[int, str], kernel: Any, twin: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Let ``twin(kernel)`` stand in a table of transformers while this lasts.
+
+    Runs of several models share the tables: the first puts the twin there, the last puts the kernel back.
+
+    Args:
+        put: writes an entry.
+        place: the table (a number of its own) and the entry's name.
+        kernel: what stands there, where nobody has a twin yet.
+        twin: makes what does the same and more.
+    """
     with _switching:
         _users[place] += 1
         if _users[place] == 1:
             _kernels[place] = kernel
-            put(place[1], _twin(kernel))
+            put(place[1], twin(kernel))
     try:
         yield
     finally:

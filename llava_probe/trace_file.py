@@ -7,13 +7,9 @@ full disk or a kill leaves the old file or none.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_probe.capture import Capture
@@ -31,6 +26,7 @@ from llava_probe.layout import ImageLayout
 from llava_probe.request import Request, from_plain, to_plain
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
+from llava_probe.whole_file import checksum, write_tensors
 
 if TYPE_CHECKING:
     from llava_probe.trace import Trace
@@ -50,21 +46,10 @@ def save(trace: Trace, path: str | Path) -> Path:
     Raises:
         BadFile: the place cannot be written, or the disk is full; what was there before is still there.
     """
-    target = Path(path).expanduser()
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_described(trace, "", tensors), ensure_ascii=False)
-    metadata = {"llava_probe.format": str(FORMAT), "trace": header, "digest": _digest(header, tensors)}
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BadFile(f"the trace could not be written to {target}: {error}") from error
-    return target
+    metadata = {"llava_probe.format": str(FORMAT), "trace": header, "digest": checksum(header, tensors)}
+    return write_tensors("trace", path, tensors, metadata)
 
 
 def load(path: str | Path, kind: type[Trace]) -> Trace:
@@ -88,20 +73,12 @@ def load(path: str | Path, kind: type[Trace]) -> Trace:
         raise
     except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
         raise BadFile(f"{source} is no trace, or a damaged one: {error}") from error
-    if _digest(metadata.get("trace", ""), tensors) != metadata.get("digest"):
+    if checksum(metadata.get("trace", ""), tensors) != metadata.get("digest"):
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")
     told = json.loads(metadata["trace"])
     pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
     images = tuple(Image.open(picture).convert("RGB") for picture in pictures)
     return _restored(kind, told, "", tensors, images)
-
-
-def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.cli import _generation_flags, _opened, app
+from llava_probe.arguments import generation_flags, pictures
+from llava_probe.cli import app
 
 SIGN = "What is the text on the stop sign?"
 
@@ -61,7 +62,7 @@ def test_other_flags_go_to_generate_as_they_are(picture, tmp_path):
     request = lp.Trace.load(tmp_path / "o" / "run.trace").request
     assert request.generate["num_beams"] == 3
     assert request.generate["max_new_tokens"] == 5
-    assert _generation_flags(["--do-sample", "--top-p", "0.9", '--stop-strings=["a"]']) == {
+    assert generation_flags(["--do-sample", "--top-p", "0.9", '--stop-strings=["a"]']) == {
         "do_sample": True,
         "top_p": 0.9,
         "stop_strings": ["a"],
@@ -124,7 +125,7 @@ def test_commas_part_pictures_and_not_addresses(monkeypatch, tmp_path):
         "https://x.org/z.png,a.png": ["https://x.org/z.png", "a.png"],
         "data:image/png;base64,AAAA": ["data:image/png;base64,AAAA"],
     }.items():
-        assert _opened(text) == expected
+        assert pictures(text) == expected
 
 
 def test_what_was_written_is_told_by_its_name(picture, tmp_path):

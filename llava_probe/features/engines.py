@@ -6,7 +6,6 @@ need nothing but the folder in common.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -16,19 +15,18 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
 from llava_probe.features.extractor import Extractor, Recipe, Shard
 from llava_probe.features.samples import Sample, digest, from_portable, portable
+from llava_probe.features.sending import packed, unpacked
 from llava_probe.loading import load
 from llava_probe.model import VLM
 
@@ -117,7 +115,7 @@ def run_on_ray(
     except ImportError as error:
         raise BadInput("the Ray engine needs Ray; pip install 'llava_probe[ray]'") from error
     with _connected(cluster):
-        sent = ray.put(_packed(model)) if isinstance(model, VLM) else model
+        sent = ray.put(packed(model)) if isinstance(model, VLM) else model
         arguments = (sent, recipe, str(folder.expanduser().absolute()), strict, cluster)
         for wave in _waves(runs):
             made = ray.data.from_items(wave, override_num_blocks=len(wave)).map_batches(
@@ -181,12 +179,12 @@ def _waves(runs: Runs) -> Iterator[list[dict[str, Any]]]:
     wave: list[dict[str, Any]] = []
     held = 0
     for number, run in runs:
-        packed = pickle.dumps([portable(sample) for sample in run])
-        if wave and (len(wave) == WAVE_SHARDS or held + len(packed) > WAVE_BYTES):
+        sent = pickle.dumps([portable(sample) for sample in run])
+        if wave and (len(wave) == WAVE_SHARDS or held + len(sent) > WAVE_BYTES):
             yield wave
             wave, held = [], 0
-        wave.append({"number": number, "samples": packed})
-        held += len(packed)
+        wave.append({"number": number, "samples": sent})
+        held += len(sent)
     if wave:
         yield wave
 
@@ -208,16 +206,15 @@ class _Worker:
         else:
             import ray
 
-            vlm = pickle.loads(ray.get(self._model))
-            _made_known(vlm)
+            vlm = unpacked(ray.get(self._model))
             if self._on_gpu:
                 vlm.model.to("cuda")  # the one that Ray lets this process see
         return Extractor(vlm, self._recipe, strict=self._strict)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One shard. What goes wrong is an answer: of an exception Ray makes pages."""
-        (number,), (packed,) = batch["number"], batch["samples"]
-        run = [from_portable(sample) for sample in pickle.loads(packed)]
+        (number,), (sent,) = batch["number"], batch["samples"]
+        run = [from_portable(sample) for sample in pickle.loads(sent)]
         try:
             with _counted(self._folder, int(number)):
                 for shard in self._extractor.shards([(int(number), run)]):
@@ -254,55 +251,3 @@ def _sentence(error: Exception) -> ProbeError:
     told = BadInput(f"a worker failed: {type(error).__name__}: {first_line(error)}")
     told.add_note("".join(traceback.format_exception(error)))
     return told
-
-
-def _packed(vlm: VLM) -> bytes:
-    """The model for another process, wherever it is here and whether or not it has run.
-
-    Raises:
-        BadInput: it holds something that cannot be sent.
-    """
-    from ray import cloudpickle
-
-    class Packer(cloudpickle.Pickler):
-        def reducer_override(self, thing: Any) -> Any:
-            if isinstance(thing, nn.Module):
-                return _unhooked(thing)
-            if isinstance(thing, Tensor) and thing.device.type != "cpu":
-                return _tensor, (type(thing) is nn.Parameter, thing.detach().cpu(), thing.requires_grad)
-            return super().reducer_override(thing)
-
-    file = io.BytesIO()
-    try:
-        Packer(file).dump(vlm)
-    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
-        raise BadInput(f"the model cannot be sent to Ray's workers ({first_line(error)}); give its name") from error
-    return file.getvalue()
-
-
-def _unhooked(module: nn.Module) -> tuple[Any, ...]:
-    """Without what transformers hangs on a model in its first pass, closures over variables of that process.
-
-    The worker's first pass hangs it on anew.
-    """
-    reduced: Any = module.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-    made, given, state, *rest = reduced
-    if isinstance(state, dict) and "_forward_hooks" in state:
-        hooks = state["_forward_hooks"].items()
-        own = {key: hook for key, hook in hooks if getattr(hook, "__module__", None) != _CAPTURING}
-        state = {**state, "_forward_hooks": type(state["_forward_hooks"])(own)}
-        state.pop("_output_capturing_hooks_installed", None)
-    return made, given, state, *rest
-
-
-def _made_known(vlm: VLM) -> None:
-    """Let transformers know what models of these classes record: it learns that where one is made, not unpickled."""
-    with torch.device("meta"):
-        type(vlm.anatomy.model)._from_config(deepcopy(vlm.anatomy.model.config))
-
-
-_CAPTURING = "transformers.utils.output_capturing"
-
-
-def _tensor(is_parameter: bool, data: Tensor, requires_grad: bool) -> Tensor:
-    return nn.Parameter(data, requires_grad) if is_parameter else data

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ from llava_probe.features.engines import Cluster, run_here, run_on_ray
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.gathering import choose
 from llava_probe.features.packs import batch_of
+from llava_probe.features.places import listed
 from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
 from llava_probe.loading import load
@@ -120,8 +122,8 @@ def extract(
     source = read_samples(samples, question=question, columns=columns, images=images, split=split)
     on_gpu = named.model.device.type != "cpu"
     recipe = Recipe(
-        layers=None if layers is None else tuple(_listed(layers)),
-        positions=tuple(_listed(positions)),
+        layers=None if layers is None else tuple(listed(layers)),
+        positions=tuple(listed(positions)),
         dtype=store_dtype,
         confidence=confidence,
         image_attention=image_attention,
@@ -139,13 +141,17 @@ def extract(
     done = store.begin(out, settings)
     with bar:
         runs = _undone(stream, shard_rows, done, out, bar.update)
-        if engine == "ray":
-            given: Any = named if isinstance(vlm, VLM) else (str(vlm), load_kwargs)
-            run_on_ray(given, recipe, runs, Path(out), cluster or Cluster(), strict=strict, tick=bar.update)
-        else:
+        if engine == "local":
             run_here(extractor, runs, Path(out))
+        else:
+            del named, extractor  # of a model given by name: the workers have their own
+            given = vlm if isinstance(vlm, VLM) else (str(vlm), load_kwargs)
+            run_on_ray(given, recipe, runs, Path(out), cluster or Cluster(), strict=strict, tick=bar.update)
     store.finish(out)
-    return Features(out)
+    features = Features(out)
+    if not len(features):
+        warnings.warn(f"every sample failed; the reasons are in {Path(out) / 'errors.parquet'}", stacklevel=2)
+    return features
 
 
 def _undone(
@@ -236,7 +242,7 @@ def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> 
 def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     """All that decides what the numbers are."""
     vlm = extractor.vlm
-    recipe = extractor.recipe.plain()
+    settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
         "model": {**model_of(vlm.anatomy), "weights": _weights(vlm)},
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
@@ -244,7 +250,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
         "layers": extractor.wanted.names,
         "positions": [place.name for place in (*extractor.wanted.tokens, *extractor.wanted.patches)],
         "dtype": str(extractor.dtype).removeprefix("torch."),
-        **{name: recipe[name] for name in ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")},
+        **{name: getattr(extractor.recipe, name) for name in settled},
         "shard_rows": shard_rows,
         "conventions": CONVENTIONS,
         "versions": {
@@ -288,12 +294,6 @@ def _processor(vlm: VLM) -> str:
     for part in parts:
         told.update(repr(part).encode())
     return told.hexdigest()[:32]
-
-
-def _listed(given: Any) -> Sequence[Any]:
-    if isinstance(given, str):
-        return [part.strip() for part in given.split(",")]
-    return list(given) if hasattr(given, "__iter__") else [given]
 
 
 def _positive(name: str, number: Any) -> int | None:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.capture import Capture
+from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
 from llava_probe.features.packing import Unpackable, refusal
-from llava_probe.features.packs import Batch, Unshared, batch_of, posed
+from llava_probe.features.packs import Batch, batch_of, posed
 from llava_probe.features.passes import Readout, read
 from llava_probe.features.places import Wanted
 from llava_probe.features.samples import Sample
@@ -30,6 +33,9 @@ from llava_probe.model import VLM
 
 #: Batches made ready ahead of the model.
 AHEAD = 3
+
+#: Pairs of samples that are tried for two that can be asked.
+_TRIALS = 5
 
 Groups = list[list[Sample]]
 
@@ -57,10 +63,6 @@ class Recipe:
     batch_size: int = 8
     pack: bool = True
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -87,6 +89,10 @@ class Extractor:
         recipe: what to take.
         strict: the first sample that fails ends the run.
         tick: called with the number of samples that are done.
+
+    Attributes:
+        unpacked: why questions about one picture are read apart, ``unbatched``: pictures; empty where they share a
+            pass, None where that is not known yet.
     """
 
     def __init__(
@@ -96,12 +102,10 @@ class Extractor:
         self.wanted = Wanted.of(vlm.anatomy, recipe.layers, recipe.positions)
         self._tick = tick or (lambda count: None)
         self._limit = recipe.batch_size
-        self.unpacked = None if recipe.pack else "pack=False"
+        self.unpacked = refusal(vlm.anatomy) if recipe.pack else "pack=False"
         self.unbatched: str | None = None
-        self._packing_tried = not recipe.pack
-        self._batching_tried = recipe.batch_size == 1
-        if recipe.pack and (why := refusal(vlm.anatomy)):
-            self._unpack(why)
+        if recipe.pack and self.unpacked:
+            _tell(_UNPACKED, self.unpacked)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -122,48 +126,46 @@ class Extractor:
             ProbeError: under ``strict``, why a sample failed.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="samples") as pool:
-            waiting: list[tuple[Groups, Future[Batch]]] = []
             for number, samples in runs:
-                parts: list[Gathered] = []
-                errors: list[dict[str, Any]] = []
-                for sample in samples:
-                    if sample.fault is not None:
-                        errors.append(self._error(sample, sample.fault))
-                queue = iter(self.batches([sample for sample in samples if sample.fault is None]))
-                while True:
-                    while len(waiting) < AHEAD and (groups := next(queue, None)) is not None:
-                        waiting.append((groups, pool.submit(self._ready, groups)))
-                    if not waiting:
-                        break
-                    groups, future = waiting.pop(0)
-                    self._take(groups, future.result, parts, errors)
-                    self._tick(sum(map(len, groups)))
-                self._tick(sum(sample.fault is not None for sample in samples))
-                order = {sample.row: place for place, sample in enumerate(samples)}
-                errors.sort(key=lambda error: order[error["row"]])
-                kept, tensors, columns = joined(parts)
-                rows = [{**_carried(sample), **column} for sample, column in zip(kept, columns, strict=True)]
-                yield Shard(number, tensors, rows, errors, samples)
+                yield self._shard(pool, number, samples)
+
+    def _shard(self, pool: ThreadPoolExecutor, number: int, samples: Sequence[Sample]) -> Shard:
+        parts: list[Gathered] = []
+        errors = [self._error(sample, sample.fault) for sample in samples if sample.fault is not None]
+        self._tick(len(errors))
+        waiting: deque[tuple[Groups, Future[Batch]]] = deque()
+        for groups in self.batches([sample for sample in samples if sample.fault is None]):
+            waiting.append((groups, pool.submit(self._ready, groups)))
+            if len(waiting) > AHEAD:
+                self._take_next(waiting, parts, errors)
+        while waiting:
+            self._take_next(waiting, parts, errors)
+        kept, tensors, columns = joined(parts)
+        rows = [{**_carried(sample), **column} for sample, column in zip(kept, columns, strict=True)]
+        return Shard(number, tensors, rows, sorted(errors, key=lambda error: error["row"]), samples)
+
+    def _take_next(
+        self, waiting: deque[tuple[Groups, Future[Batch]]], parts: list[Gathered], errors: list[dict[str, Any]]
+    ) -> None:
+        groups, future = waiting.popleft()
+        self._take(groups, future.result, parts, errors)
+        self._tick(sum(map(len, groups)))
 
     def batches(self, samples: Sequence[Sample]) -> Iterator[Groups]:
         """Cut samples into batches of similar length; the questions about a picture stay together."""
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
             groups.setdefault(sample.picture or f"row {sample.row}", []).append(sample)
-        several = next((group for group in groups.values() if len(group) > 1), None)
-        if not self._packing_tried and several:
-            self._try_packing(several[:2])
-        if not self._batching_tried and len(groups) > 1:
-            self._try_batching([group[0] for group in groups.values()][:2])
+        packing, batching = self._tried(list(groups.values()))
         size = self._limit
-        if self.unpacked is None:
+        if packing:
             cut = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
         else:
             cut = [[sample] for group in groups.values() for sample in group]
         cut.sort(key=lambda group: (-len(group), _length(group)))
         batch: Groups = []
         for group in cut:
-            if batch and (self.unbatched or sum(map(len, batch)) + len(group) > size):
+            if batch and (not batching or sum(map(len, batch)) + len(group) > size):
                 yield batch
                 batch = []
             batch.append(group)
@@ -200,8 +202,6 @@ class Extractor:
                 raise _TooMany
             part, failures = self._run(ready())
         except Exception as error:  # each processor and model has errors of its own
-            if self._strict and not isinstance(error, _TooMany | Unshared) and not _is_memory(error):
-                raise
             failed, reason = _is_memory(error), _reason(error)
         else:
             parts += [part] if part.samples else []
@@ -222,9 +222,6 @@ class Extractor:
 
     def _run(self, batch: Batch) -> tuple[Gathered, list[tuple[Sample, str]]]:
         chosen = choose(self.vlm, self.wanted, batch)
-        if self._strict and chosen.failures:
-            sample, reason = chosen.failures[0]
-            raise BadInput(f"sample {sample.id}: {reason}")
         reading = reading_of(
             self.wanted, batch, chosen, confidence=self.recipe.confidence, looking=self.recipe.image_attention
         )
@@ -266,33 +263,40 @@ class Extractor:
 
     # --- what may share a pass ---
 
-    def _try_packing(self, two: list[Sample]) -> None:
-        """Compare two questions about one picture, packed, with each alone."""
-        if (why := self._trial(differs_packed, two)) is not None:
-            self._packing_tried = True
-            if why:
-                self._unpack(why)
+    def _tried(self, groups: Sequence[Sequence[Sample]]) -> tuple[bool, bool]:
+        """Whether questions about one picture, and pictures, may share a pass.
 
-    def _try_batching(self, two: list[Sample]) -> None:
-        """Compare two pictures in one pass with each alone."""
-        if (why := self._trial(differs_beside, two)) is not None:
-            self._batching_tried = True
-            if why:
-                self.unbatched = why
-                warnings.warn(f"each picture is read alone: {why}", stacklevel=4)
+        Each is tried once a run, on the first two samples that can be asked; where there are none, nothing is shared.
+        """
+        if self.unpacked is None:
+            self.unpacked = self._trial(differs_packed, [group[:2] for group in groups if len(group) > 1])
+            if self.unpacked:
+                _tell(_UNPACKED, self.unpacked)
+        if self.unbatched is None and self.recipe.batch_size > 1:
+            self.unbatched = self._trial(differs_beside, [(a[0], b[0]) for a, b in pairwise(groups)])
+            if self.unbatched:
+                _tell("each picture is read alone", self.unbatched)
+        return self.unpacked == "", self.unbatched == ""
 
-    def _trial(self, differs: Callable[[VLM, Sequence[Sample]], str | None], two: list[Sample]) -> str | None:
-        """Why two samples may not share a pass, empty where they may; None where one of them fails by itself."""
-        try:
-            return differs(self.vlm, [replace(sample, answer=None) for sample in two]) or ""
-        except Unpackable as error:
-            return str(error)
-        except (ProbeError, RuntimeError):
-            return None
+    def _trial(
+        self, differs: Callable[[VLM, Sequence[Sample]], str | None], pairs: Sequence[Sequence[Sample]]
+    ) -> str | None:
+        """Why two samples may not share a pass, empty where they may; None where each pair fails by itself."""
+        for two in pairs[:_TRIALS]:
+            try:
+                return differs(self.vlm, [replace(sample, answer=None) for sample in two]) or ""
+            except Unpackable as error:
+                return str(error)
+            except (ProbeError, RuntimeError):
+                continue  # a picture that is not there, say
+        return None
 
-    def _unpack(self, why: str) -> None:
-        self.unpacked, self._packing_tried = why, True
-        warnings.warn(f"each question is read with its picture anew: {why}", stacklevel=4)
+
+_UNPACKED = "each question is read with its picture anew"
+
+
+def _tell(what: str, why: str) -> None:
+    warnings.warn(f"{what}: {why}", stacklevel=4)
 
 
 class _TooMany(Exception):
@@ -336,14 +340,14 @@ def _confidence(
 ) -> dict[str, Any]:
     """How sure the model was: of what it would say first, and of each token of its answer."""
     assert out.logits is not None
-    places = [out.predicting.index(column) for column in columns]
-    logprobs = torch.log_softmax(out.logits[row, places].float(), dim=-1)
-    first = logprobs[0]
-    top = int(first.argmax())
-    told: dict[str, Any] = {
-        "top_token": decode([top]),
-        "top_probability": float(first[top].exp()),
-        "entropy": float(torch.special.entr(first.exp()).sum()),
+    logits = out.logits[row, [out.predicting.index(column) for column in columns]].float()
+    taken = torch.tensor(answer or [0], device=logits.device)
+    kept = top_k(logits, taken, 1)
+    own = (kept.chosen - kept.logsumexp).tolist() if answer else None
+    return {
+        "top_token": decode([int(kept.ids[0, 0])]),
+        "top_probability": float((kept.values[0, 0] - kept.logsumexp[0]).exp()),
+        "entropy": float(kept.entropy[0]),
+        "token_logprobs": own,
+        "answer_logprob": sum(own) if own else None,
     }
-    own = [float(logprobs[step, token]) for step, token in enumerate(answer)]
-    return {**told, "token_logprobs": own or None, "answer_logprob": sum(own) if own else None}

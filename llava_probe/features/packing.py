@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel
 from llava_probe.features.packs import Pack
+from llava_probe.rows import twinned
 
 #: Implementations whose kernels take a mask of any shape.
 MASKABLE = ("sdpa", "eager")
@@ -53,7 +55,7 @@ class _Apart:
     origin: Tensor
     visible: Tensor
     ahead: Tensor
-    calls: int = field(default=0)
+    calls: int = 0
 
 
 def refusal(anatomy: Anatomy) -> str | None:
@@ -80,16 +82,13 @@ def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[None]
     elsewhere = None if anatomy.vision is None else anatomy.vision.owner.config
     state = _Apart(elsewhere, *_indices(packs, width, next(owner.parameters()).device))
     name = owner.config._attn_implementation
-    kernel = ALL_MASK_ATTENTION_FUNCTIONS[name]
-    token = _running.set(state)
-    handle = owner.register_forward_pre_hook(_restart, with_kwargs=True)
-    AttentionMaskInterface.register(name, _twin(kernel, additive=name == "eager"))
-    try:
+    table, place = ALL_MASK_ATTENTION_FUNCTIONS, (id(ALL_MASK_ATTENTION_FUNCTIONS), name)
+    with ExitStack() as stack:
+        stack.callback(_running.reset, _running.set(state))
+        stack.callback(owner.register_forward_pre_hook(_restart, with_kwargs=True).remove)
+        twin = partial(_twin, additive=name == "eager")
+        stack.enter_context(twinned(AttentionMaskInterface.register, place, table[name], twin))
         yield
-    finally:
-        AttentionMaskInterface.register(name, kernel)
-        handle.remove()
-        _running.reset(token)
     if not state.calls:
         raise Unpackable(f"{type(anatomy.model).__name__} makes its masks in a way of its own")
 

@@ -10,16 +10,16 @@ it would stand alone, so no position has to be mended. ``packing.py`` keeps the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.generation import lengthened
-from llava_probe.images import open_image
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.prompts import Question, answer_ids, pose
@@ -117,11 +117,11 @@ def batch_of(
         BadInput, BadImage: a sample that cannot be asked.
         Unshared: a group's prompts have no common beginning with the picture in it.
     """
-    posed = [_posed(vlm, group) for group in groups]
-    firsts = [questions[0] for questions in posed]
+    asked = [_posed(vlm, group) for group in groups]
+    firsts = [questions[0] for questions in asked]
     tensors, prompts = vlm.prepare(firsts, {})
     packs, rows = [], []
-    for number, (group, questions, prompt) in enumerate(zip(groups, posed, prompts, strict=True)):
+    for number, (group, questions, prompt) in enumerate(zip(groups, asked, prompts, strict=True)):
         ids = tensors["input_ids"][number, prompt.padding :].tolist()
         prefix, tails = (len(ids), [[]]) if len(group) == 1 else _shared(vlm.processor, questions, ids)
         if len(group) > 1 and prompt.image_positions and prompt.image_positions[-1] >= prefix:
@@ -153,10 +153,14 @@ def posed(vlm: VLM, sample: Sample) -> Question:
 
 
 def _posed(vlm: VLM, group: Sequence[Sample]) -> list[Question]:
-    image = group[0].image
-    given = image if isinstance(image, list | tuple) else [] if image is None else [image]
-    opened = [open_image(_source(one)) for one in given]
-    return [pose(vlm.processor, opened, sample.question) for sample in group]
+    """The questions of a group; its picture is opened once."""
+    first, *others = group
+    question = pose(vlm.processor, [_source(image) for image in first.images], first.question)
+    stand_ins = [Image.new("RGB", (1, 1)) for _ in question.images]  # a prompt's text depends on their number alone
+    return [
+        question,
+        *(replace(pose(vlm.processor, stand_ins, other.question), images=question.images) for other in others),
+    ]
 
 
 def _source(image: Any) -> Any:

@@ -114,14 +114,12 @@ def read(
         logits = result.logits
         out.logits = logits if "logits_to_keep" in extra else logits[:, list(reading.predicting)]
     if tower is not None:
-        out.vision = [part["vision_hidden"] for part in tower.records([_crops(pack) for pack in batch.packs], 1)]
+        out.vision = [
+            part["vision_hidden"]
+            for part in tower.records([len(pack.branches[0].sample.images) for pack in batch.packs], 1)
+        ]
     _check(anatomy, reading, out)
     return out
-
-
-def _crops(pack: Any) -> int:
-    image = pack.branches[0].sample.image
-    return len(image) if isinstance(image, list | tuple) else int(image is not None)
 
 
 def _check(anatomy: Anatomy, reading: Reading, out: Readout) -> None:

@@ -82,7 +82,7 @@ class Wanted:
             BadInput: an unknown name, or a layer for which none of the positions has a meaning.
         """
         own, vision, projector = _layers(anatomy, layers)
-        places = tuple(dict.fromkeys(_place(part) for part in _listed(positions)))
+        places = tuple(dict.fromkeys(_place(part) for part in listed(positions)))
         tokens = tuple(place for place in places if place.kind != "patches")
         patches = tuple(place for place in places if place.kind == "patches")
         if not places:
@@ -101,11 +101,6 @@ class Wanted:
     def states(self) -> tuple[int, ...]:
         """The language model's hidden states that are read, the projector's included."""
         return tuple(sorted({*self.layers, *([0] if self.projector else [])}))
-
-    @property
-    def deepest(self) -> int:
-        """The last hidden state that is read; -1 where the language model need not run at all."""
-        return max(self.states, default=-1)
 
     @property
     def names(self) -> list[str]:
@@ -133,7 +128,7 @@ def _layers(anatomy: Anatomy, given: Any) -> tuple[tuple[int, ...], tuple[int, .
     own: set[int] = set()
     vision: set[int] = set()
     projector = False
-    for part in _listed(given):
+    for part in listed(given):
         text = str(part).strip()
         where, _, number = text.rpartition("_")
         if text == "projector":
@@ -184,7 +179,8 @@ def _place(part: Any) -> Place:
     )
 
 
-def _listed(given: Any) -> Sequence[Any]:
+def listed(given: Any) -> Sequence[Any]:
+    """What somebody wrote with commas between it, as a list, or as one thing."""
     if isinstance(given, str):
-        return given.split(",")
+        return [part.strip() for part in given.split(",")]
     return list(given) if hasattr(given, "__iter__") else [given]

@@ -74,6 +74,13 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
 
+    @property
+    def images(self) -> list[Any]:
+        """Its pictures: none, one or several."""
+        if self.image is None:
+            return []
+        return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+
     @cached_property
     def picture(self) -> str:
         """A key, equal for samples of the same picture and in every process: its path, its URL or a sha256."""

@@ -139,6 +139,7 @@ def finish(folder: str | Path) -> None:
     """
     target = Path(folder).expanduser()
     manifest = read_manifest(target)
+    _sweep(target)
     found = numbers(target)
     shards = []
     for number in found:

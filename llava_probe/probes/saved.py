@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_probe.errors import BadFile
+from llava_probe.whole_file import checksum, write_tensors
 
 if TYPE_CHECKING:
     from llava_probe.probes.probe import Probe
@@ -30,19 +27,10 @@ def save(probe: Probe, path: str | Path) -> Path:
     Raises:
         BadFile: the place cannot be written; what was there before is still there.
     """
-    target = Path(path).expanduser()
     tensors = {name: getattr(probe, name).contiguous() for name in _TENSORS}
     told = json.dumps({name: getattr(probe, name) for name in _PLAIN}, ensure_ascii=False, default=str)
-    metadata = {"llava_probe.probe": str(FORMAT), "probe": told, "digest": _digest(told, tensors)}
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BadFile(f"the probe could not be written to {target}: {error}") from error
-    return target
+    metadata = {"llava_probe.probe": str(FORMAT), "probe": told, "digest": checksum(told, tensors)}
+    return write_tensors("probe", path, tensors, metadata)
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -64,14 +52,6 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadFile(f"{source} is a safetensors file but no probe of llava_probe")
     if int(metadata["llava_probe.probe"]) > FORMAT:
         raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.probe']})")
-    if _digest(metadata.get("probe", ""), tensors) != metadata.get("digest"):
+    if checksum(metadata.get("probe", ""), tensors) != metadata.get("digest"):
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")
     return tensors, json.loads(metadata["probe"])
-
-
-def _digest(told: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(told.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()

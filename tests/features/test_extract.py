@@ -281,6 +281,28 @@ def test_the_manifest_tells_how_the_store_was_made(vlm, features):
     assert told["conventions"]["layer_i"].startswith("transformers' hidden_states[i]")
 
 
+def test_a_picture_that_is_not_there_decides_nothing_about_packing(vlm, rows):
+    """The first pair cannot be tried: the next one is, and nothing is shared before that."""
+    gone = [{**row, "image": "nowhere.png"} for row in rows[:2]]
+    extractor = Extractor(vlm, Recipe((1,), ("last_prompt",)))
+    batches = list(extractor.batches(list(read_samples([*gone, *rows]))))
+    assert (extractor.unpacked, extractor.unbatched) == ("", "")
+    assert max(len(group) for batch in batches for group in batch) > 1
+    alone = Extractor(vlm, Recipe((1,), ("last_prompt",)))
+    assert [len(batch) for batch in alone.batches(list(read_samples(gone)))] == [1, 1]
+    assert (alone.unpacked, alone.unbatched) == (None, None)
+
+
+def test_strict_names_the_sample(vlm, rows, tmp_path):
+    with pytest.raises(lp.ProbeError, match=r"sample lost: .*nowhere\.png"):
+        lp.extract(vlm, [rows[0], {**rows[1], "id": "lost", "image": "nowhere.png"}], tmp_path / "f", strict=True)
+
+
+def test_a_run_without_a_single_row_says_so(vlm, rows, tmp_path):
+    with pytest.warns(UserWarning, match="every sample failed"):
+        lp.extract(vlm, [{**rows[0], "image": "nowhere.png"}], tmp_path / "f", layers=[2])
+
+
 def test_a_position_that_is_not_there_fails_its_sample_alone(vlm, rows, tmp_path):
     found = lp.extract(vlm, rows, tmp_path / "f", layers=[2], positions="word:ring")
     there = [number for number, row in enumerate(rows) if "ring" in row["question"].split() or "ring" in row["answer"]]

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from scene_rows import scene_rows
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -33,12 +34,7 @@ ASKED = {"layers": [2, 4], "positions": ["last_prompt", "image_mean", "answer"],
 
 def rows():
     """Four held-out scenes of two questions; between them two pictures that are not there."""
-    made = []
-    for seed in range(4):
-        scene = tiny.scene(seed)
-        for question in scene.questions[:2]:
-            row = {"image": scene.image, "question": question.question, "answer": question.answer}
-            made.append({**row, "kind": question.kind})
+    made = scene_rows(4, 2)
     for place in (2, 7):
         made.insert(place, {**made[0], "image": f"/nowhere/{place}.png"})
     return made

@@ -58,7 +58,7 @@ def test_features_are_a_plain_forward_pass(name):
     if name in _WHY:
         assert _WHY[name] in extractor.unpacked
     else:
-        assert extractor.unpacked is None
+        assert extractor.unpacked == ""
     for row, (picture, question) in enumerate(asked):
         inputs, _ = vlm.model_inputs(picture, question)
         with torch.inference_mode():

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from scene_rows import scene_rows
 from transformers import AutoProcessor
 
 import llava_probe as lp
@@ -34,12 +35,7 @@ OBJECT_STORE = 200_000_000
 @pytest.fixture(scope="module")
 def rows():
     """Ten held-out scenes of three questions, each with a mask in memory; one picture is not there."""
-    made = []
-    for seed in range(10):
-        scene = tiny.scene(seed)
-        for question in scene.questions[:3]:
-            row = {"image": scene.image, "question": question.question, "answer": question.answer}
-            made.append({**row, "kind": question.kind, "mask": scene.objects[0].mask})
+    made = scene_rows(10, 3)
     made[7] = {**made[7], "image": "/nowhere.png"}
     return made
 

@@ -1,0 +1,99 @@
+"""What was typed behind a verb, as Python values: pictures, numbers, columns, and flags for ``generate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_probe.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
+NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
+NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
+
+
+def pictures(text: str) -> list[Image.Image]:
+    """The pictures that the first argument names. An address may hold commas: one that parts it starts the next."""
+    from llava_probe.images import open_image
+
+    parts = text.split(",")
+    whole = _is_file(text) or text.startswith("data:")
+    whole = whole or ("://" in text and not all(_is_address(part) or _is_file(part) for part in parts))
+    return [open_image(part) for part in ([text] if whole else parts)]
+
+
+def check_order(image: str, question: str) -> None:
+    """Refuse a flag that stands where the picture or the question belongs."""
+    for word in (image, question):
+        if word.startswith("--"):
+            raise BadInput(
+                f"{word} stands before the picture or the question; flags of generate come after both:  "
+                f"llava-probe run PICTURE QUESTION {word} ..."
+            )
+
+
+def generation_flags(words: list[str]) -> dict[str, Any]:
+    """``--num-beams 4 --do-sample`` as generate's arguments; values are read as JSON where they are JSON."""
+    flags: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise BadInput(f"{word!r} belongs to no flag; flags of generate are given as --name value")
+        name, given, value = word[2:].partition("=")
+        if not given:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        argument = name.replace("-", "_")
+        if argument in NO_FLAGS:
+            raise BadInput(f"--{name} is no flag of this command; from Python, vlm.generate takes {argument}=")
+        try:
+            flags[argument] = json.loads(value)
+        except json.JSONDecodeError:
+            flags[argument] = {"True": True, "False": False, "None": None}.get(value, value)
+        if argument in ("num_beams", "num_return_sequences") and not _counts(flags[argument]):
+            raise BadInput(f"--{name} takes a whole number of at least 1; got {value!r}")
+    return flags
+
+
+def numbers(flag: str, text: str | None) -> list[int] | None:
+    """``10,11,12`` as numbers."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{flag} takes whole numbers with commas between them; got {text!r}") from None
+
+
+def parts(text: str | None) -> list[str] | None:
+    """``8,vision_-2`` as names."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def assignments(text: str | None) -> dict[str, str | None] | None:
+    """``question=text,answer=`` as {"question": "text", "answer": None}."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(sign for _, sign, _ in pairs):
+        raise BadInput(f"--columns takes OURS=THEIRS with commas between them; got {text!r}")
+    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
+
+
+def _is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long for any file, a home that is not there
+        return False
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
