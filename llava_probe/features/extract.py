@@ -228,15 +228,24 @@ def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> 
     """What the run will need, before it starts."""
     folder = next(part for part in (Path(out).expanduser().absolute(), *Path(out).absolute().parents) if part.exists())
     free = shutil.disk_usage(folder).free
-    row = f"{row_bytes / 1e3:,.1f} kB a sample"
     if source.count is None:
-        return f"{source.name}: about {row}, {shard_rows:,} samples a shard; {free / 1e9:,.1f} GB are free"
-    need = row_bytes * source.count
-    warning = "; that is not enough" if need > free else ""
+        return (
+            f"{source.name}: about {_size(row_bytes)} a sample, {shard_rows:,} samples a shard; {_size(free)} are free"
+        )
+    need, shards = row_bytes * source.count, -(-source.count // shard_rows)
     return (
-        f"{source.name}: {source.count:,} samples, about {row}, {need / 1e9:,.2f} GB in "
-        f"{-(-source.count // shard_rows):,} shards; {free / 1e9:,.1f} GB are free{warning}"
+        f"{source.name}: {source.count:,} samples, about {_size(row_bytes)} each, {_size(need)} in {shards:,} "
+        f"shard{'s' * (shards != 1)}; {_size(free)} are free{'; that is not enough' * (need > free)}"
     )
+
+
+def _size(count: float) -> str:
+    """Bytes as one reads them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
 
 
 def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
