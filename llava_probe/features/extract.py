@@ -241,11 +241,8 @@ def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> 
 
 def _size(count: float) -> str:
     """Bytes as one reads them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= pair[0]), (1.0, "bytes"))
+    return f"{count / unit:,.{0 if unit == 1 else 1}f} {name}"
 
 
 def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
