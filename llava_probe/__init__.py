@@ -32,6 +32,8 @@ _NAMES = {
     "rollout": "analyzers.rollout",
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
+    "attribute": "attribution",
+    "METHODS": "attribution",
     "extract": "features.extract",
     "Cluster": "features.engines",
     "Features": "features.reading",

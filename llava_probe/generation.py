@@ -163,16 +163,24 @@ def run_score(
     answer: Sequence[int],
 ) -> tuple[Recorder, Tensor]:
     """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
-    model: Any = anatomy.model
+    extended = teacher_forced(anatomy.model, inputs, answer)
+    with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
+        logits = runner(**extended, **_whole_prompt(recorder)).logits
+    return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
+
+
+def teacher_forced(model: Any, inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
+    """Inputs of a prompt and an answer in one pass, the last token left out; the last logits predict the answer.
+
+    A model that can leave out the logits of other positions is told to.
+    """
     ids = inputs["input_ids"]
     fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
     extended = lengthened(model, inputs, len(answer) - 1)
     extended["input_ids"] = torch.cat([ids, fed], dim=1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extended["logits_to_keep"] = len(answer)
-    with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
-        logits = runner(**extended, **_whole_prompt(recorder)).logits
-    return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
+    return extended
 
 
 def lengthened(model: Any, inputs: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class ImageMap:
         method: what made it, ``"attention"`` say.
         marked: [T, N] bool, tokens to point out (sinks); a [N] or [1, N] mask goes for every row.
         about: plain data: the options, and ``"unit"``, what a value is, for colour bars.
+        text: [T, M] the same for the M tokens of prompt and answer that are no picture, where the method has a value
+            for them; ``text_tokens``: these tokens.
 
     Raises:
         BadInput: values, layout, picture and tokens that do not fit each other.
@@ -61,6 +63,8 @@ class ImageMap:
     method: str
     marked: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    text: Tensor | None = None
+    text_tokens: tuple[Token, ...] = ()
 
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.values).detach().to("cpu", torch.float32)
@@ -81,6 +85,14 @@ class ImageMap:
         if self.marked is not None:
             marked = torch.as_tensor(self.marked).to("cpu", torch.bool)
             object.__setattr__(self, "marked", marked.expand(shape))
+        if self.text is not None:
+            text = torch.as_tensor(self.text).detach().to("cpu", torch.float32)
+            if text.shape != (shape[0], len(self.text_tokens)):
+                raise BadInput(
+                    f"{self.method}: {shape[0]} rows beside {len(self.text_tokens)} other tokens take text "
+                    f"{[shape[0], len(self.text_tokens)]}; got {list(text.shape)}"
+                )
+            object.__setattr__(self, "text", text)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -200,6 +212,8 @@ class ImageMap:
                     method=told["method"],
                     marked=torch.from_numpy(held["marked"]) if "marked" in held else None,
                     about=told["about"],
+                    text=torch.from_numpy(held["text"]) if "text" in held else None,
+                    text_tokens=tuple(Token(**token) for token in told.get("text_tokens", ())),
                 )
         except _UNREADABLE as error:
             raise BadFile(f"{source} is no map of llava_probe: {error}") from error
@@ -218,8 +232,11 @@ class ImageMap:
             "grid": self.layout.grid,
             "frames": self.layout.frames,
             "tokens": [asdict(token) for token in self.tokens],
+            "text_tokens": [asdict(token) for token in self.text_tokens],
         }
-        marked = {} if self.marked is None else {"marked": self.marked.numpy()}
+        beside = {
+            name: tensor.numpy() for name in ("marked", "text") if (tensor := getattr(self, name)) is not None
+        }
         return {
             "values": self.values.numpy(),
             **{name: getattr(self.layout, name) for name in _LAYOUT},
@@ -230,7 +247,7 @@ class ImageMap:
             "ids": np.array([token.id for token in self.tokens]),
             "token_positions": np.array([token.position for token in self.tokens]),
             "told": np.array(json.dumps(told, ensure_ascii=False, default=str)),
-            **marked,
+            **beside,
         }
 
 

@@ -203,19 +203,28 @@ class VLM:
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
         return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
 
-    def rerun(self, trace: Trace) -> Trace:
+    def rerun(
+        self, trace: Trace, *, answer: str | Sequence[int] | Tensor | None = None, capture: Capture | None = None
+    ) -> Trace:
         """The same inputs and settings again, under an intervention say.
+
+        Args:
+            trace: of this model.
+            answer: another answer, scored in place of the one that was given or generated.
+            capture: what to keep; as before when None.
 
         Raises:
             BadInput: one of its settings could not be saved with it, or it was drawn beside others of a batch.
         """
-        request = trace.request
+        request = trace.request if capture is None else replace(trace.request, capture=capture)
+        if answer is not None:
+            request = replace(request, answer=(), generate={})
         lost = [name for name, value in request.generate.items() if unsaved(value)]
         if lost:
             raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
         asked = Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
         if request.answer is not None:
-            return self._score(asked, request.answer, request.capture, request.processor)
+            return self._score(asked, request.answer if answer is None else answer, request.capture, request.processor)
         if request.batch > 1 and check_decoding(self.anatomy.generator, request.generate).do_sample:
             raise BadInput(
                 "this answer was drawn beside the others of its batch, so it cannot be drawn again alone; "

@@ -3,7 +3,8 @@
 A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. While a
 run is recorded, the entries of transformers' table of kernels are twins: each calls its kernel unchanged and then
 shows the call to the recorder of the current context, if there is one. A model's config keeps the name that it had,
-so a model that asks for that name (to build its mask, to skip work) goes the way that it goes without us.
+so a model that asks for that name (to build its mask, to skip work) goes the way that it goes without us. What has to
+touch the call itself (gradients that are watched or changed) stands around the kernel instead (``wrapped``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ QUERY_BLOCK = 256
 
 Sink = Callable[[torch.nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 
+#: A kernel with its module, queries, keys, values, mask and other arguments; returns what the kernel would.
+Around = Callable[..., tuple[Tensor, Tensor | None]]
+
 _sink: ContextVar[Sink | None] = ContextVar("llava_probe_sink", default=None)
+_around: ContextVar[Around | None] = ContextVar("llava_probe_around", default=None)
+_wrapping = 0  # runs with something around their kernels; a compiled graph without any is not broken up for them
 _switching = threading.Lock()
 _users: Counter[tuple[int, str]] = Counter()
 _kernels: dict[tuple[int, str], Any] = {}
@@ -43,13 +49,42 @@ def routed(model: PreTrainedModel, sink: Sink) -> Iterator[None]:
     Raises:
         BadModel: flex attention, whose block mask cannot be read row by row.
     """
+    token = _sink.set(sink)
+    try:
+        with _twins(model):
+            yield
+    finally:
+        _sink.reset(token)
+
+
+@contextmanager
+def wrapped(model: PreTrainedModel, around: Around) -> Iterator[None]:
+    """Let ``around`` call the kernels of ``model`` while this context lasts; the tables are then as before.
+
+    Raises:
+        BadModel: flex attention, as for ``routed``.
+    """
+    global _wrapping
+    token = _around.set(around)
+    with _switching:
+        _wrapping += 1
+    try:
+        with _twins(model):
+            yield
+    finally:
+        _around.reset(token)
+        with _switching:
+            _wrapping -= 1
+
+
+@contextmanager
+def _twins(model: PreTrainedModel) -> Iterator[None]:
+    """The twins of the kernels that ``model`` uses, in whatever table it looks them up."""
     names = {part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)}
     if "flex_attention" in names:
         raise BadModel("attention rows cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
     shared = AttentionInterface()  # a table without entries of its own shows those that all share
-    token = _sink.set(sink)
     with ExitStack() as stack:
-        stack.callback(_sink.reset, token)
         for name in names & set(shared):
             stack.enter_context(twinned(AttentionInterface.register, (0, name), shared[name], _twin))
         for table in _tables(model):
@@ -129,11 +164,32 @@ def _twin(kernel: Callable[..., Any]) -> Callable[..., Any]:
     def attention(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:  # some towers pass the mask by this name
+        if _wrapping:
+            return _call(kernel, module, query, key, value, attention_mask, kwargs)
         output = kernel(module, query, key, value, attention_mask, **kwargs)
         _tell(module, query, key, attention_mask, kwargs)
         return output
 
     return attention
+
+
+@torch.compiler.disable
+def _call(
+    kernel: Callable[..., Any],
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    around = _around.get()
+    if around is not None:
+        output = around(kernel, module, query, key, value, mask, kwargs)
+    else:
+        output = kernel(module, query, key, value, mask, **kwargs)
+    _tell(module, query, key, mask, kwargs)
+    return output
 
 
 def attention_rows(
@@ -159,7 +215,7 @@ def attention_rows(
         heads: which query heads; all when None.
 
     Returns:
-        [B, heads, len(index), K] in the query's dtype; the softmax itself in float32.
+        [B, heads, len(index), K] in the query's dtype; the softmax itself in float32 at least.
     """
     if index is None and query.shape[2] > QUERY_BLOCK:
         index = torch.arange(query.shape[2], device=query.device)
@@ -199,7 +255,8 @@ def _rows_of_block(
     if (sinks := kwargs.get("s_aux")) is not None:
         sinks = sinks if heads is None else sinks[heads]
         logits = torch.cat([logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1).to(logits.dtype)], dim=-1)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    weights = torch.softmax(logits, dim=-1, dtype=exact).to(query.dtype)
     return weights[..., :-1] if sinks is not None else weights
 
 

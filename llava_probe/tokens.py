@@ -124,3 +124,24 @@ def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence
         there = -len(matches) <= occurrence < len(matches)
         matches = [matches[occurrence]] if there else []
     return tuple(sorted({owners[place] for match in matches for place in range(*match.span())}))
+
+
+def divided(tokens: Sequence[Token], special: Collection[int]) -> list[list[int]]:
+    """Indices of the tokens of each word; ``special`` ids belong to none.
+
+    A word starts at a token that opens with space, or after one that closed with it.
+    """
+    words: list[list[int]] = []
+    text = ""
+    inside = False
+    for index, token in enumerate(tokens):
+        if token.id in special:
+            inside = False
+            continue
+        parted = token.text[:1].isspace() or text[-1:].isspace()
+        if not inside or (parted and text.strip()):
+            words.append([])
+            text, inside = "", True
+        words[-1].append(index)
+        text += token.text
+    return words

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
-from llava_probe.tokens import Token
+from llava_probe.tokens import Token, divided
 from llava_probe.trace import Trace
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Confidence:
 
     def words(self) -> tuple[Word, ...]:
         """The answer's words, as spaces divide it; EOS and other special tokens are not among them."""
-        return tuple(self._word(steps) for steps in _divided(self.tokens, self.trace.spellings.special))
+        return tuple(self._word(steps) for steps in divided(self.tokens, self.trace.spellings.special))
 
     @property
     def sum(self) -> float:
@@ -291,21 +291,3 @@ def _finite(numbers: Tensor, what: str) -> Tensor:
     if wrong:
         raise NotANumber(f"the {what} of generated token {wrong[0]} are not numbers (NaN or infinite)")
     return numbers.float()
-
-
-def _divided(tokens: Sequence[Token], special: frozenset[int]) -> list[list[int]]:
-    """Steps of each word. A word starts at a token that opens with space, or after one that closed with it."""
-    words: list[list[int]] = []
-    text = ""
-    inside = False
-    for step, token in enumerate(tokens):
-        if token.id in special:
-            inside = False
-            continue
-        parted = token.text[:1].isspace() or text[-1:].isspace()
-        if not inside or (parted and text.strip()):
-            words.append([])
-            text, inside = "", True
-        words[-1].append(step)
-        text += token.text
-    return words

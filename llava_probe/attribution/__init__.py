@@ -1,0 +1,198 @@
+"""Why this word: each method of the field run on one answer, all with the same call and the same kind of map.
+
+    lp.attribute(vlm, trace)                                  # relevance, a row for each content word
+    lp.attribute(vlm, trace, "occlusion", tokens="red", window=3)
+    lp.attribute(vlm, trace, "relevance", tokens="red", contrast="blue")
+    lp.attribute(vlm, trace, "gradient", text="green")        # a word that the model did not say
+    lp.METHODS["tam"]                                         # what it is, and which options it takes
+
+Each method is one file with its equation and its source. Which of them to trust is measured: see ``llava_probe.evaluate``
+and ``figures/leaderboard.md``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.attention import attention, relative_attention
+from llava_probe.attribution.attention_gradient import attention_gradient
+from llava_probe.attribution.cam import llava_cam
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.gradient import gradient, input_x_gradient
+from llava_probe.attribution.relevance import relevance
+from llava_probe.attribution.rollout import rollout
+from llava_probe.attribution.target import QUANTITIES, Target, Task, Tokens, targets
+from llava_probe.capture import Capture
+from llava_probe.errors import BadInput, NotANumber
+from llava_probe.maps import ImageMap
+from llava_probe.model import VLM
+from llava_probe.targets import placed
+from llava_probe.trace import Trace
+
+__all__ = ["METHODS", "Method", "Target", "Task", "attribute"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of attribution.
+
+    Attributes:
+        run: takes a ``Task`` and the method's own options.
+        family: ``"attention"``, ``"gradient"``, ``"propagation"``, ``"activation"``, ``"perturbation"`` or ``"heads"``.
+        contrasts: whether it can explain one word rather than another, and longer targets by their likelihood.
+    """
+
+    run: Callable[..., Found]
+    family: str
+    contrasts: bool = True
+
+    @property
+    def about(self) -> str:
+        """What it is, in a line."""
+        return (inspect.getdoc(self.run) or "").splitlines()[0]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Its own options and their defaults."""
+        named = inspect.signature(self.run).parameters
+        return {name: each.default for name, each in named.items() if each.kind is each.KEYWORD_ONLY}
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"Method({self.family}: {self.about} Options: {told or 'none'})"
+
+
+#: Every method by name.
+METHODS: Mapping[str, Method] = {
+    "attention": Method(attention, "attention", contrasts=False),
+    "rollout": Method(rollout, "attention", contrasts=False),
+    "relative_attention": Method(relative_attention, "attention", contrasts=False),
+    "attention_gradient": Method(attention_gradient, "attention"),
+    "gradient": Method(gradient, "gradient"),
+    "input_x_gradient": Method(input_x_gradient, "gradient"),
+    "llava_cam": Method(llava_cam, "gradient"),
+    "relevance": Method(relevance, "propagation"),
+}
+
+
+def attribute(
+    vlm: VLM,
+    trace: Trace,
+    method: str = "relevance",
+    image: int = 0,
+    tokens: Tokens = None,
+    *,
+    contrast: str | Sequence[str] | None = None,
+    text: str | None = None,
+    of: str = "logprob",
+    **options: Any,
+) -> ImageMap:
+    """Explain tokens of an answer by one picture.
+
+    Args:
+        vlm: the model that made the trace; it runs again, teacher-forced.
+        trace: of any capture.
+        method: one of ``lp.METHODS``.
+        image: which picture.
+        tokens: what each row explains: None for each content word of the answer; a word (a row for each time that it
+            was said, its tokens together); ``"answer"`` for the whole answer; ``"generated"`` for each token; a
+            position; or a list of these, in which a list of positions is one word.
+        contrast: explain why this word rather than that one: their log-probabilities' difference in that place. One
+            word, or one for each row.
+        text: another answer, scored and explained in place of the model's own.
+        of: ``"logprob"`` (nats) or ``"logit"``.
+        **options: of the method, as ``lp.METHODS[method].options`` lists them.
+
+    Returns:
+        ImageMap with values [rows, N]; ``text`` holds the same for the other tokens, where the method has a value for
+        them; ``about["forwards"]`` and ``["backwards"]`` count the passes through the model.
+
+    Raises:
+        BadInput: an unknown method or option, or a contrast that the method has no meaning for.
+        OutOfRange: a word, position or picture that is not there.
+        BadModel: something that the method needs and this model has not.
+        NotANumber: the method's values are NaN; the message names the layer.
+    """
+    made = prepared(vlm, trace, method, image, tokens, contrast=contrast, text=text, of=of, options=options)
+    return explained_by(made, method, options)
+
+
+def prepared(
+    vlm: VLM,
+    trace: Trace,
+    method: str,
+    image: int = 0,
+    tokens: Tokens = None,
+    *,
+    contrast: str | Sequence[str] | None = None,
+    text: str | None = None,
+    of: str = "logprob",
+    options: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task of one ``attribute`` call, checked; several methods may share it."""
+    chosen = _method(method, options or {})
+    if of not in QUANTITIES:
+        raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
+    if contrast is not None and not chosen.contrasts:
+        raise BadInput(f"{method} looks at no particular word, so it knows no contrast; try relevance or occlusion")
+    if text is not None:
+        trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
+        tokens = "answer" if tokens is None else tokens
+    layout = placed(trace, image)
+    found, answers = targets(vlm, trace, tokens, contrast)
+    return Task(vlm, trace, layout, image % len(trace.images), found, answers, of)
+
+
+def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
+    """The map of one method for a prepared task."""
+    found = _method(method, options or {}).run(task, **(options or {}))
+    layout = found.layout or task.layout
+    values, beside = found.values, None
+    if found.positions is not None:
+        others = [token for token in task.trace.tokens[: task.fed] if token.role != "image"]
+        beside = found.positions[:, [token.position for token in others]], tuple(others)
+        values = found.positions[:, task.places]
+    assert values is not None
+    _check_finite(method, values, task)
+    return ImageMap(
+        values,
+        layout,
+        task.trace.images[task.image],
+        tuple(target.token for target in task.targets),
+        method,
+        about={
+            "unit": found.unit,
+            "of": task.quantity,
+            "forwards": found.forwards,
+            "backwards": found.backwards,
+            **found.about,
+        },
+        text=None if beside is None else beside[0],
+        text_tokens=() if beside is None else beside[1],
+    )
+
+
+def _method(name: str, options: Mapping[str, Any]) -> Method:
+    if name not in METHODS:
+        raise BadInput(f"method {name!r} is not known; lp.METHODS has {', '.join(METHODS)}")
+    method = METHODS[name]
+    wrong = [option for option in options if option not in method.options]
+    if wrong:
+        takes = ", ".join(f"{option}={value!r}" for option, value in method.options.items()) or "none"
+        raise BadInput(f"{name} has no option {wrong[0]}=; it takes {takes}")
+    return method
+
+
+def _check_finite(method: str, values: Tensor, task: Task) -> None:
+    wrong = (~torch.isfinite(values)).any(1).nonzero().flatten().tolist()
+    if wrong:
+        raise NotANumber(
+            f"{method}: the values of {task.targets[wrong[0]].token.text!r} are NaN or infinite although every layer's "
+            "output is finite, so a gradient overflowed; load the model in bfloat16 or float32"
+        )

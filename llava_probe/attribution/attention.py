@@ -1,0 +1,94 @@
+"""Raw and relative attention as attributions: the trace's own rows, or recorded now.
+
+``attention`` is ``lp.attention_map`` with a row for each word (the mean of its tokens' rows). ``relative_attention``
+divides it by what a neutral question looks at anyway (Zhang et al. 2025, arXiv 2502.17422).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from llava_probe.analyzers.attention import FLOOR, Numbers, numbers, reduced
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Task
+from llava_probe.capture import Capture
+from llava_probe.errors import BadInput, NotCaptured
+from llava_probe.targets import placed
+from llava_probe.trace import Trace
+
+NEUTRAL = "Describe the image."
+
+
+def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> Found:
+    """Share of attention on every position, layers and heads averaged; no pass at all where the trace kept its rows.
+
+    Args:
+        task: what is explained.
+        layers, heads: the model's own numbers; all by default.
+    """
+    trace, forwards = _kept(task, layers, heads)
+    everywhere = torch.arange(task.fed)
+    rows = [
+        reduced(trace, [task.position(step) for step in target.steps(0)], everywhere, layers, heads, "mean").mean(0)
+        for target in task.targets
+    ]
+    about = {"layers": numbers("layers", layers), "heads": numbers("heads", heads)}
+    return Found(torch.stack(rows), unit="share of attention", forwards=forwards, about=about)
+
+
+def relative_attention(
+    task: Task, *, layers: Numbers = None, heads: Numbers = None, neutral: str | Trace = NEUTRAL
+) -> Found:
+    """Attention on each visual token over that of a neutral question about the same picture.
+
+    Args:
+        task: what is explained.
+        layers, heads: as for ``attention``.
+        neutral: the question, or a trace of it with attention rows.
+
+    Raises:
+        BadInput: a neutral trace of another picture.
+    """
+    found = attention(task, layers=layers, heads=heads)
+    assert found.positions is not None
+    forwards = found.forwards
+    if isinstance(neutral, str):
+        if len(task.trace.request.videos):
+            raise BadInput("relative attention asks its neutral question about still pictures; pass neutral=trace")
+        images = list(task.trace.images)
+        neutral = task.vlm.generate(images, neutral, max_new_tokens=1, capture=_rows_only(layers))
+        forwards += 1
+    layout = placed(neutral, task.image)
+    if len(layout) != len(task.layout):
+        raise BadInput(f"the neutral trace has {len(layout)} visual tokens on this picture, the answer's {len(task.layout)}")
+    plain = reduced(neutral, [neutral.prompt_length - 1], torch.from_numpy(layout.positions), layers, heads, "mean")
+    values = found.positions[:, task.places] / (plain + FLOOR * plain.mean())
+    return replace(
+        found, positions=None, values=values, unit="attention over neutral attention", forwards=forwards
+    )
+
+
+def _kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
+    """The trace, or one recorded now where it did not keep these rows."""
+    steps = sorted({step for target in task.targets for step in target.steps(0)})
+    try:
+        task.trace.rows(at=[task.position(steps[0])], layer=numbers("layers", layers), head=numbers("heads", heads))
+        whole = layers is not None or len(task.trace.attention_layers) == len(task.vlm.anatomy.head_counts)
+        if whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):
+            return task.trace, 0
+    except NotCaptured:
+        pass
+    again = task.vlm.rerun(task.trace, answer=[token.id for token in task.trace.generated], capture=_rows_only(layers))
+    return again, 1
+
+
+def _all_heads(task: Task) -> bool:
+    return len(task.trace.attention_heads) == task.trace.provenance["head_count"]
+
+
+def _rows_only(layers: Numbers) -> Capture:
+    chosen = numbers("layers", layers)
+    kept = {} if chosen is None else {"attention_layers": chosen}
+    return Capture(hidden_states=False, logits=False, scores=False, **kept)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""Attention × gradient: what the predicting position looked at, weighted by how much the target rests on it.
+
+Mean over layers and heads of A ⊙ (∂y/∂A)⁺ in the rows that predict the target: Zhang et al. 2025, "MLLMs Know Where to
+Look" (arXiv 2502.17422), who take one middle layer (14 of 32 in LLaVA-1.5-7B); here ``layers=`` chooses, all by default.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llava_probe.analyzers.attention import Numbers, numbers
+from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Task
+from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.errors import BadModel, OutOfRange
+
+
+def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
+    """Attention times its gradient at every position, one forward pass and a backward pass a target.
+
+    Args:
+        task: what is explained.
+        layers: the model's own numbers; all by default.
+
+    Raises:
+        OutOfRange: a layer that is not there.
+    """
+    wanted = _chosen(task, layers)
+    rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
+    backwards = 0
+    for number in range(len(task.answers)):
+        looked: dict[int, Tensor] = {}
+        places: list[int] = []
+
+        def see(call: Call, slopes: Slopes, looked: dict[int, Tensor] = looked, places: list[int] = places) -> None:
+            if call.layer in wanted:
+                keys = (call.weights if call.weights is not None else call.key).shape[-1 if call.weights is not None else 2]
+                total = torch.zeros(keys, dtype=torch.float64)
+                for _, weights, slope in slopes(torch.tensor(places, device=call.query.device)):
+                    products = (weights.double() * slope.double()).clamp(min=0).mean(1).sum((0, 1)).cpu()
+                    total[: len(products)] += products
+                looked[call.layer] = total
+
+        with forward(task, number, watches=[Watch(task.vlm.anatomy.decoder, see)]) as run:
+            for row, target, last in run:
+                looked.clear()
+                places[:] = [task.position(step) for step in target.steps(number)]
+                run.gradients(target, [run.entry], last=last)
+                if not looked:
+                    raise BadModel(f"no attention of {type(task.vlm.anatomy.model).__name__} could be watched")
+                rows[row] += spread(task, number, torch.stack(list(looked.values())).mean(0) / len(places))
+                backwards += 1
+    return Found(
+        rows,
+        unit="attention × gradient",
+        forwards=len(task.answers),
+        backwards=backwards,
+        about={"layers": sorted(wanted)},
+    )
+
+
+def _chosen(task: Task, layers: Numbers) -> set[int]:
+    count = task.vlm.anatomy.layers
+    listed = numbers("layers", layers)
+    if listed is None:
+        return set(range(count))
+    wrong = [layer for layer in listed if not -count <= layer < count]
+    if wrong:
+        raise OutOfRange(f"layer {wrong[0]} is not there: this model has 0 to {count - 1}")
+    return {layer % count for layer in listed}

@@ -1,0 +1,45 @@
+"""LLaVA-CAM: features of the visual tokens at one layer, weighted by the target's gradient.
+
+At a layer with states X [N, D] and gradients G of the target: channel weights w = mean over the visual tokens of G⁺, map
+= (mean over channels of w ⊙ X)⁺. Described by Zhang et al. 2024, "From Redundancy to Relevance" (arXiv 2406.06579), as
+compared in Chen et al. 2025, EAGLE (arXiv 2509.22496). The layer is free; a middle one by default.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llava_probe.attribution.forward import forward
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Task
+from llava_probe.errors import OutOfRange
+
+
+def llava_cam(task: Task, *, layer: int | None = None) -> Found:
+    """Class activation of each visual token, one forward pass and a backward pass a target.
+
+    Args:
+        task: what is explained.
+        layer: hidden state 1 to L - 1 whose features are weighted; half of L when None.
+
+    Raises:
+        OutOfRange: there is no such layer, or nothing behind it reads its visual tokens.
+    """
+    count = task.vlm.anatomy.layers
+    layer = count // 2 if layer is None else layer
+    if not 1 <= layer < count:
+        raise OutOfRange(f"layer {layer} is not there: LLaVA-CAM takes hidden state 1 to {count - 1}")
+    values = torch.zeros(len(task.targets), len(task.layout), dtype=torch.float64)
+    backwards = 0
+    for number in range(len(task.answers)):
+        with forward(task, number, states=[layer]) as run:
+            states = run.states[layer]
+            for row, target, last in run:
+                (slope,) = run.gradients(target, [states], last=last)
+                features, slopes = states[0, task.places].detach().double(), slope[0, task.places].double()
+                weights = slopes.clamp(min=0).mean(0)
+                values[row] += (features * weights).mean(1).clamp(min=0).cpu()
+                backwards += 1
+    return Found(
+        values=values, unit="class activation", forwards=len(task.answers), backwards=backwards, about={"layer": layer}
+    )

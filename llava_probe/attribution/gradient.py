@@ -1,0 +1,79 @@
+"""Gradients where the picture enters: of the visual tokens, or of the pixels that the tower reads.
+
+``gradient`` is the norm ‖∂y/∂x‖ of each part (Simonyan et al. 2014, arXiv 1312.6034), ``input_x_gradient`` the signed
+sum over its features of x ⊙ ∂y/∂x (Shrikumar et al. 2017, arXiv 1605.01713). On pixels each map has the finer layout
+of what the tower read, on the same photograph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.pixels import PixelCells, pixel_cells
+from llava_probe.attribution.target import Task
+from llava_probe.errors import BadInput
+
+
+
+def gradient(task: Task, *, on: str = "tokens") -> Found:
+    """Norm of the gradient of each part.
+
+    Args:
+        task: what is explained.
+        on: ``"tokens"``, or ``"pixels"``.
+    """
+    found = _products(task, on, lambda value, slope: slope.double().square())
+    return _shaped(found, torch.sqrt, "gradient norm")
+
+
+def input_x_gradient(task: Task, *, on: str = "tokens") -> Found:
+    """Input times gradient of each part, summed over its features; against the target where negative.
+
+    Args:
+        task: what is explained.
+        on: ``"tokens"``, or ``"pixels"`` as the tower read them: resized and normalised.
+    """
+    found = _products(task, on, lambda value, slope: value.double() * slope.double())
+    return _shaped(found, lambda sums: sums, "input × gradient")
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums of some product over each part, for each row and each continuation."""
+
+    parts: Sequence[tuple[int, int, Tensor]]  # (row, continuation, [parts])
+    task: Task
+    cells: PixelCells | None
+    on: str
+
+
+def _products(task: Task, on: str, product: Callable[[Tensor, Tensor], Tensor]) -> _Sums:
+    if on not in ("tokens", "pixels"):
+        raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
+    cells = pixel_cells(task) if on == "pixels" else None
+    parts = []
+    for number in range(len(task.answers)):
+        with forward(task, number, pixels=cells is not None) as run:
+            source = run.entry if cells is None else run.pixels[cells.name]
+            for row, target, last in run:
+                (slope,) = run.gradients(target, [source], last=last)
+                products = product(source.detach(), slope)
+                parts.append((row, number, products[0].sum(-1) if cells is None else cells.summed(products)))
+    return _Sums(parts, task, cells, on)
+
+
+def _shaped(found: _Sums, shape: Callable[[Tensor], Tensor], unit: str) -> Found:
+    task, cells = found.task, found.cells
+    rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
+    for row, number, sums in found.parts:
+        rows[row] += shape(spread(task, number, sums) if cells is None else sums)
+    passes = {"forwards": len(task.answers), "backwards": len(found.parts)}
+    if cells is None:
+        return Found(rows, unit=unit, about={"on": found.on}, **passes)
+    return Found(values=rows, layout=cells.layout, unit=unit, about={"on": found.on}, **passes)

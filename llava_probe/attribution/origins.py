@@ -1,0 +1,59 @@
+"""Which visual token each part of an earlier tensor goes into, asked of the graph itself.
+
+A projector may merge patches, drop a class token, turn windows back into reading order; a processor may cut, tile and
+pad. If a part goes into one token only, then the gradient of all tokens, each weighed by a digit of its number, is at
+that part the digit times the gradient of all tokens weighed alike. A few digits in a small base tell the number in any
+precision; a part that goes into several tokens shows as a gradient that is no multiple.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BASE = 4
+#: How far a gradient may be from a multiple, relative to its length, and a digit from a whole number.
+_OFF = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_ROUNDING = 0.3
+#: Parts whose gradient is this much weaker than the strongest count as going nowhere.
+_FAINT = 1e-6
+
+
+def depends(tokens: Tensor, source: Tensor) -> bool:
+    """Whether any of the tokens depends on ``source`` at all."""
+    return torch.autograd.grad(tokens.sum(), source, retain_graph=True, allow_unused=True)[0] is not None
+
+
+def origins(tokens: Tensor, source: Tensor, features: int = -1) -> Tensor | None:
+    """The token that each part of ``source`` goes into.
+
+    Args:
+        tokens: [N, D] in the graph, made from ``source``.
+        source: [..., features, ...] in the graph; a part is everything along ``features``.
+        features: its axis.
+
+    Returns:
+        Token numbers in the shape of ``source`` without ``features``, -1 where a part goes nowhere; None where a part
+        goes into several tokens.
+    """
+    count, width = tokens.shape
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0)).to(tokens)
+
+    def weighed(weights: Tensor) -> Tensor:
+        slope = torch.autograd.grad(tokens, source, weights.to(tokens)[:, None] * direction, retain_graph=True)[0]
+        return slope.movedim(features, -1).double()
+
+    alike = weighed(torch.ones(count))
+    strength = alike.norm(dim=-1)
+    used = strength > _FAINT * strength.max()
+    number = torch.zeros(strength.shape, dtype=torch.long, device=strength.device)
+    left, place = torch.arange(count), 1
+    while place < count:
+        slope = weighed((left % _BASE + 1).float())
+        digit = (slope * alike).sum(-1) / strength.square().clamp(min=1e-300)
+        off = (slope - digit[..., None] * alike).norm(dim=-1) / slope.norm(dim=-1).clamp(min=1e-300)
+        if bool(((off > _OFF[source.dtype]) | ((digit - digit.round()).abs() > _ROUNDING))[used].any()):
+            return None
+        number += place * (digit.round().long() - 1)
+        left, place = left // _BASE, place * _BASE
+    return torch.where(used, number, -1)

@@ -1,0 +1,140 @@
+"""The pixels that the tower reads, each on its place on the photograph.
+
+Which visual token a pixel goes into is asked of the model with each patch alone (``layout.isolation``), so no family's
+way of cutting, tiling and padding is written here. A token's pixels fill its box, in the order in which they were read;
+where a processor flattens patches into rows, a token's rows are one cell: the order inside them is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.forward import frozen
+from llava_probe.attribution.origins import origins
+from llava_probe.attribution.target import Task
+from llava_probe.errors import BadModel
+from llava_probe.layout import ImageLayout
+from llava_probe.layout.isolation import isolated
+from llava_probe.recorder import alone_with
+
+
+@dataclass(frozen=True, eq=False)
+class PixelCells:
+    """The parts of one picture that pixels are gathered in.
+
+    Attributes:
+        name: of the model input that holds the pixels.
+        layout: where each cell lies: a pixel of the tower, or all pixels of a visual token.
+        cell: the cell of each pixel, in the shape of the input without its channels, -1 for none.
+        channels: the channels' axis.
+    """
+
+    name: str
+    layout: ImageLayout
+    cell: Tensor
+    channels: int
+
+    def summed(self, values: Tensor) -> Tensor:
+        """[cells] float64 sums over each cell's pixels and channels."""
+        each = values.detach().double().sum(self.channels).flatten().cpu()
+        cell = self.cell.flatten()
+        out = torch.zeros(len(self.layout), dtype=torch.float64)
+        return out.index_add_(0, cell[cell >= 0], each[cell >= 0])
+
+
+def pixel_cells(task: Task) -> PixelCells:
+    """The cells of the explained picture.
+
+    Raises:
+        BadModel: a pixel goes into several visual tokens even with each patch alone, or its pixels are not there.
+    """
+    name, pixels, tokens = _alone(task)
+    flat = pixels.ndim < 4
+    channels = -1 if flat else -3
+    owner = origins(tokens, pixels, channels)
+    if owner is None:
+        raise BadModel(
+            f"a pixel of {type(task.vlm.anatomy.model).__name__} goes into several visual tokens, so it has no one "
+            'place; pass on="tokens"'
+        )
+    owner = owner.detach().cpu()
+    if flat:
+        return PixelCells(name, task.layout, owner, channels)
+    read = owner.reshape(-1, *owner.shape[-2:]).numpy()  # [crops, height, width]
+    crop, y, x = np.nonzero(read >= 0)
+    token = read[crop, y, x]
+    corners = np.stack([_least(token, x), _least(token, y), -_least(token, -x), -_least(token, -y)], axis=1)
+    low, high = corners[token, :2], corners[token, 2:] + 1
+    boxes = task.layout.boxes[token]
+    size = (boxes[:, 2:] - boxes[:, :2]) / (high - low)
+    start = boxes[:, :2] + (np.stack([x, y], axis=1) - low) * size
+    cell = torch.full(owner.shape, -1)
+    cell[owner >= 0] = torch.arange(len(token))
+    layout = ImageLayout(
+        task.layout.size,
+        task.layout.positions[token],
+        np.concatenate([start, start + size], axis=1),
+        task.layout.tiles[token],
+        frames=task.layout.frames,
+    )
+    return PixelCells(name, layout, cell, channels)
+
+
+def _least(token: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The smallest value of each token's pixels."""
+    out = np.full(token.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(out, token, values)
+    return out
+
+
+class _Reached(Exception):
+    """The decoder was reached."""
+
+
+def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
+    """The pixels, and the visual tokens made of them with each patch alone; both in one graph."""
+    model: Any = task.vlm.anatomy.model
+    inputs = dict(task.continuations[0].inputs)
+    names = [name for name in ("pixel_values_videos", "pixel_values") if isinstance(inputs.get(name), Tensor)]
+    entered: list[Tensor] = []
+
+    def stop(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("inputs_embeds") is not None:
+            entered.append(kwargs["inputs_embeds"])
+        raise _Reached
+
+    with ExitStack() as stack:
+        stack.enter_context(alone_with(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(frozen(model))
+        stack.enter_context(isolated(model))
+        stack.enter_context(_stopping(model, stop))
+        for name in names:
+            pixels = inputs[name].detach().clone().requires_grad_()
+            with torch.enable_grad():
+                try:
+                    model(**{**inputs, name: pixels})
+                except _Reached:
+                    pass
+            tokens = entered.pop()[0, task.places] if entered else None
+            if tokens is not None and tokens.requires_grad and pixels.ndim >= 2:
+                return name, pixels, tokens
+    raise BadModel(
+        f"the visual tokens of {type(model).__name__} cannot be followed back to pixels; pass on=\"tokens\""
+    )
+
+
+@contextmanager
+def _stopping(model: Any, stop: Any) -> Iterator[None]:
+    handle = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

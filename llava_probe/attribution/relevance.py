@@ -1,0 +1,126 @@
+"""Relevance: attention weighted by how much the target rests on it, followed back through the layers.
+
+Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability" (arXiv 2103.15679), eq. 5 and 6: for each layer
+Ā = mean over heads of (A ⊙ ∂y/∂A)⁺ and R ← R + Ā R, from R = I. Only the rows of R that predict the target are wanted,
+so a row is pulled back instead, r ← r + r Ā from the last layer to the first, while the backward pass goes by.
+
+    lp.attribute(vlm, trace, "relevance")
+    lp.attribute(vlm, trace, "relevance", through="tower")    # on through the vision tower to its patches
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Target, Task
+from llava_probe.attribution.tower import TowerRelevance
+from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.errors import BadInput, NotANumber
+
+
+def relevance(task: Task, *, through: str = "language", checkpoint: bool = False) -> Found:
+    """Relevance of every position, one forward pass and a backward pass a target.
+
+    Args:
+        task: what is explained.
+        through: ``"language"``: as far as the visual tokens; ``"tower"``: on through the vision tower's blocks, to
+            the patches that each visual token was made of.
+        checkpoint: keep one block's activations at a time.
+
+    Raises:
+        BadInput: an unknown ``through``.
+        BadModel: no gradient, or a tower whose patches cannot be told apart.
+        NotANumber: relevance became NaN; the message names the layer.
+    """
+    if through not in ("language", "tower"):
+        raise BadInput(f'through= takes "language" or "tower"; got {through!r}')
+    rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
+    backwards = 0
+    for number in range(len(task.answers)):
+        pull = Pull("language model")
+        tower = TowerRelevance(task, pull, Pull("vision tower")) if through == "tower" else None
+        watches = [Watch(task.vlm.anatomy.decoder, pull)] + ([tower.watch] if tower else [])
+        with forward(task, number, pixels=tower is not None, watches=watches, checkpoint=checkpoint) as run:
+            if tower is not None:
+                tower.prepare(run)
+            for row, target, last in run:
+                pull.start(_starting(task, target, number, run.entry))
+                run.gradients(target, list(run.pixels.values()) or [run.entry], last=last)
+                found = pull.finish()
+                if tower is not None:
+                    found = tower.finish(found)
+                rows[row] += spread(task, number, found[0])
+                backwards += 1
+    return Found(
+        rows,
+        unit="relevance",
+        forwards=len(task.answers),
+        backwards=backwards,
+        about={"through": through, "checkpoint": checkpoint},
+    )
+
+
+def _starting(task: Task, target: Target, number: int, entry: Tensor) -> Tensor:
+    """[1, P] the target's share at each position that predicts it."""
+    row = torch.zeros(1, entry.shape[1], dtype=torch.float32, device=entry.device)
+    steps = target.steps(number)
+    row[0, [task.position(step) for step in steps]] = 1 / len(steps)
+    return row
+
+
+class Pull:
+    """A relevance row on its way back through the layers of one stack.
+
+    Args:
+        where: what the stack is called, for errors.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self.row = torch.empty(0)
+        self._added: dict[int, Tensor] = {}
+        self._checks: list[tuple[int, Tensor]] = []
+
+    def start(self, row: Tensor) -> None:
+        """Begin at the last layer with [B, P]."""
+        self.row, self._added, self._checks = row, {}, []
+
+    def __call__(self, call: Call, slopes: Slopes) -> None:
+        """r ← r + r Ā of one call; windows of one layer are pulled side by side."""
+        if call.layer not in self._added:
+            self._settle()
+            self._added[call.layer] = torch.zeros_like(self.row)
+        added = self._added[call.layer]
+        span = slice(call.first, call.first + (call.weights if call.weights is not None else call.query).shape[2])
+        row = self.row.to(added.device)[:, span]
+        wanted = (row != 0).any(0).nonzero().flatten()
+        for block, weights, slope in slopes(wanted):
+            along = (weights.to(row.dtype) * slope.to(row.dtype)).clamp_(min=0)  # [B, H, block, K]
+            heads = along.shape[1]
+            shares = (row[:, None, block] / heads).expand(-1, heads, -1).flatten(1)  # [B, H * block]
+            pulled = torch.bmm(shares[:, None], along.flatten(1, 2))[:, 0]
+            added[:, span][:, : pulled.shape[1]] += pulled
+        self._checks.append((call.layer, torch.isfinite(added).all()))
+
+    def finish(self) -> Tensor:
+        """[B, P] at the first layer.
+
+        Raises:
+            NotANumber: a layer gave NaN.
+        """
+        self._settle()
+        for layer, fine in self._checks:
+            if not bool(fine):
+                raise NotANumber(
+                    f"relevance became NaN or infinite in layer {layer} of the {self._where}; "
+                    "load the model in bfloat16 or float32"
+                )
+        return self.row
+
+    def _settle(self) -> None:
+        for added in self._added.values():
+            self.row = self.row.to(added.device) + added
+        self._added = {}

@@ -1,0 +1,77 @@
+"""Attention rollout without the stack of matrices: one layer's attention at a time, from the last to the first.
+
+Abnar & Zuidema 2020 (arXiv 2005.00928), eq. 1: Â = (mean over heads of A + I), rows normalised; R = Â_L ⋯ Â_1. The pass
+keeps each layer's queries and keys, a few numbers a token; a row is then pulled back through them, r ← r Â.
+``lp.rollout`` reads the same from a trace that kept every row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Task
+from llava_probe.attribution.watching import Call
+from llava_probe.errors import BadInput, BadModel, NotANumber
+from llava_probe.recorder import alone_with
+from llava_probe.rows import routed
+
+
+def rollout(task: Task) -> Found:
+    """Share of attention flow from every position, in one forward pass.
+
+    Raises:
+        BadModel: layers without attention, or whose attention cannot be read.
+        NotANumber: attention was NaN; the message names the layer.
+    """
+    calls = _calls(task)
+    length = task.fed
+    rows = torch.zeros(len(task.targets), length, dtype=torch.float64)
+    for row, target in enumerate(task.targets):
+        places = [task.position(step) for step in target.steps(0)]
+        rows[row, places] = 1 / len(places)
+    for call in reversed(calls):
+        rows = _step(call, rows)
+        if not bool(torch.isfinite(rows).all()):
+            raise NotANumber(f"attention of layer {call.layer} of the language model is NaN")
+    return Found(rows, unit="share of attention flow", forwards=1)
+
+
+def _calls(task: Task) -> list[Call]:
+    anatomy = task.vlm.anatomy
+    name = type(anatomy.model).__name__
+    if anatomy.other_layers:
+        raise BadModel(f"rollout cannot be followed through the layers of {name} without attention: {anatomy.other_layers}")
+    found: dict[int, Call] = {}
+
+    def keep(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, object]) -> None:
+        layer = anatomy.decoder.attentions.get(id(module))
+        if layer is not None:
+            found[layer] = Call(layer, module, query, key, key, mask, kwargs)
+
+    inputs = dict(task.continuations[0].inputs)
+    if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
+        inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
+    with alone_with(anatomy.model), torch.no_grad(), routed(anatomy.model, keep):
+        task.vlm.model(**inputs)
+    if len(found) != anatomy.layers:
+        raise BadModel(f"the attention of {name} does not go through transformers' interface, so it cannot be read")
+    if any(call.query.shape[2] != task.fed for call in found.values()):
+        raise BadInput(f"layers of {name} do not read the whole sequence, so rollout cannot be followed through them")
+    return [call for _, call in sorted(found.items())]
+
+
+def _step(call: Call, rows: Tensor) -> Tensor:
+    """r ← r Â of one layer, [R, P] float64 on the CPU."""
+    device = call.query.device
+    pulled = torch.zeros_like(rows, device=device)
+    moving = rows.to(device)
+    wanted = (moving != 0).any(0).nonzero().flatten()
+    for block, weights in call.blocks(wanted):
+        mixed = weights[0].mean(0, dtype=torch.float64)  # [block, keys]
+        sums = mixed.sum(1) + 1  # the identity adds one to each row
+        scaled = moving[:, block] / sums
+        pulled[:, : mixed.shape[1]] += scaled @ mixed
+        pulled[:, block] += scaled
+    return pulled.cpu()

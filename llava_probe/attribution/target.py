@@ -1,0 +1,310 @@
+"""What is explained: a token, a word or the whole answer, and rather than what.
+
+    targets(vlm, trace, None)                      # the answer's content words, a target each
+    targets(vlm, trace, "stop sign")               # one target of two tokens, for each time that it was said
+    targets(vlm, trace, "red", contrast="blue")    # why "red" rather than "blue" in that place
+
+A target is a sum of terms, each one token's log-probability (or logit) at one step of a teacher-forced continuation of
+the prompt: the trace's own answer, or, where a contrast has several tokens, the answer up to there and the contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.generation import teacher_forced
+from llava_probe.layout import ImageLayout
+from llava_probe.model import VLM
+from llava_probe.prompts import Question, answer_ids
+from llava_probe.tokens import ROLES, Token, divided
+from llava_probe.trace import Trace
+
+#: What is differentiated or measured: a log-probability in nats, or the raw logit.
+QUANTITIES = ("logprob", "logit")
+
+#: English words that carry no content of their own: what an answer would say of any picture.
+FUNCTION_WORDS = frozenset(
+    "a an the this that these those there here it its he she they them his her their i you we my your our me us him "
+    "is are was were be been being am do does did has have had can could will would shall should may might must "
+    "and or but nor so yet if then than as of at by for from in into on onto to with without within over under up down "
+    "off out about who whom whose which what when where why how not no yes s t also very just some any each both all "
+    "image picture photo photograph shows depicts features".split()
+) - {"no", "yes"}
+
+Tokens = int | str | Sequence[Any] | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One token's share of a target.
+
+    Attributes:
+        continuation: of which continuation; ``step``: at which token of it.
+        token: whose logit or log-probability.
+        sign: 1, or -1 for what it is weighed against.
+    """
+
+    continuation: int
+    step: int
+    token: int
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one row of a map explains: a token that stands for all it was spelled with, and its terms."""
+
+    token: Token
+    terms: tuple[Term, ...]
+
+    def of(self, continuation: int) -> tuple[Term, ...]:
+        """The terms that one continuation gives."""
+        return tuple(term for term in self.terms if term.continuation == continuation)
+
+    def steps(self, continuation: int) -> list[int]:
+        """The steps of one continuation that it rests on."""
+        return sorted({term.step for term in self.of(continuation)})
+
+    def value(self, continuation: int, logits: Tensor, quantity: str) -> Tensor:
+        """[...] one continuation's part of the target, from its logits [..., steps, V], in float32 at least."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = logits.new_zeros(logits.shape[:-2])
+        for term in self.of(continuation):
+            total = total + term.sign * _measured(logits[..., term.step, :], term.token, quantity)
+        return total
+
+
+def _measured(logits: Tensor, token: int, quantity: str) -> Tensor:
+    """A token's logit, or its log-probability with a gradient that is right near certainty too.
+
+    log p = -softplus(logsumexp of the others - own): where p rounds to one, log_softmax's gradient loses the token
+    itself and keeps its rivals.
+    """
+    own = logits[..., token]
+    if quantity == "logit":
+        return own
+    hidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    hidden[token] = True
+    others = torch.logsumexp(logits.masked_fill(hidden, float("-inf")), dim=-1)
+    return -functional.softplus(others - own)
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """The prompt and one way to go on, as inputs of one teacher-forced pass."""
+
+    inputs: Mapping[str, Any]
+    answer: tuple[int, ...]
+    shared: int  # positions that it has in common with the trace's own sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One call of ``attribute``: everything that a method needs.
+
+    Attributes:
+        vlm, trace: the model, and the answer explained.
+        layout: where the visual tokens of the explained picture lie; ``image``: which picture it is.
+        targets: one for each row of the map.
+        answers: ids of each continuation of the prompt: the answer, then contrasts of several tokens.
+        quantity: ``"logprob"`` or ``"logit"``.
+    """
+
+    vlm: VLM
+    trace: Trace
+    layout: ImageLayout
+    image: int
+    targets: tuple[Target, ...]
+    answers: tuple[tuple[int, ...], ...]
+    quantity: str = "logprob"
+
+    @property
+    def fed(self) -> int:
+        """How many tokens of prompt and answer the model reads."""
+        return len(self.trace.tokens) - 1
+
+    @property
+    def places(self) -> Tensor:
+        """[N] sequence positions of the picture's visual tokens."""
+        return torch.from_numpy(self.layout.positions)
+
+    @property
+    def contrasted(self) -> bool:
+        """Whether some target is weighed against another word."""
+        return any(term.sign < 0 for target in self.targets for term in target.terms)
+
+    @cached_property
+    def continuations(self) -> tuple[Continuation, ...]:
+        """The inputs of each continuation; the processor runs once.
+
+        Raises:
+            BadInput: the trace was made by another model or processor.
+        """
+        tensors, prompts = self.vlm.prepare([asked_again(self.trace)], self.trace.request.processor)
+        ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
+        length = self.trace.prompt_length
+        if ids[:length] != [token.id for token in self.trace.tokens[:length]]:
+            raise BadInput("this trace is of another model or processor: its prompt comes out in other tokens here")
+        own = self.answers[0]
+        return tuple(
+            Continuation(teacher_forced(self.vlm.anatomy.model, tensors, answer), answer, length + _alike(own, answer))
+            for answer in self.answers
+        )
+
+    def position(self, step: int) -> int:
+        """The sequence position whose logits predict a step."""
+        return self.trace.prompt_length - 1 + step
+
+
+def asked_again(trace: Trace) -> Question:
+    """The question of a trace, to be put through the processor once more."""
+    request = trace.request
+    return Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
+
+
+def targets(
+    vlm: VLM, trace: Trace, tokens: Tokens = None, contrast: str | Sequence[str] | None = None
+) -> tuple[tuple[Target, ...], tuple[tuple[int, ...], ...]]:
+    """The targets that ``tokens`` names, and the continuations that they rest on.
+
+    Args:
+        vlm: whose tokenizer spells the contrast.
+        trace: whose answer is explained.
+        tokens: None for the content words; ``"answer"`` for the whole; ``"generated"`` for each token; a word; a
+            position; or a list of words, positions, and lists of positions (each one word).
+        contrast: a word, or one for each target.
+
+    Raises:
+        OutOfRange: a position or word that the answer does not have.
+        BadInput: no target at all, or contrasts that do not fit.
+    """
+    spans = _spans(trace, tokens)
+    answers = [tuple(token.id for token in trace.generated)]
+    others = [contrast] * len(spans) if contrast is None or isinstance(contrast, str) else list(contrast)
+    if len(others) != len(spans):
+        raise BadInput(f"contrast= takes one word, or one for each of {len(spans)} targets; got {len(others)}")
+    found = []
+    for span, other in zip(spans, others, strict=True):
+        terms = [Term(0, step, answers[0][step]) for step in span]
+        if other is not None:
+            terms += _against(vlm, trace, answers, span, other)
+        found.append(Target(_joined(trace, span), tuple(terms)))
+    return tuple(found), tuple(answers)
+
+
+# --- which steps ---
+
+
+def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
+    """The steps of each target."""
+    if tokens is None:
+        words = divided(trace.generated, trace.spellings.special | _ended(trace))
+        content = [word for word in words if _plain(trace, word) not in FUNCTION_WORDS | {""}]
+        return content or words or [list(range(len(trace.generated)))]
+    if isinstance(tokens, str):
+        return _named(trace, tokens)
+    if not isinstance(tokens, Sequence) and not hasattr(tokens, "__iter__"):
+        return [[_step(trace, tokens)]]
+    spans = []
+    for part in tokens:
+        if isinstance(part, str):
+            spans += _named(trace, part)
+        elif hasattr(part, "__iter__"):
+            spans.append([_step(trace, place) for place in part])
+        else:
+            spans.append([_step(trace, part)])
+    if not spans or not all(spans):
+        raise BadInput(f"tokens={tokens!r} names no token; leave it out for the content words of the answer")
+    return spans
+
+
+def _named(trace: Trace, name: str) -> list[list[int]]:
+    ended = _ended(trace)
+    if name == "answer":
+        return [[step for step, token in enumerate(trace.generated) if token.id not in ended] or [0]]
+    if name == "generated":
+        return [[step] for step in range(len(trace.generated))]
+    spans: list[list[int]] = []
+    while places := trace.find(name, role="generated", occurrence=len(spans)):
+        spans.append([place - trace.prompt_length for place in places])
+    if not spans:
+        told = f"tokens={name!r} is not a word of the answer {trace.answer!r}"
+        if name in ROLES or trace.find(name):
+            raise OutOfRange(f"{told}; only what the model said can be explained: give a word of it, or text={name!r}")
+        raise OutOfRange(f"{told}; text={name!r} explains what the model did not say")
+    return spans
+
+
+def _step(trace: Trace, position: Any) -> int:
+    place = trace.positions([position])[0]
+    if place < trace.prompt_length:
+        raise OutOfRange(
+            f"position {place} is in the prompt; the answer is at {trace.prompt_length} to {len(trace.tokens) - 1}"
+        )
+    return place - trace.prompt_length
+
+
+def _ended(trace: Trace) -> frozenset[int]:
+    """The id of an ending EOS, which a trace without logits does not know as special."""
+    last = trace.tokens[-1]
+    return frozenset([last.id]) if last.text.startswith("<") and last.text.endswith(">") else frozenset()
+
+
+def _plain(trace: Trace, span: Sequence[int]) -> str:
+    text = "".join(trace.generated[step].text for step in span)
+    return "".join(letter for letter in text if letter.isalnum()).casefold()
+
+
+def _joined(trace: Trace, span: Sequence[int]) -> Token:
+    """One token that stands for several: the first one's place, all their text."""
+    parts = [trace.generated[step] for step in span]
+    return replace(parts[0], text="".join(part.text for part in parts))
+
+
+# --- rather than what ---
+
+
+def _against(vlm: VLM, trace: Trace, answers: list[tuple[int, ...]], span: Sequence[int], word: str) -> list[Term]:
+    """Terms of the word that might have stood there; a continuation is added where it has several tokens."""
+    if list(span) != list(range(span[0], span[-1] + 1)):
+        raise BadInput("contrast= explains one word rather than another; these tokens do not stand together")
+    ids = _spelled(vlm, trace, span, word)
+    own = answers[0]
+    if ids == own[span[0] : span[-1] + 1]:
+        raise BadInput(f"contrast={word!r} is what the model said there; give another word")
+    if len(ids) == 1:
+        return [Term(0, span[0], ids[0], -1)]
+    answers.append((*own[: span[0]], *ids))
+    return [Term(len(answers) - 1, span[0] + index, token, -1) for index, token in enumerate(ids)]
+
+
+def _spelled(vlm: VLM, trace: Trace, span: Sequence[int], word: str) -> tuple[int, ...]:
+    """The ids that would spell ``word`` in the place of a span."""
+    if not word.strip():
+        raise BadInput("contrast= takes the word that might have stood there; got an empty text")
+    tokenizer = vlm.processor.tokenizer
+    own = tuple(token.id for token in trace.generated)
+    before = own[: span[0]]
+    said = "".join(token.text for token in trace.generated[: span[0]])
+    spaced = trace.generated[span[0]].text[:1].isspace()
+    prompt = [token.id for token in trace.tokens[: trace.prompt_length]]
+    whole = answer_ids(vlm.processor, asked_again(trace), prompt, f"{said}{' ' * spaced}{word.strip()}")
+    if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
+        whole = whole[:-1]
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return whole[len(before) :]
+    return tuple(tokenizer(" " * spaced + word.strip(), add_special_tokens=False).input_ids)
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers begin with in common, among those that are fed."""
+    pairs = zip(one[:-1], other[:-1], strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)) - 1)

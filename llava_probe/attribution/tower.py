@@ -1,0 +1,89 @@
+"""Relevance carried on from the visual tokens through the vision tower to the patches that they were made of.
+
+A token's relevance is shared among the patches that went into it (``origins``), pulled back through the tower's blocks
+by the same rule, and gathered by the same patches: where a patch is a token, as in LLaVA-1.5, that is a value a patch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.origins import depends, origins
+from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.errors import BadModel
+
+if TYPE_CHECKING:
+    from llava_probe.attribution.forward import Forward
+    from llava_probe.attribution.relevance import Pull
+    from llava_probe.attribution.target import Task
+
+
+class TowerRelevance:
+    """The second half of a relevance row's way.
+
+    Args:
+        task: what is explained.
+        language: the row's way through the language model, finished before the tower's first call.
+        tower: its way through the tower.
+
+    Raises:
+        BadModel: the model has no tower whose blocks are known.
+    """
+
+    def __init__(self, task: Task, language: Pull, tower: Pull) -> None:
+        self._name = type(task.vlm.anatomy.model).__name__
+        if task.vlm.anatomy.vision is None:
+            raise BadModel(f'{self._name} has no vision tower that says what its blocks are; pass through="language"')
+        self._places = [token.position for token in task.trace.tokens if token.role == "image"]
+        self._language, self._pull = language, tower
+        self._states: list[Tensor] = []
+        self._handles = [block.register_forward_hook(self._keep) for block in task.vlm.anatomy.vision.blocks]
+        self._owner = torch.empty(0, dtype=torch.long)  # [B, S] the visual token of each patch, -1 for none
+        self._started = False
+        self.watch = Watch(task.vlm.anatomy.vision, self._see)
+
+    def prepare(self, run: Forward) -> None:
+        """Find out where each patch goes, once a pass.
+
+        Raises:
+            BadModel: patches that go into several tokens, or tokens that no patch goes into.
+        """
+        for handle in self._handles:
+            handle.remove()
+        tokens = run.entry[0, self._places]
+        used = next((state for state in reversed(self._states) if depends(tokens, state)), None)
+        self._states = []
+        if used is None:
+            raise BadModel(f'no visual token of {self._name} depends on its vision tower; pass through="language"')
+        owner = origins(tokens, used)
+        if owner is None:
+            raise BadModel(
+                f"a patch of {self._name}'s vision tower goes into several visual tokens, so relevance cannot be "
+                'followed through it; pass through="language"'
+            )
+        self._owner = owner.reshape(-1, owner.shape[-1])
+        self.watch.length = self._owner.shape[1]
+
+    def finish(self, language: Tensor) -> Tensor:
+        """[1, P] with the visual tokens' relevance gathered from the patches that each was made of."""
+        self._started = False
+        patches, owner = self._pull.finish().flatten(), self._owner.flatten()
+        visual = language.new_zeros(len(self._places)).index_add_(0, owner[owner >= 0], patches[owner >= 0])
+        out = language.clone()
+        out[0, self._places] = visual
+        return out
+
+    def _keep(self, _module: Any, _args: Any, output: Any) -> None:
+        self._states.append(output if isinstance(output, Tensor) else output[0])
+
+    def _see(self, call: Call, slopes: Slopes) -> None:
+        if not self._started:
+            self._started = True
+            visual = self._language.finish()[0, self._places]
+            sizes = torch.bincount(self._owner[self._owner >= 0], minlength=len(visual)).clamp(min=1).to(visual)
+            shared = torch.cat([visual / sizes, visual.new_zeros(1)])  # the last is for patches without a token
+            self._pull.start(shared[self._owner])
+        self._pull(call, slopes)
