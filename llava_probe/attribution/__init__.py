@@ -6,8 +6,8 @@
     lp.attribute(vlm, trace, "gradient", text="green")        # a word that the model did not say
     lp.METHODS["tam"]                                         # what it is, and which options it takes
 
-Each method is one file with its equation and its source. Which of them to trust is measured: see ``llava_probe.evaluate``
-and ``figures/leaderboard.md``.
+Each method is one file with its equation and its source. Which of them to trust is measured: see
+``llava_probe.evaluate`` and ``figures/leaderboard.md``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ from torch import Tensor
 
 from llava_probe.attribution.attention import attention, relative_attention
 from llava_probe.attribution.attention_gradient import attention_gradient
+from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.gradient import gradient, input_x_gradient
+from llava_probe.attribution.integrated import integrated_gradients
+from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
+from llava_probe.attribution.occlusion import occlusion
 from llava_probe.attribution.relevance import relevance
+from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
+from llava_probe.attribution.tam import tam
 from llava_probe.attribution.target import QUANTITIES, Target, Task, Tokens, targets
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotANumber
@@ -35,7 +41,7 @@ from llava_probe.model import VLM
 from llava_probe.targets import placed
 from llava_probe.trace import Trace
 
-__all__ = ["METHODS", "Method", "Target", "Task", "attribute"]
+__all__ = ["METHODS", "LocalisationHeads", "Method", "Target", "Task", "attribute", "find_heads"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,13 @@ METHODS: Mapping[str, Method] = {
     "gradient": Method(gradient, "gradient"),
     "input_x_gradient": Method(input_x_gradient, "gradient"),
     "llava_cam": Method(llava_cam, "gradient"),
+    "integrated_gradients": Method(integrated_gradients, "gradient"),
     "relevance": Method(relevance, "propagation"),
+    "attnlrp": Method(attnlrp, "propagation"),
+    "tam": Method(tam, "activation", contrasts=False),
+    "localisation_heads": Method(localisation_heads, "heads", contrasts=False),
+    "occlusion": Method(occlusion, "perturbation"),
+    "rise": Method(rise, "perturbation"),
 }
 
 

@@ -28,7 +28,7 @@ def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> F
         task: what is explained.
         layers, heads: the model's own numbers; all by default.
     """
-    trace, forwards = _kept(task, layers, heads)
+    trace, forwards = kept(task, layers, heads)
     everywhere = torch.arange(task.fed)
     rows = [
         reduced(trace, [task.position(step) for step in target.steps(0)], everywhere, layers, heads, "mean").mean(0)
@@ -58,19 +58,19 @@ def relative_attention(
         if len(task.trace.request.videos):
             raise BadInput("relative attention asks its neutral question about still pictures; pass neutral=trace")
         images = list(task.trace.images)
-        neutral = task.vlm.generate(images, neutral, max_new_tokens=1, capture=_rows_only(layers))
+        neutral = task.vlm.generate(images, neutral, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
     layout = placed(neutral, task.image)
     if len(layout) != len(task.layout):
-        raise BadInput(f"the neutral trace has {len(layout)} visual tokens on this picture, the answer's {len(task.layout)}")
+        raise BadInput(
+            f"the neutral trace has {len(layout)} visual tokens on this picture, the answer's {len(task.layout)}"
+        )
     plain = reduced(neutral, [neutral.prompt_length - 1], torch.from_numpy(layout.positions), layers, heads, "mean")
     values = found.positions[:, task.places] / (plain + FLOOR * plain.mean())
-    return replace(
-        found, positions=None, values=values, unit="attention over neutral attention", forwards=forwards
-    )
+    return replace(found, positions=None, values=values, unit="attention over neutral attention", forwards=forwards)
 
 
-def _kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
+def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
     """The trace, or one recorded now where it did not keep these rows."""
     steps = sorted({step for target in task.targets for step in target.steps(0)})
     try:
@@ -80,7 +80,7 @@ def _kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
             return task.trace, 0
     except NotCaptured:
         pass
-    again = task.vlm.rerun(task.trace, answer=[token.id for token in task.trace.generated], capture=_rows_only(layers))
+    again = task.vlm.rerun(task.trace, answer=[token.id for token in task.trace.generated], capture=rows_only(layers))
     return again, 1
 
 
@@ -88,7 +88,8 @@ def _all_heads(task: Task) -> bool:
     return len(task.trace.attention_heads) == task.trace.provenance["head_count"]
 
 
-def _rows_only(layers: Numbers) -> Capture:
+def rows_only(layers: Numbers) -> Capture:
+    """Attention rows of the predicting positions and nothing else."""
     chosen = numbers("layers", layers)
     kept = {} if chosen is None else {"attention_layers": chosen}
     return Capture(hidden_states=False, logits=False, scores=False, **kept)  # type: ignore[arg-type]

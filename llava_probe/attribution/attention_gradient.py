@@ -1,7 +1,7 @@
 """Attention × gradient: what the predicting position looked at, weighted by how much the target rests on it.
 
-Mean over layers and heads of A ⊙ (∂y/∂A)⁺ in the rows that predict the target: Zhang et al. 2025, "MLLMs Know Where to
-Look" (arXiv 2502.17422), who take one middle layer (14 of 32 in LLaVA-1.5-7B); here ``layers=`` chooses, all by default.
+Mean over layers and heads of A ⊙ (∂y/∂A)⁺ in the rows that predict the target: Zhang et al. 2025, "MLLMs Know Where
+to Look" (arXiv 2502.17422), who take one middle layer (14 of 32 in LLaVA-1.5-7B); here ``layers=`` chooses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
 
         def see(call: Call, slopes: Slopes, looked: dict[int, Tensor] = looked, places: list[int] = places) -> None:
             if call.layer in wanted:
-                keys = (call.weights if call.weights is not None else call.key).shape[-1 if call.weights is not None else 2]
+                keys = (call.weights if call.weights is not None else call.key).shape[
+                    -1 if call.weights is not None else 2
+                ]
                 total = torch.zeros(keys, dtype=torch.float64)
                 for _, weights, slope in slopes(torch.tensor(places, device=call.query.device)):
                     products = (weights.double() * slope.double()).clamp(min=0).mean(1).sum((0, 1)).cpu()

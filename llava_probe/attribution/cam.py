@@ -1,7 +1,7 @@
 """LLaVA-CAM: features of the visual tokens at one layer, weighted by the target's gradient.
 
-At a layer with states X [N, D] and gradients G of the target: channel weights w = mean over the visual tokens of G⁺, map
-= (mean over channels of w ⊙ X)⁺. Described by Zhang et al. 2024, "From Redundancy to Relevance" (arXiv 2406.06579), as
+At a layer with states X [N, D] and gradients G of the target: channel weights w = mean over the visual tokens of G⁺,
+map = (mean over channels of w ⊙ X)⁺. Described by Zhang et al. 2024, "From Redundancy to Relevance" (arXiv 2406.06579), as
 compared in Chen et al. 2025, EAGLE (arXiv 2509.22496). The layer is free; a middle one by default.
 """
 

@@ -28,6 +28,8 @@ from llava_probe.errors import BadModel, NotANumber
 from llava_probe.generation import TELL_ABOVE
 from llava_probe.recorder import alone_with
 
+_GRADIENTLESS = "a method without gradients: attention, rollout, tam, occlusion, rise"
+
 
 @dataclass(eq=False)
 class Forward:
@@ -200,15 +202,15 @@ def _guarding(owner: nn.Module) -> Iterator[None]:
 
     def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         given = args[0] if args else None
-        if isinstance(given, Tensor) and given.requires_grad and isinstance(output, Tensor) and not output.requires_grad:
+        if not isinstance(given, Tensor) or not given.requires_grad or not isinstance(output, Tensor):
+            return
+        if output.grad_fn is None or "NotImplemented" in output.grad_fn.name():
             raise BadModel(
                 f"{type(module).__module__.split('.')[0]}'s {type(module).__name__} lets no gradient through; "
-                "load the model unquantised, or use a method without gradients: attention, rollout, tam, occlusion, rise"
+                f"load the model unquantised, or use {_GRADIENTLESS}"
             )
 
-    handles = [
-        module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__
-    ]
+    handles = [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
     try:
         yield
     finally:
@@ -286,8 +288,8 @@ def _again(inside: Callable[..., Any]) -> Callable[..., Any]:
 def _no_gradient(task: Task) -> str:
     kind = task.trace.provenance.get("quantization") or task.trace.provenance.get("dtype")
     return (
-        f"no gradient comes back from the logits of {type(task.vlm.anatomy.model).__name__} ({kind}); use a method "
-        "without gradients: attention, rollout, tam, occlusion, rise"
+        f"no gradient comes back from the logits of {type(task.vlm.anatomy.model).__name__} ({kind}); "
+        f"use {_GRADIENTLESS}"
     )
 
 
@@ -327,4 +329,3 @@ def spread(task: Task, number: int, found: Tensor) -> Tensor:
     shared = shared_positions(task, number)
     out[:shared] = found.detach()[:shared].double().cpu()
     return out
-

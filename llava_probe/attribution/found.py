@@ -1,4 +1,4 @@
-"""What a method gives back before it becomes an ``ImageMap``: a value for each position, or for each part of a picture."""
+"""What a method gives back before it becomes an ``ImageMap``: a value for each position, or each part of a picture."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput
 
 
-
 def gradient(task: Task, *, on: str = "tokens") -> Found:
     """Norm of the gradient of each part.
 
@@ -73,7 +72,12 @@ def _shaped(found: _Sums, shape: Callable[[Tensor], Tensor], unit: str) -> Found
     rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
     for row, number, sums in found.parts:
         rows[row] += shape(spread(task, number, sums) if cells is None else sums)
-    passes = {"forwards": len(task.answers), "backwards": len(found.parts)}
-    if cells is None:
-        return Found(rows, unit=unit, about={"on": found.on}, **passes)
-    return Found(values=rows, layout=cells.layout, unit=unit, about={"on": found.on}, **passes)
+    return Found(
+        positions=rows if cells is None else None,
+        values=None if cells is None else rows,
+        layout=None if cells is None else cells.layout,
+        unit=unit,
+        forwards=len(task.answers),
+        backwards=len(found.parts),
+        about={"on": found.on},
+    )

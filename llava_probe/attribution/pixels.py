@@ -8,7 +8,7 @@ where a processor flattens patches into rows, a token's rows are one cell: the o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,17 +118,12 @@ def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
         stack.enter_context(_stopping(model, stop))
         for name in names:
             pixels = inputs[name].detach().clone().requires_grad_()
-            with torch.enable_grad():
-                try:
-                    model(**{**inputs, name: pixels})
-                except _Reached:
-                    pass
+            with torch.enable_grad(), suppress(_Reached):
+                model(**{**inputs, name: pixels})
             tokens = entered.pop()[0, task.places] if entered else None
             if tokens is not None and tokens.requires_grad and pixels.ndim >= 2:
                 return name, pixels, tokens
-    raise BadModel(
-        f"the visual tokens of {type(model).__name__} cannot be followed back to pixels; pass on=\"tokens\""
-    )
+    raise BadModel(f'the visual tokens of {type(model).__name__} cannot be followed back to pixels; pass on="tokens"')
 
 
 @contextmanager

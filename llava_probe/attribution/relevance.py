@@ -65,7 +65,8 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
 
 def _starting(task: Task, target: Target, number: int, entry: Tensor) -> Tensor:
     """[1, P] the target's share at each position that predicts it."""
-    row = torch.zeros(1, entry.shape[1], dtype=torch.float32, device=entry.device)
+    exact = torch.promote_types(entry.dtype, torch.float32)
+    row = torch.zeros(1, entry.shape[1], dtype=exact, device=entry.device)
     steps = target.steps(number)
     row[0, [task.position(step) for step in steps]] = 1 / len(steps)
     return row
@@ -89,7 +90,7 @@ class Pull:
         self.row, self._added, self._checks = row, {}, []
 
     def __call__(self, call: Call, slopes: Slopes) -> None:
-        """r ← r + r Ā of one call; windows of one layer are pulled side by side."""
+        """R ← r + r Ā of one call; windows of one layer are pulled side by side."""
         if call.layer not in self._added:
             self._settle()
             self._added[call.layer] = torch.zeros_like(self.row)

@@ -42,7 +42,9 @@ def _calls(task: Task) -> list[Call]:
     anatomy = task.vlm.anatomy
     name = type(anatomy.model).__name__
     if anatomy.other_layers:
-        raise BadModel(f"rollout cannot be followed through the layers of {name} without attention: {anatomy.other_layers}")
+        raise BadModel(
+            f"rollout cannot be followed through the layers of {name} without attention: {anatomy.other_layers}"
+        )
     found: dict[int, Call] = {}
 
     def keep(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, object]) -> None:
@@ -63,7 +65,7 @@ def _calls(task: Task) -> list[Call]:
 
 
 def _step(call: Call, rows: Tensor) -> Tensor:
-    """r ← r Â of one layer, [R, P] float64 on the CPU."""
+    """R ← r Â of one layer, [R, P] float64 on the CPU."""
     device = call.query.device
     pulled = torch.zeros_like(rows, device=device)
     moving = rows.to(device)

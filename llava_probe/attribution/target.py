@@ -10,7 +10,7 @@ the prompt: the trace's own answer, or, where a contrast has several tokens, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,12 +32,14 @@ QUANTITIES = ("logprob", "logit")
 
 #: English words that carry no content of their own: what an answer would say of any picture.
 FUNCTION_WORDS = frozenset(
-    "a an the this that these those there here it its he she they them his her their i you we my your our me us him "
-    "is are was were be been being am do does did has have had can could will would shall should may might must "
-    "and or but nor so yet if then than as of at by for from in into on onto to with without within over under up down "
-    "off out about who whom whose which what when where why how not no yes s t also very just some any each both all "
-    "image picture photo photograph shows depicts features".split()
-) - {"no", "yes"}
+    """
+    a an the this that these those there here it its he she they them his her their i you we my your our me us him
+    is are was were be been being am do does did has have had can could will would shall should may might must
+    and or but nor so yet if then than as of at by for from in into on onto to with without within over under up down
+    off out about who whom whose which what when where why how not s t also very just some any each both all
+    image picture photo photograph shows depicts features
+    """.split()  # noqa: SIM905
+)
 
 Tokens = int | str | Sequence[Any] | None
 
@@ -211,19 +213,24 @@ def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
         return content or words or [list(range(len(trace.generated)))]
     if isinstance(tokens, str):
         return _named(trace, tokens)
-    if not isinstance(tokens, Sequence) and not hasattr(tokens, "__iter__"):
+    if not isinstance(tokens, Iterable):
         return [[_step(trace, tokens)]]
     spans = []
     for part in tokens:
         if isinstance(part, str):
             spans += _named(trace, part)
-        elif hasattr(part, "__iter__"):
+        elif isinstance(part, Iterable) and not _single(part):
             spans.append([_step(trace, place) for place in part])
         else:
             spans.append([_step(trace, part)])
     if not spans or not all(spans):
         raise BadInput(f"tokens={tokens!r} names no token; leave it out for the content words of the answer")
     return spans
+
+
+def _single(part: Any) -> bool:
+    """Whether it is one number of NumPy or torch, which Python takes for a list."""
+    return getattr(part, "ndim", None) == 0
 
 
 def _named(trace: Trace, name: str) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_probe.anatomy import Anatomy, Stack, reads_interface
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.errors import BadModel
 from llava_probe.rows import attention_rows, eager_where_unread, wrapped
 
@@ -86,6 +86,7 @@ class Watch:
     see: See
     length: int = 0
     _starts: dict[int, int] = field(default_factory=dict)
+    _routed: set[int] = field(default_factory=set)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether an attention module is one of the stack's."""
@@ -100,13 +101,14 @@ class Watch:
     ) -> Call:
         """What a kernel of the stack is about to get."""
         layer = self.stack.attentions[id(module)]
+        self._routed.add(id(module))
         first = self._starts.get(layer, 0) if self.length else 0
         if self.length:
             self._starts[layer] = (first + query.shape[2]) % self.length
         return Call(layer, module, query, key, value, mask, kwargs, first)
 
     def weighed(self, module: nn.Module, weights: Tensor) -> None:
-        """Whole weights in the graph, from a module that computes them itself."""
+        """Whole weights in the graph, from a module whose kernel is in no table: an eager one, or one of its own."""
         nothing = weights.new_empty(0)
         call = Call(
             self.stack.attentions[id(module)], module, nothing, nothing, nothing, None, {}, weights=weights.detach()
@@ -141,26 +143,28 @@ def watching(anatomy: Anatomy, watches: Sequence[Watch]) -> Iterator[None]:
         stack.enter_context(wrapped(anatomy.model, around))
         for watch in watches:
             for module in watch.stack.attention_modules():
-                if not reads_interface(module):
-                    stack.callback(module.register_forward_hook(_eager(watch)).remove)
+                stack.callback(module.register_forward_hook(_unrouted(watch)).remove)
         yield
 
 
-def _eager(watch: Watch) -> Callable[..., None]:
+def _unrouted(watch: Watch) -> Callable[..., None]:
     def weighed(module: nn.Module, _args: Any, output: Any) -> None:
+        if id(module) in watch._routed or not torch.is_grad_enabled():
+            return
         found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if not isinstance(found, Tensor) or not found.requires_grad:
+        if not isinstance(found, Tensor):
             raise BadModel(
                 f"{type(module).__name__} neither goes through transformers' attention interface nor gives its "
                 "weights, so relevance cannot be followed through it"
             )
-        watch.weighed(module, found)
+        if found.requires_grad:
+            watch.weighed(module, found)
 
     return weighed
 
 
 class _Seen(torch.autograd.Function):
-    """The identity; backward tells the call. What it needs is saved as autograd saves it, so checkpoints drop it too."""
+    """The identity; backward tells the call, from tensors saved as autograd saves them, so checkpoints drop them too."""
 
     @staticmethod
     def forward(
@@ -181,7 +185,7 @@ class _Seen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad = grads[0]
-        query, key, value, mask = (None if held is None else held.detach() for held in ctx.saved_tensors)
+        query, key, value, mask = ctx.saved_tensors
         layer, module, kwargs, first = ctx.told
         call = Call(layer, module, query, key, value, mask, kwargs, first)
         with torch.no_grad():

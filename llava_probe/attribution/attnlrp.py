@@ -1,0 +1,309 @@
+"""AttnLRP: the target's value, handed back through each operation to what it was made of; signed.
+
+Achtibat et al. 2024, "AttnLRP" (arXiv 2402.05602): layer-wise relevance propagation with a rule for each operation of a
+transformer. Every rule is a change of that operation's gradient, so relevance at the decoder's entry is x ⊙ ∂'y/∂x:
+
+    linear layers, residuals, rotation      as they are (ε-rule, eq. 8, with ε → 0)
+    softmax inside attention                as it is (Taylor expansion, eq. 13)
+    q·k and A·v, gate·up                    half to each factor (uniform rule, eq. 14 and 15): a quarter to q and to k
+    RMSNorm, LayerNorm                      the length is a constant (identity rule, eq. 17)
+    activations of one number               x·c with c = f(x)/x a constant (identity rule, eq. 9)
+
+No family is named here. Hooks change what they recognise by how it behaves, and the graph is read as it grows: an
+operation that is left without a rule (a router, a state space, a capped logit) is refused. What biases, and features
+that are added inside the decoder, give to the target is theirs: it reaches no position, and neither does what the
+softmax keeps of a logit's relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from llava_probe.anatomy import Anatomy
+from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.target import Task
+from llava_probe.errors import BadModel
+from llava_probe.rows import wrapped
+
+#: Operations of autograd that are linear in what the graph gives them: their gradient is the ε-rule.
+LINEAR = {
+    *("AccumulateGrad", "Add", "Sub", "Neg", "Sum", "Mean", "ToCopy", "Clone", "Alias"),
+    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Repeat", "Squeeze", "Unsqueeze"),
+    *("Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Cat", "Stack", "ViewAsComplex", "ViewAsReal"),
+}
+#: Operations that are linear in each of two things: the same, where one of them is a constant.
+BILINEAR = {"Mul", "Bmm", "Mm", "Addmm", "Div"}
+#: Ours.
+RULED = {"_Held", "_Shared"}
+
+#: Probes of a norm are so long that its ε does not show, and agree to what bfloat16 can tell.
+_LONG, _ALIKE = 64.0, 0.05
+
+
+def attnlrp(task: Task) -> Found:
+    """Layer-wise relevance of every position, signed: one forward pass and a backward pass a target.
+
+    Args:
+        task: what is explained; with ``of="logit"`` and a model without biases the positions sum to the logit, less
+            what the softmax of attention keeps.
+
+    Raises:
+        BadModel: a module of the decoder computes something that has no rule; the message names both.
+    """
+    rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
+    backwards = 0
+    for number in range(len(task.answers)):
+        with forward(task, number, around=lambda: propagating(task.vlm.anatomy)) as run:
+            for row, target, last in run:
+                (slope,) = run.gradients(target, [run.entry], last=last)
+                found = (run.entry.detach().double() * slope.double())[0].sum(-1)
+                rows[row] += spread(task, number, found)
+                backwards += 1
+    return Found(rows, unit="relevance", forwards=len(task.answers), backwards=backwards)
+
+
+@contextmanager
+def propagating(anatomy: Anatomy) -> Iterator[None]:
+    """Let gradients be relevances, by the rules above, in passes that begin while this lasts.
+
+    Raises:
+        BadModel: in the pass, at the first operation without a rule.
+    """
+    graph = _Graph()
+    rules = _Rules()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args = tuple(_halved(given) for given in args)
+        graph.read((args, kwargs))
+        graph.inside.append(module)
+        return args, kwargs
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        output = _halved(rules.applied(module, args, output))
+        if isinstance(module, nn.Linear):  # quantised ones compute it in operations of their own
+            graph.trust(output)
+        graph.read(output)
+        graph.inside.pop()
+        return output
+
+    def around(
+        kernel: Any, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not query.requires_grad and not key.requires_grad:
+            return kernel(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        if kwargs.get("softcap") is not None:
+            raise BadModel(_unruled("softcap", [module]))
+        if any(tensor.requires_grad for tensor in _tensors((mask, kwargs))):
+            raise BadModel(_unruled("a mask or bias that depends on the sequence", [module]))
+        query, key, value = (
+            _Shared.apply(_halved(given), share) for given, share in ((query, 0.25), (key, 0.25), (value, 0.5))
+        )  # type: ignore[no-untyped-call]
+        graph.read((query, key, value))
+        output = kernel(module, query, key, value, mask, **kwargs)
+        graph.trust(output)
+        return output  # type: ignore[no-any-return]
+
+    with ExitStack() as stack:
+        stack.enter_context(wrapped(anatomy.model, around))
+        for module in anatomy.model.modules():
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+# --- rules ---
+
+
+class _Held(torch.autograd.Function):
+    """``value`` as x ⊙ c + rest, with c a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, rest: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, value, rest)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, value, rest = ctx.saved_tensors
+        exact = torch.promote_types(x.dtype, torch.float32)
+        kept = value.to(exact) if rest is None else value.to(exact) - rest.to(exact)
+        factor = torch.where(x == 0, 0, kept / x.to(exact))
+        return (grads[0] * factor).to(x.dtype), None, None
+
+
+class _Shared(torch.autograd.Function):
+    """The identity, with a share of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.share, None
+
+
+def _halved(given: Any) -> Any:
+    """A product of two parts of the graph as it enters or leaves a module; anything else as it is."""
+    if isinstance(given, Tensor) and given.grad_fn is not None and _multiplies(given.grad_fn):
+        return _Shared.apply(given, 0.5)  # type: ignore[no-untyped-call]
+    return given
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a module without parts does: y = x ⊙ c + rest, where c may depend on x.
+
+    Attributes:
+        centred: whether the mean of x is taken off first.
+        rest: what it gives for x = 0, where that is something.
+    """
+
+    centred: bool = False
+    rest: Tensor | None = None
+
+
+class _Rules:
+    """The rules of modules that no graph can tell, each told once from what the module does to a probe."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], _Rule | None] = {}
+
+    def applied(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """``output`` with the gradient that the module's rule gives it, where it has one."""
+        x = args[0] if len(args) == 1 else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not output.requires_grad:
+            return output
+        if output is x or output.shape != x.shape or not _small(module, x.shape[-1]):
+            return output
+        place = id(module), x.shape[-1]
+        if place not in self._found:
+            with torch.no_grad():
+                self._found[place] = _rule(module, x)
+        rule = self._found[place]
+        if rule is None:
+            return output
+        x = x - x.mean(-1, keepdim=True) if rule.centred else x
+        return _Held.apply(x, output.detach(), rule.rest)  # type: ignore[no-untyped-call]
+
+
+def _small(module: nn.Module, width: int) -> bool:
+    """Whether a module has no parts, and no weights but some for each feature."""
+    own = module.parameters(recurse=False)
+    return next(module.children(), None) is None and all(weight.shape == (width,) for weight in own)
+
+
+def _rule(module: nn.Module, like: Tensor) -> _Rule | None:
+    """The rule of an activation of single numbers or of a norm; None for anything else."""
+    compute: Callable[[Tensor], Tensor] = module.forward
+    width = like.shape[-1]
+    probe = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(like)
+    nothing = compute(torch.zeros_like(probe))
+    plain = next(module.parameters(), None) is None and width > 1 and not nothing.any()
+    if plain and _same(compute(probe[1:2, : width // 2]), compute(probe)[1:2, : width // 2]):
+        return _Rule()
+    probe = probe * _LONG
+    value = compute(probe)
+    if not _same(compute(2 * probe), value) or not _same(compute(probe[1:2]), value[1:2]):
+        return None
+    centred = _same(compute(probe + _LONG), value)
+    factor = (value - nothing) / (probe - probe.mean(-1, keepdim=True) if centred else probe)
+    factor = factor / factor.norm(dim=-1, keepdim=True)
+    return _Rule(centred, nothing[0] if nothing.any() else None) if _same(factor[:1], factor[1:2]) else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= _ALIKE * other.norm())
+
+
+# --- what has a rule ---
+
+
+class _Graph:
+    """Reads autograd's graph as it grows, and refuses what has no rule.
+
+    Attributes:
+        inside: modules that are running, outermost first.
+    """
+
+    def __init__(self) -> None:
+        self.inside: list[nn.Module] = []
+        self._known: set[Node] = set()
+
+    def read(self, values: Any) -> None:
+        """Look at everything that was made since the last time, up to ``values``.
+
+        Raises:
+            BadModel: an operation without a rule.
+        """
+        ends = [tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None]
+        for node in self._new(ends):
+            name = _operation(node)
+            onward = _following(node)
+            if name not in LINEAR | BILINEAR | RULED:
+                raise BadModel(_unruled(name, self.inside))
+            if name in ("Add", "Sub") and len(onward) < 2:
+                raise BadModel(_unruled("the addition of something that did not enter as a token", self.inside))
+            ends += [] if name == "_Shared" else onward
+        if products := [node for node in ends if _multiplies(node)]:
+            raise BadModel(_unruled(f"a product ({_operation(products[0])})", self.inside))
+
+    def trust(self, values: Any) -> None:
+        """Take what was made since the last time as it is."""
+        for _ in self._new([tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None]):
+            pass
+
+    def _new(self, ends: Sequence[Node]) -> Iterator[Node]:
+        waiting = list(ends)
+        while waiting:
+            node = waiting.pop()
+            if node not in self._known:
+                self._known.add(node)
+                yield node
+                waiting += _following(node)
+
+
+def _operation(node: Node) -> str:
+    """``"Mul"`` of ``MulBackward0``."""
+    return node.name().rpartition("Backward")[0] or node.name().rpartition("::")[2]
+
+
+def _following(node: Node) -> list[Node]:
+    return [following for following, _ in node.next_functions if following is not None]
+
+
+def _multiplies(node: Node) -> bool:
+    """Whether both sides of a product are in the graph, or what is divided by."""
+    name = _operation(node)
+    divisor = name == "Div" and len(node.next_functions) > 1 and node.next_functions[1][0] is not None
+    return divisor or (name in BILINEAR and len(_following(node)) > 1)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _unruled(what: str, inside: Sequence[nn.Module]) -> str:
+    where = type(inside[-1]).__name__ if inside else "the model"
+    config = getattr(inside[-1], "config", None) if inside else None
+    if getattr(config, "_attn_implementation", None) == "eager":
+        where += " (attention is eager, which cannot be told apart: try set_attn_implementation('sdpa'))"
+    return (
+        f"AttnLRP has no rule for {what} in {where}; it knows linear layers, RMSNorm and LayerNorm, elementwise "
+        "activations, gated products and uncapped attention; use relevance or input_x_gradient"
+    )

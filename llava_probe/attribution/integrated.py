@@ -1,0 +1,117 @@
+"""Integrated gradients: the gradient averaged along the straight way from a picture without content to this one.
+
+Sundararajan, Taly & Yan 2017 (arXiv 1703.01365), eq. 1, computed by captum: values add up to the target's difference
+between the picture and the baseline, and ``about["delta"]`` tells how far the sum of so many steps is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_probe.attribution.forward import frozen
+from llava_probe.attribution.found import Found
+from llava_probe.attribution.perturbing import baseline_rows, replaying, values_of
+from llava_probe.attribution.pixels import pixel_cells
+from llava_probe.attribution.target import Task
+from llava_probe.errors import BadInput
+from llava_probe.recorder import alone_with
+
+STEPS = 32
+
+
+def integrated_gradients(
+    task: Task, *, on: str = "tokens", baseline: str = "mean", steps: int = STEPS, batch: int = 4
+) -> Found:
+    """Integrated gradients of each part, summed over its features; adds up to the target's gain over the baseline.
+
+    Args:
+        task: what is explained.
+        on: ``"tokens"``: visual tokens as the language model gets them; ``"pixels"``: as the tower reads them.
+        baseline: where the way begins: ``"mean"`` of the picture (of its tokens, of each channel), or ``"zero"``.
+        steps: points on the way (midpoints of equal parts).
+        batch: points a pass.
+
+    Raises:
+        BadInput: captum is not installed, or an unknown option.
+    """
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise BadInput("integrated_gradients needs captum: pip install 'llava_probe[attribution]'") from error
+    if on not in ("tokens", "pixels") or baseline not in ("mean", "zero"):
+        raise BadInput(f'on= takes "tokens" or "pixels", baseline= "mean" or "zero"; got {on!r} and {baseline!r}')
+    cells = pixel_cells(task) if on == "pixels" else None
+    values = torch.zeros(len(task.targets), len(cells.layout if cells else task.layout), dtype=torch.float64)
+    deltas = torch.zeros(len(task.targets), dtype=torch.float64)
+    passes = 0
+    for number in range(len(task.answers)):
+        with replaying(task, number, graph=True) if cells is None else _reading(task, number, cells.name) as run:
+            start = run.entry()
+            ground = _ground(task, start, baseline, on)
+            for row, target in enumerate(task.targets):
+                if not target.of(number):
+                    continue
+                found, delta = IntegratedGradients(
+                    lambda given, row=row, run=run: run.entered(given)[:, row]
+                ).attribute(
+                    start,
+                    baselines=ground,
+                    n_steps=steps,
+                    method="riemann_middle",
+                    internal_batch_size=batch if cells is None else 1,
+                    return_convergence_delta=True,
+                )
+                found = found.double()
+                values[row] += found[0, task.places].sum(-1).cpu() if cells is None else cells.summed(found[0])
+                deltas[row] += float(delta.sum())
+                passes += steps
+    return Found(
+        values=values,
+        layout=cells.layout if cells else None,
+        unit="integrated gradient",
+        forwards=passes,
+        backwards=passes,
+        about={"on": on, "baseline": baseline, "steps": steps, "delta": deltas.tolist()},
+    )
+
+
+def _ground(task: Task, start: Tensor, baseline: str, on: str) -> Tensor:
+    """Where the way begins; text tokens stay as they are."""
+    if on == "pixels":
+        channels = -1 if start.ndim < 5 else -3  # rows of patches, or [1, ..., channels, height, width]
+        others = [axis for axis in range(start.ndim) if axis != channels % start.ndim]
+        return torch.zeros_like(start) if baseline == "zero" else start.mean(others, keepdim=True).expand_as(start)
+    ground = start.clone()
+    ground[:, task.places] = baseline_rows(task, start, baseline)
+    return ground
+
+
+@dataclass
+class _Reader:
+    """Runs one continuation with other pixels, one picture a pass."""
+
+    task: Task
+    number: int
+    name: str
+
+    def entry(self) -> Tensor:
+        """[1, ...] the pixels as they are, behind an axis of points."""
+        return self.task.continuations[self.number].inputs[self.name].detach()[None]  # type: ignore[no-any-return]
+
+    def entered(self, pixels: Tensor) -> Tensor:
+        """[n, R] values with pixels [n, ...]."""
+        inputs = self.task.continuations[self.number].inputs
+        parts = (self.task.vlm.model(**{**inputs, self.name: one}).logits for one in pixels)
+        return torch.cat([values_of(self.task, self.number, logits) for logits in parts])
+
+
+@contextmanager
+def _reading(task: Task, number: int, name: str) -> Iterator[_Reader]:
+    model = task.vlm.anatomy.model
+    with alone_with(model), torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        yield _Reader(task, number, name)
