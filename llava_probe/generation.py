@@ -170,14 +170,14 @@ def run_score(
 
 
 def teacher_forced(model: Any, inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
-    """Inputs of a prompt and an answer in one pass, the last token left out; the last logits predict the answer.
+    """Inputs of prompts and one answer in one pass, the last token left out; the last logits predict the answer.
 
     A model that can leave out the logits of other positions is told to.
     """
     ids = inputs["input_ids"]
     fed = torch.tensor([answer[:-1]], dtype=ids.dtype, device=ids.device)
     extended = lengthened(model, inputs, len(answer) - 1)
-    extended["input_ids"] = torch.cat([ids, fed], dim=1)
+    extended["input_ids"] = torch.cat([ids, fed.expand(len(ids), -1)], dim=1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extended["logits_to_keep"] = len(answer)
     return extended

@@ -250,7 +250,7 @@ def _rows_of_block(
     if (cap := kwargs.get("softcap")) is not None:
         logits = torch.tanh(logits / cap) * cap
     if (bias := kwargs.get("position_bias")) is not None:
-        logits = logits + _part(bias, index, heads)
+        logits = logits + _part(bias[..., : key.shape[2]], index, heads)
     logits = _masked(module, logits, mask, kwargs, index, start, n_queries, heads)
     if (sinks := kwargs.get("s_aux")) is not None:
         sinks = sinks if heads is None else sinks[heads]

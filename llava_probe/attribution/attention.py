@@ -91,5 +91,5 @@ def _all_heads(task: Task) -> bool:
 def rows_only(layers: Numbers) -> Capture:
     """Attention rows of the predicting positions and nothing else."""
     chosen = numbers("layers", layers)
-    kept = {} if chosen is None else {"attention_layers": chosen}
-    return Capture(hidden_states=False, logits=False, scores=False, **kept)  # type: ignore[arg-type]
+    only = {} if chosen is None else {"attention_layers": chosen}
+    return Capture(hidden_states=False, logits=False, scores=False, **only)  # type: ignore[arg-type]

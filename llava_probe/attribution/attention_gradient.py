@@ -36,11 +36,8 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
 
         def see(call: Call, slopes: Slopes, looked: dict[int, Tensor] = looked, places: list[int] = places) -> None:
             if call.layer in wanted:
-                keys = (call.weights if call.weights is not None else call.key).shape[
-                    -1 if call.weights is not None else 2
-                ]
-                total = torch.zeros(keys, dtype=torch.float64)
-                for _, weights, slope in slopes(torch.tensor(places, device=call.query.device)):
+                total = torch.zeros(call.keys, dtype=torch.float64)
+                for _, weights, slope in slopes(torch.tensor(places, device=call.device)):
                     products = (weights.double() * slope.double()).clamp(min=0).mean(1).sum((0, 1)).cpu()
                     total[: len(products)] += products
                 looked[call.layer] = total

@@ -1,8 +1,8 @@
 """LLaVA-CAM: features of the visual tokens at one layer, weighted by the target's gradient.
 
 At a layer with states X [N, D] and gradients G of the target: channel weights w = mean over the visual tokens of G⁺,
-map = (mean over channels of w ⊙ X)⁺. Described by Zhang et al. 2024, "From Redundancy to Relevance" (arXiv 2406.06579), as
-compared in Chen et al. 2025, EAGLE (arXiv 2509.22496). The layer is free; a middle one by default.
+map = (mean over channels of w ⊙ X)⁺. Described by Zhang et al. 2024, "From Redundancy to Relevance" (arXiv 2406.06579),
+as compared in Chen et al. 2025, EAGLE (arXiv 2509.22496). The layer is free; a middle one by default.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
-from llava_probe.errors import OutOfRange
+from llava_probe.errors import BadModel, OutOfRange
 
 
 def llava_cam(task: Task, *, layer: int | None = None) -> Found:
@@ -34,9 +34,13 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
     for number in range(len(task.answers)):
         with forward(task, number, states=[layer]) as run:
             states = run.states[layer]
+            if states.shape[:2] != run.entry.shape[:2]:
+                raise BadModel(
+                    f"hidden state {layer} of {type(task.vlm.anatomy.model).__name__} has streams of its own"
+                )
             for row, target, last in run:
                 (slope,) = run.gradients(target, [states], last=last)
-                features, slopes = states[0, task.places].detach().double(), slope[0, task.places].double()
+                features, slopes = (each[0, task.places].detach().flatten(1).double() for each in (states, slope))
                 weights = slopes.clamp(min=0).mean(0)
                 values[row] += (features * weights).mean(1).clamp(min=0).cpu()
                 backwards += 1

@@ -202,6 +202,8 @@ def _guarding(owner: nn.Module) -> Iterator[None]:
 
     def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         given = args[0] if args else None
+        if not torch.is_grad_enabled():  # an indexer that only chooses keys
+            return
         if not isinstance(given, Tensor) or not given.requires_grad or not isinstance(output, Tensor):
             return
         if output.grad_fn is None or "NotImplemented" in output.grad_fn.name():

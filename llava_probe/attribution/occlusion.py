@@ -43,7 +43,7 @@ def occlusion(
         window: side of the window, in tokens or blocks.
         baseline: what stands there instead: ``"mean"`` of the picture, ``"zero"`` (black), and for pixels ``"blur"``.
         cells: on pixels, blocks along the photograph's longer side.
-        budget: passes at most; windows then move in larger steps, and grow with them.
+        budget: passes at most for each continuation; windows then move in larger steps, and grow with them.
         batch: changed inputs a pass.
 
     Raises:

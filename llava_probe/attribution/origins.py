@@ -21,7 +21,8 @@ _FAINT = 1e-6
 
 def depends(tokens: Tensor, source: Tensor) -> bool:
     """Whether any of the tokens depends on ``source`` at all."""
-    return torch.autograd.grad(tokens.sum(), source, retain_graph=True, allow_unused=True)[0] is not None
+    slope = torch.autograd.grad(tokens.sum(), source, retain_graph=True, allow_unused=True)[0]
+    return slope is not None and bool((slope != 0).any())
 
 
 def origins(tokens: Tensor, source: Tensor, features: int = -1) -> Tensor | None:

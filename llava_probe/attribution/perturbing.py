@@ -5,7 +5,7 @@
 
 Visual tokens are changed where they enter the decoder, so the tower runs once and its features are used again. In a
 causal model everything before the first changed token is the same in a whole batch and is read once, from a cache,
-where a trial on the first batch shows that this changes nothing. Photographs are changed before the processor.
+where a trial (four passes more) shows that this changes nothing. Photographs are changed before the processor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
 from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.target import Task, asked_again
@@ -119,6 +120,12 @@ def values_of(task: Task, number: int, logits: Tensor) -> Tensor:
     return torch.stack([target.value(number, steps, task.quantity) for target in task.targets], dim=1)
 
 
+def _every_position(task: Task) -> dict[str, bool]:
+    """Layers that share keys run for the last token alone, unless somebody asks for all states."""
+    shares = getattr(task.vlm.anatomy.decoder.owner.config, "num_kv_shared_layers", 0)
+    return {"output_hidden_states": True} if shares else {}
+
+
 # --- visual tokens, changed where they enter the decoder ---
 
 
@@ -161,7 +168,8 @@ class _Memory:
         if self._passes <= 1:
             self._held.append(self._inside(*args, **kwargs))
         self._calls += 1
-        return self._held[self._calls - 1]
+        held = self._held[self._calls - 1]
+        return type(held)(**held) if isinstance(held, ModelOutput) else held  # models write into what they are given
 
 
 @dataclass
@@ -174,24 +182,24 @@ class Replay:
     memory: _Memory | None = None
 
     def __post_init__(self) -> None:
-        self._shares: bool | None = None  # whether what lies before the first change may come from a cache; untried
+        self._limit: int | None = None  # how many of the first positions may come from a cache; untried
         self._cache: DynamicCache | None = None
 
     def scores(self, keep: Tensor) -> Tensor:
         """[n, R] for keep [n, N]."""
         prefix = self._prefix(keep)
-        if prefix and self._shares is None:
+        if prefix and self._limit is None:
             plain = self._run(keep, 0)
-            self._shares = self._agrees(keep, prefix, plain)
+            self._limit = self._shareable(keep[:2], plain[:2])
             return plain
-        return self._run(keep, prefix if self._shares else 0)
+        return self._run(keep, min(prefix, self._limit or 0))
 
     def entered(self, entry: Tensor) -> Tensor:
         """[n] values of each target's part, [n, R], with whole embeddings [n, P, D] where the sequence enters."""
 
         def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-            return args, {**_widened(others, len(entry), None, 0, ()), "inputs_embeds": entry}
+            return args, {**_widened(others, len(entry), None, _visual(self.task), ()), "inputs_embeds": entry}
 
         return values_of(self.task, self.number, self._pass(enter))
 
@@ -219,25 +227,47 @@ class Replay:
         first = self.task.places[changed].min() if len(changed) else self.task.places.max()
         return int(first)
 
-    def _agrees(self, keep: Tensor, prefix: int, plain: Tensor) -> bool:
+    def _shareable(self, keep: Tensor, plain: Tensor) -> int:
+        """How many of the first positions may come from a cache, as two changed inputs show; 0 where none."""
         try:
-            self._cache = self._filled()
-            shared = self._run(keep, prefix) if self._cache is not None else None
+            limit = self._unmoved()
+            prefix = min(limit, self._prefix(keep))
+            if not prefix:
+                return 0
+            off = (self._run(keep, prefix) - plain).abs() / plain.abs().clamp(min=1)
         except Exception:  # a family that cannot go on from our cache fails in its own way; nothing is lost by it
-            return False
-        if shared is None:
-            return False
-        off = (shared - plain).abs() / plain.abs().clamp(min=1)
-        return bool((off <= _AGREEMENT[self.task.vlm.anatomy.model.dtype]).all())
+            return 0
+        return limit if bool((off <= _AGREEMENT[self.task.vlm.anatomy.model.dtype]).all()) else 0
 
-    def _filled(self) -> DynamicCache | None:
-        """Keys and values of the unchanged sequence; None where the family keeps anything else."""
+    def _unmoved(self) -> int:
+        """How many of the first positions stay as they are, to the bit, when the picture's last token is another.
+
+        Up to that token in a causal model; where a picture's tokens see each other, at most up to its first.
+        """
+        self._cache = self._filled()
+        last, first = int(self.task.places.max()), int(self.task.places.min())
+        other = self._filled(last)
+        if self._cache is None or other is None:
+            return 0
+        pairs = list(zip(_held(self._cache), _held(other), strict=True))
+        for end in (last, first):
+            if all(torch.equal(one[:, :, :end], two[:, :, :end]) for one, two in pairs):
+                return end
+        return 0
+
+    def _filled(self, changed: int | None = None) -> DynamicCache | None:
+        """Keys and values of the sequence, one token of it made noise if asked; None where the family keeps others."""
         cache = DynamicCache(config=self.task.vlm.anatomy.decoder.owner.config)
 
         def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             if not _sliceable(kwargs):
                 raise BadModel("inputs of the decoder that cannot be cut")
-            return args, {**kwargs, "past_key_values": cache, "use_cache": True}
+            entry = self._checked(kwargs)
+            if changed is not None:
+                entry = entry.clone()
+                noise = torch.randn(entry.shape[2], generator=torch.Generator().manual_seed(0))
+                entry[:, changed] = noise.to(entry) * entry.std()
+            return args, {**kwargs, "inputs_embeds": entry, "past_key_values": cache, "use_cache": True}
 
         self._pass(enter)
         plain = all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
@@ -258,9 +288,7 @@ class Replay:
         handle = anatomy.decoder.owner.register_forward_pre_hook(enter, with_kwargs=True)
         if self.memory is not None:
             self.memory.begin()
-        inputs = dict(self.task.continuations[self.number].inputs)
-        if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
-            inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
+        inputs = {**self.task.continuations[self.number].inputs, **_every_position(self.task)}
         try:
             return self.task.vlm.model(**inputs).logits  # type: ignore[no-any-return]
         finally:
@@ -273,29 +301,40 @@ class Replay:
         weight = keep.to(entry)[..., None]
         batch = entry.expand(count, -1, -1).clone()
         batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
-        visual = [token.position for token in self.task.trace.tokens if token.role == "image"]
+        visual = _visual(self.task)
         others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-        wide = _widened(others, count, weight, len(visual), [visual.index(place) for place in places.tolist()])
+        wide = _widened(others, count, weight, visual, [visual.index(place) for place in places.tolist()])
         if not prefix or self._cache is None:
             return {**wide, "inputs_embeds": batch}
         cut = {name: _cut(name, value, prefix) for name, value in wide.items()}
         return {**cut, "inputs_embeds": batch[:, prefix:], "past_key_values": _begun(self._cache, prefix, count)}
 
 
-def _widened(value: Any, count: int, weight: Tensor | None, visual: int, rows: Sequence[int]) -> Any:
+def _visual(task: Task) -> list[int]:
+    """Positions of all visual tokens, of every picture."""
+    return [token.position for token in task.trace.tokens if token.role == "image"]
+
+
+def _widened(value: Any, count: int, weight: Tensor | None, visual: Sequence[int], rows: Sequence[int]) -> Any:
     """The decoder's other inputs for a batch of ``count``.
 
     Features that enter deeper layers beside the sequence ([visual tokens, D], as in Qwen3-VL) are blended like the
     tokens themselves, towards their mean.
     """
     if isinstance(value, dict):
-        return {name: _widened(part, count, weight, visual, rows) for name, part in value.items()}
+        wide = {name: _widened(part, count, weight, visual, rows) for name, part in value.items()}
+        places = wide.get("position_ids")
+        if isinstance(places, Tensor) and places.ndim == 3 and places.shape[1] == 1:  # axes of a rotary embedding first
+            wide["position_ids"] = places.expand(-1, count, -1)
+        return wide
     if isinstance(value, list | tuple):
         return type(value)(_widened(part, count, weight, visual, rows) for part in value)
     if not isinstance(value, Tensor) or value.ndim < 2:
         return value
-    if weight is not None and value.ndim == 2 and value.shape[0] == visual and value.is_floating_point():
+    if value.ndim == 2 and value.shape[0] == len(visual) and value.is_floating_point():
         batch = value.expand(count, -1, -1).clone()
+        if weight is None:
+            return batch.flatten(0, 1)
         own = weight.to(value)
         batch[:, rows] = own * batch[:, rows] + (1 - own) * value[list(rows)].mean(0)
         return batch.flatten(0, 1)
@@ -330,10 +369,15 @@ def _cut(name: str, value: Any, prefix: int) -> Any:
 def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:
     """A cache of the first positions for a batch."""
     begun = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        keys, values = (part[:, :, :prefix].expand(count, -1, -1, -1) for part in (layer.keys, layer.values))  # type: ignore[union-attr, index]
+    parts = [part[:, :, :prefix].expand(count, -1, -1, -1) for part in _held(cache)]
+    for number, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
         begun.update(keys, values, number)
     return begun
+
+
+def _held(cache: DynamicCache) -> list[Tensor]:
+    """Keys and values [B, H, K, d] of each layer in turn."""
+    return [part for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, misc]
 
 
 # --- photographs, changed before the processor ---
@@ -352,7 +396,7 @@ def _pictured(task: Task, number: int, pictures: Sequence[Image.Image]) -> Tenso
         raise BadInput("a changed picture gives other tokens than the original; keep its size")
     inputs = teacher_forced(task.vlm.anatomy.model, tensors, task.answers[number])
     with alone_with(task.vlm.anatomy.model), torch.no_grad():
-        return values_of(task, number, task.vlm.model(**inputs).logits).double().cpu()
+        return values_of(task, number, task.vlm.model(**inputs, **_every_position(task)).logits).double().cpu()
 
 
 def _may_batch(task: Task, number: int) -> bool:

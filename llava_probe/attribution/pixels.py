@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.attribution.forward import frozen
-from llava_probe.attribution.origins import origins
+from llava_probe.attribution.origins import depends, origins
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.layout import ImageLayout
@@ -102,7 +102,7 @@ def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
     """The pixels, and the visual tokens made of them with each patch alone; both in one graph."""
     model: Any = task.vlm.anatomy.model
     inputs = dict(task.continuations[0].inputs)
-    names = [name for name in ("pixel_values_videos", "pixel_values") if isinstance(inputs.get(name), Tensor)]
+    names = [name for name, value in inputs.items() if name.startswith("pixel_values") and isinstance(value, Tensor)]
     entered: list[Tensor] = []
 
     def stop(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
             with torch.enable_grad(), suppress(_Reached):
                 model(**{**inputs, name: pixels})
             tokens = entered.pop()[0, task.places] if entered else None
-            if tokens is not None and tokens.requires_grad and pixels.ndim >= 2:
+            if tokens is not None and tokens.requires_grad and depends(tokens, pixels):
                 return name, pixels, tokens
     raise BadModel(f'the visual tokens of {type(model).__name__} cannot be followed back to pixels; pass on="tokens"')
 

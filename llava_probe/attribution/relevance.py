@@ -10,6 +10,8 @@ so a row is pulled back instead, r ← r + r Ā from the last layer to the first
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Target, Task
 from llava_probe.attribution.tower import TowerRelevance
 from llava_probe.attribution.watching import Call, Slopes, Watch
-from llava_probe.errors import BadInput, NotANumber
+from llava_probe.errors import BadInput, BadModel, NotANumber
 
 
 def relevance(task: Task, *, through: str = "language", checkpoint: bool = False) -> Found:
@@ -37,6 +39,13 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
     """
     if through not in ("language", "tower"):
         raise BadInput(f'through= takes "language" or "tower"; got {through!r}')
+    passed = task.vlm.anatomy.other_layers
+    if passed:
+        warnings.warn(
+            f"relevance knows attention alone: it passes over {len(passed)} of {task.vlm.anatomy.layers} layers "
+            f"({', '.join(sorted(set(passed.values())))}) as if they mixed no tokens",
+            stacklevel=4,
+        )
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     backwards = 0
     for number in range(len(task.answers)):
@@ -95,8 +104,10 @@ class Pull:
             self._settle()
             self._added[call.layer] = torch.zeros_like(self.row)
         added = self._added[call.layer]
-        span = slice(call.first, call.first + (call.weights if call.weights is not None else call.query).shape[2])
+        span = slice(call.first, call.first + call.queries)
         row = self.row.to(added.device)[:, span]
+        if row.shape[1] != span.stop - span.start:
+            raise BadModel(f"blocks of the {self._where} read sequences of different lengths, so relevance is lost")
         wanted = (row != 0).any(0).nonzero().flatten()
         for block, weights, slope in slopes(wanted):
             along = (weights.to(row.dtype) * slope.to(row.dtype)).clamp_(min=0)  # [B, H, block, K]
@@ -110,9 +121,12 @@ class Pull:
         """[B, P] at the first layer.
 
         Raises:
+            BadModel: no attention call came by.
             NotANumber: a layer gave NaN.
         """
         self._settle()
+        if not self._checks:
+            raise BadModel(f"no attention of the {self._where} could be watched, so relevance cannot be followed")
         for layer, fine in self._checks:
             if not bool(fine):
                 raise NotANumber(

@@ -40,7 +40,7 @@ def rise(
         task: what is explained.
         on: ``"tokens"``: visual tokens are blended with the baseline; ``"pixels"``: the photograph is, through the
             tower again.
-        budget: how many masks, a forward pass each.
+        budget: how many masks, a forward pass each for each continuation.
         cells: the random grids' cells along a side.
         keep: chance that a cell is shown.
         baseline: what is shown instead: ``"mean"``, ``"zero"``, and for pixels ``"blur"``.
@@ -81,8 +81,7 @@ def rise(
 def random_masks(centres: Tensor, count: int, cells: int, keep: float, seed: int) -> Tensor:
     """[count, N] values in 0 to 1 of smooth random masks at points [N, 2] of the unit square.
 
-    A (cells + 1)² grid of zeros and ones is enlarged bilinearly, so that each cell measures 1 / cells, and shifted by up to
-    one cell.
+    A grid of zeros and ones is enlarged bilinearly until a cell measures 1 / cells, and shifted by up to one cell.
     """
     generator = torch.Generator().manual_seed(seed)
     out = torch.empty(count, len(centres))

@@ -7,15 +7,18 @@ keeps each layer's queries and keys, a few numbers a token; a row is then pulled
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.attribution.watching import Call
-from llava_probe.errors import BadInput, BadModel, NotANumber
+from llava_probe.errors import BadModel, NotANumber
 from llava_probe.recorder import alone_with
-from llava_probe.rows import routed
+from llava_probe.rows import eager_where_unread, routed
 
 
 def rollout(task: Task) -> Found:
@@ -47,26 +50,40 @@ def _calls(task: Task) -> list[Call]:
         )
     found: dict[int, Call] = {}
 
-    def keep(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, object]) -> None:
+    def keep(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
         layer = anatomy.decoder.attentions.get(id(module))
         if layer is not None:
             found[layer] = Call(layer, module, query, key, key, mask, kwargs)
 
+    def weighed(module: nn.Module, _args: Any, output: Any) -> None:
+        layer = anatomy.decoder.attentions[id(module)]
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if layer not in found and isinstance(weights, Tensor):  # an eager module: its heads' mean is all we need
+            nothing = weights.new_empty(0)
+            mean = weights.mean(1, keepdim=True)
+            found[layer] = Call(layer, module, nothing, nothing, nothing, None, {}, weights=mean)
+
     inputs = dict(task.continuations[0].inputs)
     if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
         inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
-    with alone_with(anatomy.model), torch.no_grad(), routed(anatomy.model, keep):
+    with ExitStack() as stack:
+        stack.enter_context(alone_with(anatomy.model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(eager_where_unread(anatomy.decoder.attention_modules()))
+        stack.enter_context(routed(anatomy.model, keep))
+        for module in anatomy.decoder.attention_modules():
+            stack.callback(module.register_forward_hook(weighed).remove)
         task.vlm.model(**inputs)
     if len(found) != anatomy.layers:
         raise BadModel(f"the attention of {name} does not go through transformers' interface, so it cannot be read")
-    if any(call.query.shape[2] != task.fed for call in found.values()):
-        raise BadInput(f"layers of {name} do not read the whole sequence, so rollout cannot be followed through them")
+    if any(call.queries != task.fed for call in found.values()):
+        raise BadModel(f"layers of {name} do not read the whole sequence, so rollout cannot be followed through them")
     return [call for _, call in sorted(found.items())]
 
 
 def _step(call: Call, rows: Tensor) -> Tensor:
     """R ← r Â of one layer, [R, P] float64 on the CPU."""
-    device = call.query.device
+    device = call.device
     pulled = torch.zeros_like(rows, device=device)
     moving = rows.to(device)
     wanted = (moving != 0).any(0).nonzero().flatten()

@@ -69,6 +69,8 @@ class TowerRelevance:
 
     def finish(self, language: Tensor) -> Tensor:
         """[1, P] with the visual tokens' relevance gathered from the patches that each was made of."""
+        if not self._started:
+            self._pull.start(language)  # no block of the tower came by: finishing says so
         self._started = False
         patches, owner = self._pull.finish().flatten(), self._owner.flatten()
         visual = language.new_zeros(len(self._places)).index_add_(0, owner[owner >= 0], patches[owner >= 0])

@@ -53,12 +53,27 @@ class Call:
             return
         reach = _reach(self)
         for block in wanted.split(max(16, BLOCK_WEIGHTS // (batch * heads * keys))):
-            end = keys if reach is None else int(reach[block].max())
+            end = keys if reach is None else max(int(reach[block].max()), int(block.max()) + 1)
             key, query = self.key[:, :, :end], self.query if reach is None else self.query[:, :, :end]
             yield (
                 block,
                 attention_rows(self.module, query, key, self.mask, dict(self.kwargs), index=block, start=0),
             )
+
+    @property
+    def queries(self) -> int:
+        """How many queries it has."""
+        return self._sizes[2]
+
+    @property
+    def keys(self) -> int:
+        """How many keys it has."""
+        return self._sizes[3]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are computed."""
+        return self.query.device if self.weights is None else self.weights.device
 
     @property
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -164,7 +179,7 @@ def _unrouted(watch: Watch) -> Callable[..., None]:
 
 
 class _Seen(torch.autograd.Function):
-    """The identity; backward tells the call, from tensors saved as autograd saves them, so checkpoints drop them too."""
+    """The identity; backward tells the call. Its tensors are saved as autograd saves them, so checkpoints drop them."""
 
     @staticmethod
     def forward(

@@ -16,10 +16,8 @@ from llava_probe.layout.geometry import boxes_between, edges, grid_of
 def token_windows(layout: ImageLayout, window: int, stride: int) -> Tensor:
     """[W, N] bool, the visual tokens in each window: squares of ``window`` tokens that move by ``stride``.
 
-    The last window of a row is cut at the edge, so that every token is in one. Each tile has windows of its own.
-
-    Raises:
-        BadInput: the tokens of a tile form no grid, so only single ones can be taken away.
+    The last window of a row is cut at the edge, so that every token is in one. Each tile has windows of its own; where
+    its tokens form no grid, a window is a run of as many tokens as lie in a square.
     """
     if window == 1 and stride == 1:
         return torch.eye(len(layout), dtype=torch.bool)
@@ -28,26 +26,18 @@ def token_windows(layout: ImageLayout, window: int, stride: int) -> Tensor:
         index = np.flatnonzero(layout.tiles == tile)
         grid = grid_of(layout.boxes[index])
         if grid is None:
-            raise BadInput(f"visual tokens of tile {tile} form no grid to move a window over; pass window=1")
-        rows, columns = grid
-        places = index.reshape(rows, columns)
-        for top in _starts(rows, window, stride):
-            for left in _starts(columns, window, stride):
-                mask = torch.zeros(len(layout), dtype=torch.bool)
-                mask[places[top : top + window, left : left + window].flatten()] = True
-                found.append(mask)
+            parts = [index[start : start + window**2] for start in _starts(len(index), window**2, stride**2)]
+        else:
+            places = index.reshape(grid)
+            parts = [
+                places[top : top + window, left : left + window].flatten()
+                for top in _starts(grid[0], window, stride)
+                for left in _starts(grid[1], window, stride)
+            ]
+        for part in parts:
+            found.append(torch.zeros(len(layout), dtype=torch.bool))
+            found[-1][part] = True
     return torch.stack(found)
-
-
-def window_count(layout: ImageLayout, window: int, stride: int) -> int:
-    """How many windows there are."""
-    if window == 1 and stride == 1:
-        return len(layout)
-    count = 0
-    for tile in np.unique(layout.tiles):
-        rows, columns = grid_of(layout.boxes[layout.tiles == tile]) or (0, 0)
-        count += len(_starts(rows, window, stride)) * len(_starts(columns, window, stride))
-    return count or len(layout)
 
 
 def blocks_of(size: tuple[int, int], cells: int) -> ImageLayout:
@@ -61,13 +51,18 @@ def blocks_of(size: tuple[int, int], cells: int) -> ImageLayout:
 
 
 def within(layout: ImageLayout, window: int, budget: int | None) -> tuple[int, int]:
-    """The window and stride that keep to a budget of passes: a coarser stride, and a window as large at least."""
+    """The window and stride that keep to a budget of passes: a coarser stride, and a window as large at least.
+
+    One pass is for the picture as it is.
+
+    Raises:
+        BadInput: a budget too small to cover the picture once.
+    """
     stride = 1
-    longest = math.isqrt(len(layout)) + 1
-    while budget is not None and stride <= longest and window_count(layout, max(window, stride), stride) > budget:
+    while budget is not None and len(token_windows(layout, max(window, stride), stride)) >= budget:
+        if stride > len(layout):
+            raise BadInput(f"budget={budget} passes are too few to cover the picture even once; give more")
         stride += 1
-    if budget is not None and window_count(layout, max(window, stride), stride) > budget:
-        raise BadInput(f"budget={budget} passes are too few to cover the picture even once; give more")
     return max(window, stride), stride
 
 
