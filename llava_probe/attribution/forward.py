@@ -224,12 +224,14 @@ def _guarding(owner: nn.Module) -> Iterator[None]:
 def _measured(run: Forward) -> Iterator[None]:
     """Tell what the graph will take, where it is much, as soon as its first block is there."""
     decoder = run.task.vlm.anatomy.decoder
+    weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
     held: dict[int, int] = {}
     counting: list[saved_tensors_hooks] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
     def before(_module: Any, _args: Any) -> None:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from llava_probe.probes import controls
 from llava_probe.probes.instances import Instances, noise, read_instances
-from llava_probe.probes.intervals import Sums, interval, sums_of
+from llava_probe.probes.intervals import Sums, sums_of
 from llava_probe.probes.labels import IntArray
 from llava_probe.probes.study import Key, Study, out_of_fold, refuse_thin
+from llava_probe.resampling import interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,12 @@ from llava_probe.errors import BadInput
 from llava_probe.probes.cell import measure_cell, noise_score
 from llava_probe.probes.controls import read_types
 from llava_probe.probes.instances import POOLS
-from llava_probe.probes.intervals import resamples
 from llava_probe.probes.labels import IntArray, Target, column, read_target
 from llava_probe.probes.readouts import readout
 from llava_probe.probes.splits import assign_folds
 from llava_probe.probes.study import Key, Study
 from llava_probe.probes.sweep import Sweep
+from llava_probe.resampling import resamples
 
 #: What is fitted where no layers are named: not the attention or the logits that a store may hold too.
 _LAYER = re.compile(r"_\d+$")

@@ -1,8 +1,8 @@
-"""How far the scores would move with other pictures: intervals and paired tests with the picture as the unit.
+"""How far the scores of probes would move with other pictures: each measure from sums over each picture.
 
-Rows of one picture are right or wrong together, so pictures are resampled, not rows: 95 % percentile intervals of the
-out-of-fold score (Efron and Tibshirani 1993, chapter 13). All cells of a sweep share the same resamples, so that
-their differences are paired. The predictions are held fixed: what the training set's own chance adds is left out.
+Rows of one picture are right or wrong together, so pictures are resampled, not rows (``resampling.py``). All cells of
+a sweep share the same resamples, so that their differences are paired. The predictions are held fixed: what the
+training set's own chance adds is left out.
 
 Every measure here is a function of sums over each picture, so a thousand resamples are one matrix product.
 """
@@ -18,14 +18,7 @@ import numpy.typing as npt
 
 from llava_probe.errors import BadInput
 from llava_probe.probes.labels import FloatArray, IntArray
-
-LEVEL = 0.95
-#: Random sign flips of the paired test; below ``_EXACT`` differing pictures all of them are counted out.
-FLIPS, _EXACT = 10_000, 13
-#: Resamples multiplied at once.
-_CHUNK = 64
-
-Counts = npt.NDArray[np.uint16]
+from llava_probe.resampling import by_group, weighed
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +38,7 @@ class Sums:
         if counts is None:
             counts = np.ones((1, len(self.parts["count"])))
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a class: NaN, skipped by nanmean
-            return self._of({name: _weighed(counts, part) for name, part in self.parts.items()})
+            return self._of({name: weighed(counts, part) for name, part in self.parts.items()})
 
     def shares(self) -> FloatArray:
         """[groups] what each picture adds to the accuracy, or takes from R² by its errors."""
@@ -85,53 +78,7 @@ def sums_of(
         parts |= {"errors": (truth - told) ** 2, "distance": np.abs(truth - told).mean(1)}
         if are_boxes(truth):
             parts["iou"] = overlap(truth, told)
-    return Sums({name: _grouped(part, groups, group_count) for name, part in parts.items()}, classes)
-
-
-def resamples(group_count: int, times: int, seed: int) -> Counts:
-    """[times, groups] how often each picture was drawn."""
-    generator = np.random.default_rng(seed)
-    counts = np.empty((times, group_count), dtype=np.uint16)
-    for row in counts:
-        row[:] = np.bincount(generator.integers(0, group_count, group_count), minlength=group_count)
-    return counts
-
-
-def interval(values: FloatArray) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def sign_flip(differences: FloatArray, seed: int) -> float:
-    """Two-sided p of a sum of paired differences, [groups], if the two of each pair could as well be exchanged.
-
-    McNemar's test with whole pictures in place of single answers; exact where few pictures differ.
-    """
-    differences = differences[differences != 0]
-    if not len(differences):
-        return 1.0
-    observed = abs(differences.sum()) * (1 - 1e-12)  # equal sums in another order still count as equal
-    if len(differences) < _EXACT:
-        signs = 1 - 2.0 * (np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1)
-        return float((np.abs(signs @ differences) >= observed).mean())
-    generator = np.random.default_rng(seed)
-    beyond = 0
-    for start in range(0, FLIPS, _CHUNK):
-        shape = (min(_CHUNK, FLIPS - start), len(differences))
-        signs = 1.0 - 2.0 * generator.integers(0, 2, shape)
-        beyond += int((np.abs(signs @ differences) >= observed).sum())
-    return (1 + beyond) / (1 + FLIPS)
-
-
-def two_sided(differences: FloatArray) -> float:
-    """Twice the smaller share of resampled differences on one side of zero."""
-    if not len(differences):
-        return float("nan")
-    side = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
-    return min(1.0, 2 * (1 + side) / (1 + len(differences)))
+    return Sums({name: by_group(part, groups, group_count) for name, part in parts.items()}, classes)
 
 
 def are_boxes(values: npt.NDArray[Any]) -> bool:
@@ -148,14 +95,3 @@ def overlap(one: FloatArray, other: FloatArray) -> FloatArray:
     areas = sum(np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=1) for box in (one, other))
     union = areas - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _grouped(part: FloatArray, groups: IntArray, group_count: int) -> FloatArray:
-    added = np.zeros((group_count, *part.shape[1:]))
-    np.add.at(added, groups, part)
-    return added
-
-
-def _weighed(counts: npt.NDArray[Any], part: FloatArray) -> FloatArray:
-    chunks = [counts[start : start + _CHUNK].astype(np.float64) @ part for start in range(0, len(counts), _CHUNK)]
-    return np.concatenate(chunks) if chunks else np.zeros((0, *part.shape[1:]))

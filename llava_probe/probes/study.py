@@ -13,9 +13,10 @@ import numpy.typing as npt
 from llava_probe.errors import BadInput
 from llava_probe.probes.controls import Types
 from llava_probe.probes.instances import Instances, read_instances
-from llava_probe.probes.intervals import Counts, sums_of
+from llava_probe.probes.intervals import sums_of
 from llava_probe.probes.labels import FloatArray, IntArray, Target
 from llava_probe.probes.readouts import Linear, Readout, apply, fit
+from llava_probe.resampling import Counts
 
 Key = tuple[str, str]
 

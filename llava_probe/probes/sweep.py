@@ -18,10 +18,11 @@ import numpy as np
 
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.probes.cell import Cell
-from llava_probe.probes.intervals import interval, sign_flip, sums_of, two_sided
+from llava_probe.probes.intervals import sums_of
 from llava_probe.probes.labels import IntArray
 from llava_probe.probes.probe import Probe
 from llava_probe.probes.study import Key, Study, refit
+from llava_probe.resampling import interval, sign_flip, two_sided
 
 _TITLES = {"random_features": "random features", "random_model": "random model", "shuffled": "shuffled labels"}
 
