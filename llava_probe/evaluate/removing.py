@@ -1,0 +1,311 @@
+"""A picture taken away part by part in the order of a map, and what is left of the explained words' probability.
+
+    removal = removal_of(vlm, trace, m, on="tokens")        # everything checked, the orders drawn
+    removal.probabilities([Step(0, 10, True)])              # of row 0 without its ten highest parts
+
+Parts are the picture's visual tokens, changed where they enter the decoder, or the photograph's pixels, through the
+tower again. Each row's parts are ordered by its values, highest first. Equal values are in a random order that the seed
+and the row fix, so that a map that says nothing takes its parts from everywhere alike; pixels of one cell of the map
+stay together in it. What the map does not see comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
+from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, picture_scores, token_scores
+from llava_probe.attribution.target import Target, Task, Tokens, targets
+from llava_probe.errors import BadInput
+from llava_probe.evaluate.cells import owners
+from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
+from llava_probe.maps import ImageMap
+from llava_probe.model import VLM
+from llava_probe.targets import placed
+from llava_probe.tokens import Token
+from llava_probe.trace import Trace
+
+
+class Options(TypedDict, total=False):
+    """How a map is judged: arguments that the measures of faithfulness share.
+
+    Attributes:
+        row: of the map; every one when None.
+        image: which picture of the trace.
+        tokens, contrast: as they were given to ``lp.attribute``; without ``tokens``, the map's own are read.
+        on: what the parts are: ``"tokens"``, or ``"pixels"`` of the photograph.
+        baseline: what stands in their place: ``"mean"`` of the picture, ``"zero"``, and for pixels ``"blur"``.
+        batch: changed inputs a pass.
+        seed: of the order of parts with equal values.
+    """
+
+    row: int | None
+    image: int
+    tokens: Tokens
+    contrast: str | Sequence[str] | None
+    on: str
+    baseline: str
+    batch: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """The picture with some of its parts in the baseline's place.
+
+    Attributes:
+        row: whose order, counted among the rows judged.
+        count: how many of its first parts are changed.
+        removed: whether these are taken away; else they alone are left.
+    """
+
+    row: int
+    count: int
+    removed: bool
+
+
+@dataclass
+class Removal:
+    """The rows of a map as orders of parts to take away. Made by ``removal_of``.
+
+    Attributes:
+        task: what is explained, a target for each row judged.
+        m, rows: the map, and its rows judged.
+        parts: how many parts the picture has.
+        forwards: passes through the model so far.
+    """
+
+    task: Task
+    m: ImageMap
+    rows: tuple[int, ...]
+    on: str
+    baseline: str
+    batch: int
+    seed: int
+    forwards: int = 0
+    _ranks: dict[int, IntArray] = field(default_factory=dict)  # of the row asked for last: those of pixels are large
+
+    @property
+    def parts(self) -> int:
+        """Visual tokens, or pixels."""
+        width, height = self.task.layout.size
+        return len(self.task.layout) if self.on == "tokens" else width * height
+
+    def ranks(self, row: int) -> IntArray:
+        """[parts] each part's place in the order of one of the rows judged, from 0; pixels in reading order."""
+        if row not in self._ranks:
+            number = self.rows[row]
+            generator = np.random.default_rng([self.seed, number])
+            if self.on == "tokens":
+                order = _order(token_values(self.m, number, self.task), generator)
+            else:
+                order = _pixel_order(self.m, number, generator)
+            ranks = np.empty(len(order), dtype=np.int32)
+            ranks[order] = np.arange(len(order), dtype=np.int32)
+            self._ranks = {row: ranks}
+        return self._ranks[row]
+
+    def shown(self, step: Step) -> BoolArray:
+        """[parts] which are as they are."""
+        first: BoolArray = self.ranks(step.row) < step.count
+        return ~first if step.removed else first
+
+    def probabilities(self, steps: Sequence[Step]) -> FloatArray:
+        """[steps] the probability of each step's row; the whole and the empty picture are run once for all rows."""
+        wanted = [self._shared(step) for step in steps]
+        distinct = list(dict.fromkeys(wanted))
+        if self.on == "tokens":
+            keep = torch.from_numpy(np.stack([self.shown(step) for step in distinct])).float()
+            scores = token_scores(self.task, keep, baseline=self.baseline, batch=self.batch, label="removing")
+        else:
+            scores = picture_scores(self.task, _Pictures(self, distinct), batch=self.batch, label="removing")
+        self.forwards += len(distinct) * len(self.task.answers)
+        chances = np.stack(
+            [_chance(target, column) for target, column in zip(self.task.targets, scores.numpy().T, strict=True)]
+        )
+        place = {step: number for number, step in enumerate(distinct)}
+        return np.array([chances[step.row, place[same]] for step, same in zip(steps, wanted, strict=True)])
+
+    def _shared(self, step: Step) -> Step:
+        """The same picture, under one name for all rows where it has all parts or none."""
+        if step.count in (0, self.parts):
+            whole = (step.count == 0) == step.removed
+            return Step(0, 0 if whole else self.parts, True)
+        return step
+
+
+class _Pictures(Sequence[Image.Image]):
+    """The photograph at each step, made when it is read: many large ones would not fit in memory."""
+
+    def __init__(self, removal: Removal, steps: Sequence[Step]) -> None:
+        self._removal, self._steps = removal, steps
+        self._photograph = removal.task.trace.images[removal.task.image].convert("RGB")
+        self._behind = blank(self._photograph, removal.baseline)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image.Image]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self._made(step) for step in self._steps[index]]
+        return self._made(self._steps[index])
+
+    def _made(self, step: Step) -> Image.Image:
+        width, height = self._photograph.size
+        shown = self._removal.shown(step).reshape(height, width)
+        return Image.composite(self._photograph, self._behind, Image.fromarray(shown))
+
+
+def removal_of(
+    vlm: VLM,
+    trace: Trace,
+    m: ImageMap,
+    *,
+    row: int | None = None,
+    image: int = 0,
+    tokens: Tokens = None,
+    contrast: str | Sequence[str] | None = None,
+    on: str = "tokens",
+    baseline: str = "mean",
+    batch: int = BATCH,
+    seed: int = 0,
+) -> Removal:
+    """Check a map against the model's answer, and make its rows orders; the arguments are ``Options``.
+
+    Raises:
+        BadInput: a map of another picture or of other tokens, or an unknown option.
+        OutOfRange: a row or picture that is not there.
+    """
+    if on not in ("tokens", "pixels"):
+        raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
+    known = TOKEN_BASELINES if on == "tokens" else PICTURE_BASELINES
+    if not isinstance(baseline, str) or baseline not in known:
+        raise BadInput(f"on {on}, baseline= takes {' or '.join(map(repr, known))}; got {baseline!r}")
+    at_least("batch", batch, 1)
+    task, rows = task_of(vlm, trace, m, row, image, tokens, contrast)
+    return Removal(task, m, rows, on, baseline, batch, seed)
+
+
+def task_of(
+    vlm: VLM,
+    trace: Trace,
+    m: ImageMap,
+    row: int | None,
+    image: int,
+    tokens: Tokens,
+    contrast: str | Sequence[str] | None,
+    of: str = "logprob",
+) -> tuple[Task, tuple[int, ...]]:
+    """What the rows of a map explain, as a task, and the rows judged.
+
+    Args:
+        tokens: as it was given to ``lp.attribute``; None to read it from the map's own tokens.
+
+    Raises:
+        BadInput: a map of another picture, or of other tokens.
+        OutOfRange: a row or picture that is not there.
+    """
+    layout = placed(trace, image)
+    photograph = trace.images[image]
+    if m.image.size != photograph.size or m.image.convert("RGB").tobytes() != photograph.convert("RGB").tobytes():
+        raise BadInput(
+            f"this map is of another picture than picture {image} of the trace "
+            f"({m.image.size} against {photograph.size} pixels); pass the trace that it was made from"
+        )
+    m.row(row)  # refuses a row that is not there
+    found, answers = targets(vlm, trace, _spans(m, trace) if tokens is None else tokens, contrast)
+    told, own = [target.token.position for target in found], [token.position for token in m.tokens]
+    if told != own:
+        raise BadInput(
+            f"the map explains the tokens at {own}, tokens={tokens!r} names those at {told}; "
+            "pass what lp.attribute was given"
+        )
+    rows = tuple(range(len(m))) if row is None else (row % len(m),)
+    judged = tuple(found[number] for number in rows)
+    return Task(vlm, trace, layout, image % len(trace.images), judged, answers, of), rows
+
+
+def token_values(m: ImageMap, row: int, task: Task) -> FloatArray:
+    """[N] a row of ``m`` at each visual token: its own values, or the mean over the token's box; -inf where unseen."""
+    values = m.row(row).double().numpy()
+    if m.layout == task.layout:
+        return values
+    pixels = m.pixels(row)
+    seen = task.layout.to_tokens(~np.isnan(pixels)) > 0
+    return np.where(seen, task.layout.to_tokens(pixels), -np.inf)
+
+
+def at_least(name: str, number: Any, least: int) -> int:
+    """A whole number of at least ``least``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__") or number < least:
+        raise BadInput(f"{name}= takes a whole number of at least {least}; got {number!r}")
+    return int(number)
+
+
+def _spans(m: ImageMap, trace: Trace) -> list[list[int]]:
+    """The positions that each row of a map stands for: those that it names, else as many as spell its text."""
+    named = m.about.get("positions")
+    rows = named if isinstance(named, list) and len(named) == len(m) else [[]] * len(m)
+    return [
+        places
+        if places and places[0] == token.position and _said(trace, places) == token.text
+        else _spelled(m, trace, token)
+        for token, places in zip(m.tokens, rows, strict=True)
+    ]
+
+
+def _said(trace: Trace, places: Sequence[int]) -> str:
+    return "".join(trace.tokens[place].text for place in places if place < len(trace.tokens))
+
+
+def _spelled(m: ImageMap, trace: Trace, token: Token) -> list[int]:
+    """The positions from a token's place on whose text is its own; part of a letter may have no text of itself."""
+    first, end = token.position, token.position + 1
+    while end < len(trace.tokens) and len(_said(trace, range(first, end))) < len(token.text):
+        end += 1
+    said = _said(trace, range(first, end))
+    if said != token.text:
+        raise BadInput(
+            f"the map explains {token.text!r} at position {first}, where this trace says {said!r}; pass the trace that "
+            "the map was made from, and tokens= where a row's tokens do not stand together"
+        )
+    more = end < len(trace.tokens) and not trace.tokens[end].text
+    if more and end not in [other.position for other in m.tokens]:
+        raise BadInput(
+            f"the map explains {token.text!r} at position {first}, which may be one token or more; pass the tokens= "
+            "that it was made with"
+        )
+    return list(range(first, end))
+
+
+def _order(values: FloatArray, generator: np.random.Generator) -> IntArray:
+    return np.lexsort((generator.permutation(len(values)), -values))
+
+
+def _pixel_order(m: ImageMap, row: int, generator: np.random.Generator) -> IntArray:
+    """Pixels in reading order, sorted by value, then cell by cell, then at random."""
+    owner = owners(m.layout).ravel()
+    cells = np.append(generator.permutation(len(m.layout)), len(m.layout))  # the last is where nothing was seen
+    values = np.append(m.row(row).double().numpy(), -np.inf)
+    return np.lexsort((generator.permutation(len(owner)), cells[owner], -values[owner]))
+
+
+def _chance(target: Target, scores: FloatArray) -> FloatArray:
+    """A word's probability from its log-probability; from a difference of two, its share of both."""
+    if any(term.sign < 0 for term in target.terms):
+        return 1 / (1 + np.exp(-scores))
+    return np.exp(scores)

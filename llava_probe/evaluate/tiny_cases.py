@@ -1,0 +1,83 @@
+"""The tiny model's own data set: held-out scenes, where the right place of every answer is known to the pixel.
+
+cases = list(tiny_cases(range(100)))
+write_cases(cases, "tiny/")          # pictures, masks and JSON lines, to look at or to send on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from llava_probe import tiny
+from llava_probe.errors import BadInput
+from llava_probe.evaluate.cases import Case
+
+#: Kinds of question that rest on one object at a time. "Exists", "count" and "relation" rest on several or on none.
+KINDS = ("colour", "shape", "where", "text", "describe")
+
+
+def tiny_cases(seeds: Iterable[int], kinds: Sequence[str] = KINDS) -> Iterator[Case]:
+    """Cases of ``tiny.scene(seed)``, scene by scene.
+
+    Of a colour, shape, place or sign that is asked for, the word is the whole answer and the right place the object
+    asked about. A description gives a case for each object: the word is its shape (or "stop sign"), ``occurrence``
+    which time it is said, and ``function_words`` the words of the description that name nothing; the cases of one
+    description share picture and question.
+
+    Raises:
+        BadInput: a kind that is not one of ``KINDS``.
+    """
+    wrong = ", ".join(repr(kind) for kind in kinds if kind not in KINDS)
+    if isinstance(kinds, str) or wrong:
+        raise BadInput(f"kinds takes a list of some of {', '.join(KINDS)}; got {wrong or repr(kinds)}")
+    return (case for seed in seeds for case in _of_scene(tiny.scene(seed), kinds))
+
+
+def _of_scene(scene: tiny.Scene, kinds: Sequence[str]) -> Iterator[Case]:
+    for number, question in enumerate(scene.questions):
+        if question.kind == "describe" and "describe" in kinds:
+            yield from _described(scene, question, number)
+        elif question.kind in kinds:
+            yield _case(scene, question, f"{scene.seed}-{number}", question.objects[0], question.answer, None, ())
+
+
+def _described(scene: tiny.Scene, question: tiny.Question, number: int) -> Iterator[Case]:
+    function_words = _function_words(scene, question.answer)
+    said: dict[str, int] = {}
+    for place in question.objects:  # in the order of the description
+        word = scene.objects[place].kind
+        time = said.get(word, 0)
+        said[word] = time + 1
+        yield _case(scene, question, f"{scene.seed}-{number}-{place}", place, word, time, function_words)
+
+
+def _case(
+    scene: tiny.Scene,
+    question: tiny.Question,
+    name: str,
+    place: int,
+    word: str,
+    occurrence: int | None,
+    function_words: tuple[str, ...],
+) -> Case:
+    shown = scene.objects[place]
+    x0, y0, x1, y1 = map(float, shown.box)
+    return Case(
+        id=name,
+        image=scene.image,
+        question=question.question,
+        where=shown.mask,
+        word=word,
+        occurrence=occurrence,
+        answer=question.answer,
+        kind=question.kind,
+        boxes=((x0, y0, x1, y1),),
+        function_words=function_words,
+    )
+
+
+def _function_words(scene: tiny.Scene, answer: str) -> tuple[str, ...]:
+    """Each word of a description once, but for shapes, colours, places and what a sign says."""
+    content = {word for each in scene.objects for word in f"{each.kind} {each.colour} {each.place} {each.text}".split()}
+    words = (word.strip(".") for word in answer.split())
+    return tuple(dict.fromkeys(word for word in words if word not in content))
