@@ -123,7 +123,8 @@ def attribute(
 
     Returns:
         ImageMap with values [rows, N]; ``text`` holds the same for the other tokens, where the method has a value for
-        them; ``about["forwards"]`` and ``["backwards"]`` count the passes through the model.
+        them; ``about["forwards"]`` and ``["backwards"]`` count the passes through the model, and
+        ``about["positions"]`` lists each row's tokens.
 
     Raises:
         BadInput: an unknown method or option, or a contrast that the method has no meaning for.
@@ -181,6 +182,7 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
         about={
             "unit": found.unit,
             "of": task.quantity,
+            "positions": [[task.trace.prompt_length + step for step in target.steps(0)] for target in task.targets],
             "forwards": found.forwards,
             "backwards": found.backwards,
             **found.about,

@@ -3,16 +3,16 @@
 Achtibat et al. 2024, "AttnLRP" (arXiv 2402.05602): layer-wise relevance propagation with a rule for each operation of a
 transformer. Every rule is a change of that operation's gradient, so relevance at the decoder's entry is x ⊙ ∂'y/∂x:
 
-    linear layers, residuals, rotation      as they are (ε-rule, eq. 8, with ε → 0)
-    softmax inside attention                as it is (Taylor expansion, eq. 13)
-    q·k and A·v, gate·up                    half to each factor (uniform rule, eq. 14 and 15): a quarter to q and to k
-    RMSNorm, LayerNorm                      the length is a constant (identity rule, eq. 17)
+    linear layers, residuals, rotation      as they are (ε-rule, with ε → 0)
+    softmax inside attention                as it is (first Taylor term, proposition 3.1)
+    q·k and A·v, gate·up                    half to each factor (section 3.3.2): a half to v, a quarter to q and to k
+    RMSNorm, LayerNorm                      the length is a constant (identity rule, proposition 3.4)
     activations of one number               x·c with c = f(x)/x a constant (identity rule, eq. 9)
 
-No family is named here. Hooks change what they recognise by how it behaves, and the graph is read as it grows: an
-operation that is left without a rule (a router, a state space, a capped logit) is refused. What biases, and features
-that are added inside the decoder, give to the target is theirs: it reaches no position, and neither does what the
-softmax keeps of a logit's relevance.
+No family is named here. Hooks give their rule to modules that are recognised by how they behave, and the graph is read
+as it grows: an operation that is left without a rule (a router, a state space, a capped logit, a picture's features
+added inside the decoder) is refused. What a bias gives to the target is the bias's own and reaches no position; nor
+does what a softmax keeps of its logits' relevance.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,26 +49,29 @@ RULED = {"_Held", "_Shared"}
 _LONG, _ALIKE = 64.0, 0.05
 
 
-def attnlrp(task: Task) -> Found:
+def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
     """Layer-wise relevance of every position, signed: one forward pass and a backward pass a target.
 
     Args:
-        task: what is explained; with ``of="logit"`` and a model without biases the positions sum to the logit, less
-            what the softmax of attention keeps.
+        task: what is explained; the positions sum to a logit (``of="logit"``), less what biases and softmax keep.
+        checkpoint: keep one block's activations at a time.
 
     Raises:
-        BadModel: a module of the decoder computes something that has no rule; the message names both.
+        BadModel: something in the decoder has no rule; the message names it and the module that computes it.
     """
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     backwards = 0
     for number in range(len(task.answers)):
-        with forward(task, number, around=lambda: propagating(task.vlm.anatomy)) as run:
+        around = partial(propagating, task.vlm.anatomy)
+        with forward(task, number, around=around, checkpoint=checkpoint) as run:
             for row, target, last in run:
                 (slope,) = run.gradients(target, [run.entry], last=last)
                 found = (run.entry.detach().double() * slope.double())[0].sum(-1)
                 rows[row] += spread(task, number, found)
                 backwards += 1
-    return Found(rows, unit="relevance", forwards=len(task.answers), backwards=backwards)
+    return Found(
+        rows, unit="relevance", forwards=len(task.answers), backwards=backwards, about={"checkpoint": checkpoint}
+    )
 
 
 @contextmanager

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from llava_probe.anatomy import Anatomy
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel, NotANumber
@@ -67,7 +69,7 @@ def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> F
             at, column = places[earlier], ids.index(term.token)
             text, m = active[at, column], active[visual, column]
             if interference:
-                other = torch.tensor([True for index in earlier], dtype=torch.bool)
+                other = torch.tensor([words[index].text != token.text for index in earlier], dtype=torch.bool)
                 m = without_interference(m, active[visual][:, own[earlier[other]]].T, text[other])
             m, text = scaled(m, text)
             found = torch.zeros(task.fed, dtype=torch.float64)
@@ -158,7 +160,7 @@ def _activations(task: Task, ids: Sequence[int]) -> Tensor:
     anatomy = task.vlm.anatomy
     name = type(anatomy.model).__name__
     states = _states(task)
-    head: Any = anatomy.model.get_output_embeddings() or anatomy.generator.get_output_embeddings()
+    head = _head(anatomy)
     weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
     if weight is None or weight.is_meta or not weight.is_floating_point() or weight.shape[1:] != states.shape[1:]:
         raise BadModel(
@@ -173,6 +175,16 @@ def _activations(task: Task, ids: Sequence[int]) -> Tensor:
     if not bool(torch.isfinite(logits).all()):
         raise NotANumber(f"states behind the final norm of {name} are NaN or infinite; load it in bfloat16 or float32")
     return logits.clamp(min=0).double().cpu()
+
+
+def _head(anatomy: Anatomy) -> Any:
+    """The output embedding of the outermost model around the decoder that has one."""
+    around = (
+        part
+        for part in anatomy.model.modules()
+        if isinstance(part, PreTrainedModel) and any(inner is anatomy.decoder.owner for inner in part.modules())
+    )
+    return next((head for part in around if (head := part.get_output_embeddings()) is not None), None)
 
 
 def _states(task: Task) -> Tensor:
