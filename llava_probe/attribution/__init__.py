@@ -51,12 +51,15 @@ class Method:
     Attributes:
         run: takes a ``Task`` and the method's own options.
         family: ``"attention"``, ``"gradient"``, ``"propagation"``, ``"activation"``, ``"perturbation"`` or ``"heads"``.
-        contrasts: whether it can explain one word rather than another, and longer targets by their likelihood.
+        contrasts: whether it can explain one word rather than another.
+        of: what it was published with. Relevance is no multiple of its target's gradient: near certainty, where
+            log-probabilities hardly move, all but its first step would fade away.
     """
 
     run: Callable[..., Found]
     family: str
     contrasts: bool = True
+    of: str = "logprob"
 
     @property
     def about(self) -> str:
@@ -84,8 +87,8 @@ METHODS: Mapping[str, Method] = {
     "input_x_gradient": Method(input_x_gradient, "gradient"),
     "llava_cam": Method(llava_cam, "gradient"),
     "integrated_gradients": Method(integrated_gradients, "gradient"),
-    "relevance": Method(relevance, "propagation"),
-    "attnlrp": Method(attnlrp, "propagation"),
+    "relevance": Method(relevance, "propagation", of="logit"),
+    "attnlrp": Method(attnlrp, "propagation", of="logit"),
     "tam": Method(tam, "activation", contrasts=False),
     "localisation_heads": Method(localisation_heads, "heads", contrasts=False),
     "occlusion": Method(occlusion, "perturbation"),
@@ -102,7 +105,7 @@ def attribute(
     *,
     contrast: str | Sequence[str] | None = None,
     text: str | None = None,
-    of: str = "logprob",
+    of: str | None = None,
     **options: Any,
 ) -> ImageMap:
     """Explain tokens of an answer by one picture.
@@ -118,7 +121,7 @@ def attribute(
         contrast: explain why this word rather than that one: their log-probabilities' difference in that place. One
             word, or one for each row.
         text: another answer, scored and explained in place of the model's own.
-        of: ``"logprob"`` (nats) or ``"logit"``.
+        of: ``"logprob"`` (nats) or ``"logit"``; what the method was published with when None.
         **options: of the method, as ``lp.METHODS[method].options`` lists them.
 
     Returns:
@@ -145,12 +148,12 @@ def prepared(
     *,
     contrast: str | Sequence[str] | None = None,
     text: str | None = None,
-    of: str = "logprob",
+    of: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task of one ``attribute`` call, checked; several methods may share it."""
     chosen = _method(method, options or {})
-    if of not in QUANTITIES:
+    if of is not None and of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
     if contrast is not None and not chosen.contrasts:
         raise BadInput(f"{method} looks at no particular word, so it knows no contrast; try relevance or occlusion")
@@ -164,7 +167,9 @@ def prepared(
 
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
     """The map of one method for a prepared task."""
-    found = _method(method, options or {}).run(task, **(options or {}))
+    chosen = _method(method, options or {})
+    task = task.measured(chosen.of)
+    found = chosen.run(task, **(options or {}))
     layout = found.layout or task.layout
     values, beside = found.values, None
     if found.positions is not None:

@@ -75,7 +75,7 @@ class Target:
         """The steps of one continuation that it rests on."""
         return sorted({term.step for term in self.of(continuation)})
 
-    def value(self, continuation: int, logits: Tensor, quantity: str) -> Tensor:
+    def value(self, continuation: int, logits: Tensor, quantity: str | None) -> Tensor:
         """[...] one continuation's part of the target, from its logits [..., steps, V], in float32 at least."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = logits.new_zeros(logits.shape[:-2])
@@ -84,7 +84,7 @@ class Target:
         return total
 
 
-def _measured(logits: Tensor, token: int, quantity: str) -> Tensor:
+def _measured(logits: Tensor, token: int, quantity: str | None) -> Tensor:
     """A token's logit, or its log-probability with a gradient that is right near certainty too.
 
     log p = -softplus(logsumexp of the others - own): where p rounds to one, log_softmax's gradient loses the token
@@ -117,7 +117,7 @@ class Task:
         layout: where the visual tokens of the explained picture lie; ``image``: which picture it is.
         targets: one for each row of the map.
         answers: ids of each continuation of the prompt: the answer, then contrasts of several tokens.
-        quantity: ``"logprob"`` or ``"logit"``.
+        quantity: ``"logprob"`` or ``"logit"``; None for what each method was published with.
     """
 
     vlm: VLM
@@ -126,7 +126,15 @@ class Task:
     image: int
     targets: tuple[Target, ...]
     answers: tuple[tuple[int, ...], ...]
-    quantity: str = "logprob"
+    quantity: str | None = None
+
+    def measured(self, quantity: str) -> Task:
+        """The same with this quantity, where none was asked for; the processor does not run again."""
+        if self.quantity is not None:
+            return self
+        settled = replace(self, quantity=quantity)
+        settled.__dict__["continuations"] = self.continuations
+        return settled
 
     @property
     def fed(self) -> int:

@@ -81,3 +81,20 @@ def _function_words(scene: tiny.Scene, answer: str) -> tuple[str, ...]:
     content = {word for each in scene.objects for word in f"{each.kind} {each.colour} {each.place} {each.text}".split()}
     words = (word.strip(".") for word in answer.split())
     return tuple(dict.fromkeys(word for word in words if word not in content))
+
+
+def one_question_a_scene(seeds: Iterable[int], described: int = 25) -> Iterator[Case]:
+    """One question of each scene, of the four kinds in turn as far as the scene has them; now and then a description.
+
+    Args:
+        seeds: of the scenes.
+        described: every so many scenes, the description is asked for too; 0 for never.
+    """
+    asked = [kind for kind in KINDS if kind != "describe"]
+    for number, seed in enumerate(seeds):
+        scene = tiny.scene(seed)
+        turn = [asked[(number + step) % len(asked)] for step in range(len(asked))]
+        found = [case for kind in turn for case in _of_scene(scene, [kind])]
+        yield from found[:1]
+        if described and number % described == 0:
+            yield from _of_scene(scene, ["describe"])

@@ -1,0 +1,50 @@
+"""What is ranked: every method, with the options that change what it says, and the baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the leaderboard.
+
+    Attributes:
+        method: one of ``lp.METHODS``; ``options``: its own.
+        costly: whether it takes tens or hundreds of passes a case.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    costly: bool = False
+
+
+#: By the name that tables show. Budgets of the perturbations are passes for each case.
+ENTRIES: Mapping[str, Entry] = {
+    "attention": Entry("attention"),
+    "attention, last layer": Entry("attention", {"layers": -1}),
+    "relative attention": Entry("relative_attention"),
+    "rollout": Entry("rollout"),
+    "attention × gradient": Entry("attention_gradient"),
+    "gradient": Entry("gradient"),
+    "gradient of pixels": Entry("gradient", {"on": "pixels"}),
+    "input × gradient": Entry("input_x_gradient"),
+    "input × gradient of pixels": Entry("input_x_gradient", {"on": "pixels"}),
+    "integrated gradients": Entry("integrated_gradients", {"steps": 16}, costly=True),
+    "integrated gradients of pixels": Entry("integrated_gradients", {"on": "pixels", "steps": 16}, costly=True),
+    "LLaVA-CAM": Entry("llava_cam"),
+    "relevance": Entry("relevance"),
+    "relevance through the tower": Entry("relevance", {"through": "tower"}),
+    "AttnLRP": Entry("attnlrp"),
+    "TAM": Entry("tam"),
+    "localisation heads": Entry("localisation_heads"),
+    "occlusion": Entry("occlusion", costly=True),
+    "occlusion, 3 × 3": Entry("occlusion", {"window": 3}, costly=True),
+    "occlusion of pixels": Entry("occlusion", {"on": "pixels", "budget": 50}, costly=True),
+    "RISE": Entry("rise", {"budget": 100}, costly=True),
+    "RISE of pixels": Entry("rise", {"on": "pixels", "budget": 60}, costly=True),
+}
+
+BASELINES = ("centre prior", "edges", "random", "attention of another picture")
