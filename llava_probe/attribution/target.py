@@ -216,7 +216,7 @@ def targets(
 def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
     """The steps of each target."""
     if tokens is None:
-        words = divided(trace.generated, trace.spellings.special | _ended(trace))
+        words = [_bare(trace, word) for word in divided(trace.generated, trace.spellings.special | _ended(trace))]
         content = [word for word in words if _plain(trace, word) not in FUNCTION_WORDS | {""}]
         return content or words or [list(range(len(trace.generated)))]
     if isinstance(tokens, str):
@@ -276,6 +276,12 @@ def _ended(trace: Trace) -> frozenset[int]:
 def _plain(trace: Trace, span: Sequence[int]) -> str:
     text = "".join(trace.generated[step].text for step in span)
     return "".join(letter for letter in text if letter.isalnum()).casefold()
+
+
+def _bare(trace: Trace, word: list[int]) -> list[int]:
+    """A word without the tokens of punctuation around it, where it is more than that."""
+    spelled = [step for step in word if _plain(trace, [step])]
+    return list(range(spelled[0], spelled[-1] + 1)) if spelled else word
 
 
 def _joined(trace: Trace, span: Sequence[int]) -> Token:

@@ -203,7 +203,8 @@ def _blind(vlm: VLM, image: Image.Image, case: Case, trace: Trace) -> bool:
 
 
 def _maps(task: Task, plan: Plan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:
-    maps, told = {}, {}
+    maps: dict[str, ImageMap] = {}
+    told: dict[str, dict[str, Any]] = {}
     for name, entry in plan.runs():
         started = time.perf_counter()
         try:
@@ -274,9 +275,8 @@ def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -
     photograph = trace.images[task.image].convert("RGB")
     hidden = Image.composite(blank(photograph, "mean"), photograph, Image.fromarray(mask))
     names = ("whole", "without its tokens", "its tokens alone", "without others")
-    return dict(zip(names, tokens, strict=True)) | {
-        "without its pixels": float(picture_scores(task, [hidden])[0, 0].exp())
-    }
+    painted = float(picture_scores(task, [hidden])[0, 0].exp())
+    return {**dict(zip(names, tokens, strict=True)), "without its pixels": painted}
 
 
 def _on_a_random_model(

@@ -1,0 +1,134 @@
+"""The leaderboard as a folder: every method scored on pictures whose truth is known, a page and figures.
+
+    leaderboard.md               which methods find the right place, beside what knows nothing
+    leaderboard.png              their scores by kind of question, with intervals
+    leaderboard_agreement.png    who agrees with whom
+    leaderboard_maps.png         one word of one picture under each method
+
+Scores go to a folder of their own first, a line a question, so a run that was cut off goes on where it was, and several
+machines can share the questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llava_probe.attribution import LocalisationHeads, explained_by, find_heads, prepared
+from llava_probe.errors import BadFile, BadInput, ProbeError
+from llava_probe.evaluate.cases import Case, read_cases
+from llava_probe.evaluate.leaderboard import Leaderboard
+from llava_probe.evaluate.scoring import Plan, score_cases
+from llava_probe.evaluate.tiny_cases import one_question_a_scene
+from llava_probe.images import open_image
+from llava_probe.model import VLM
+from llava_probe.view.canvas import save_figure
+from llava_probe.view.folder import made
+from llava_probe.view.leaderboard_figures import agreement_figure, leaderboard_figure, methods_figure
+from llava_probe.view.leaderboard_page import leaderboard_page
+
+#: Scenes that choose the localisation heads: held out like the scored ones, and none of them.
+CHOOSING = range(900_000, 900_120)
+#: Questions that get deletion, insertion, agreement and random layers too.
+CLOSER = 44
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a leaderboard is made of.
+
+    Attributes:
+        cases: a file of JSON lines (``evaluate.read_cases``); None for the tiny model's scenes.
+        scenes: how many scenes, where there is no file.
+        heads: how many questions of a file choose the localisation heads; none of these is scored.
+        closer: how many questions are looked at closely.
+    """
+
+    cases: Path | None = None
+    scenes: int = 500
+    heads: int = 60
+    closer: int = CLOSER
+
+    def read(self) -> tuple[list[tuple[Any, str]], Iterable[Case]]:
+        """Pictures and questions that choose the heads, and the cases that are scored.
+
+        Raises:
+            BadInput: a file with too few cases.
+        """
+        if self.cases is None:
+            choosing = [(case.image, case.question) for case in one_question_a_scene(CHOOSING, described=0)]
+            return choosing, one_question_a_scene(range(self.scenes))
+        found = list(read_cases(self.cases))
+        pictures = list(dict.fromkeys(case.picture for case in found))
+        chosen = set(pictures[: min(self.heads, len(pictures) // 3)])
+        scored = [case for case in found if case.picture not in chosen]
+        if not scored:
+            raise BadInput(f"{self.cases} holds no cases")
+        return [(open_image(case.image), case.question) for case in found if case.picture in chosen], scored
+
+
+def score(vlm: VLM, wanted: Wanted, scores: str | Path, part: tuple[int, int] = (1, 1)) -> Path:
+    """Score one part of the questions; what ``scores`` holds already is not done again.
+
+    Raises:
+        BadInput, BadFile: as for ``score_cases``.
+    """
+    choosing, cases = wanted.read()
+    return score_cases(
+        vlm, cases, scores, Plan(heads=_heads(vlm, choosing), closer=wanted.closer, random=wanted.closer), part=part
+    )
+
+
+def write_leaderboard(
+    vlm: VLM, wanted: Wanted, scores: str | Path, folder: str | Path, *, model: str, command: str
+) -> list[Path]:
+    """Write page and figures of all parts that are in ``scores``.
+
+    Args:
+        vlm: draws the one picture under each method.
+        wanted: as it was scored.
+        scores: the folder of scores; ``folder``: where page and figures go.
+        model: its name on the page; ``command``: what made it.
+
+    Raises:
+        BadInput: no scores there.
+        BadFile: the folder cannot be written to.
+    """
+    board = Leaderboard.read(scores)
+    target = made(folder)
+    written = [save_figure(leaderboard_figure(board), target / "leaderboard.png")]
+    if board.agreement() is not None:
+        written.append(save_figure(agreement_figure(board), target / "leaderboard_agreement.png"))
+    written.append(save_figure(_example(vlm, wanted, board), target / "leaderboard_maps.png"))
+    page = leaderboard_page(board, model, command, [path.name for path in written])
+    try:
+        (target / "leaderboard.md").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"the page could not be written to {target}: {error}") from error
+    return [target / "leaderboard.md", *written]
+
+
+def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads | None:
+    """The model's localisation heads; None where none can be chosen, and that entry is left out."""
+    try:
+        return find_heads(vlm, choosing)
+    except ProbeError:
+        return None
+
+
+def _example(vlm: VLM, wanted: Wanted, board: Leaderboard) -> Any:
+    """The first question that was answered right, under every entry that runs."""
+    choosing, cases = wanted.read()
+    right = {line["question"] for line in board.right if line["kind"] != "describe"}
+    case = next((case for case in islice(cases, 1000) if case.id in right), None)
+    if case is None:
+        raise BadInput("none of the first questions was answered right, so there is no picture to show")
+    trace = vlm.generate(case.image, case.question)
+    task = prepared(vlm, trace, "attention", tokens="answer" if case.word is None else case.word)
+    plan = Plan(heads=_heads(vlm, choosing))
+    runs = {name: entry for name, entry in plan.runs() if board.refused(name) is None}
+    maps = {name: explained_by(task, entry.method, plan.options(entry)) for name, entry in runs.items()}
+    return methods_figure(maps, case.mask())

@@ -1,0 +1,299 @@
+"""The leaderboard in words: which methods find the right place, which beat what knows nothing, and what each costs.
+
+Every sentence with a figure in it is made from the scores, so the page cannot say what was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llava_probe.evaluate.entries import BASELINES
+from llava_probe.view.leaderboard_figures import SPOKEN
+
+if TYPE_CHECKING:
+    from llava_probe.evaluate.leaderboard import Leaderboard
+    from llava_probe.evaluate.summary import Difference, Score
+
+
+def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Sequence[str] = ()) -> str:
+    """The page, as Markdown.
+
+    Args:
+        board: the scores.
+        model: what was explained; ``command``: what makes the page again.
+        figures: file names of the figures to show, the leaderboard first.
+    """
+    parts = [
+        f"# Which explanation finds the right place? ({model})",
+        _opening(board, model, command),
+        *[f"![]({name})" for name in figures[:1]],
+        "## Where each method points",
+        _places(board),
+        _intervals(board),
+        "## Which beat what knows nothing",
+        _verdicts(board),
+        "## With the language model's layers random",
+        _random(board),
+        "## Does what it marks matter to the model?",
+        _curves(board),
+        *_descriptions(board),
+        "## Where they disagree",
+        _disagreement(board),
+        *[f"![]({name})" for name in figures[1:]],
+        "## What each costs",
+        _costs(board),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _opening(board: Leaderboard, model: str, command: str) -> str:
+    pictures = len({line["picture"] for line in board.lines})
+    blind = [line for line in board.right if line["blind"]]
+    tiny = (
+        "**A ranking on a tiny model is no evidence for a 7B one.** It shows which methods can find a place that is "
+        "known to the pixel, on one small model with habits of its own. The ranking of your model on your pictures:\n\n"
+        "    llava-probe leaderboard --model llava-hf/llava-1.5-7b-hf --dtype bfloat16 --device-map auto \\\n"
+        "        --cases mine.jsonl --out leaderboard/\n\n"
+        if model == "tiny"
+        else ""
+    )
+    return (
+        f"{tiny}{len(board.lines)} questions about {pictures} pictures; {len(board.right)} were answered right and are "
+        f"scored. {len(blind)} of these get the same answer about a blank grey picture: they are left out of every "
+        "table here and told apart below. An entry's *top token touches* where the token with its largest value "
+        "overlaps the object, its *peak is inside* where that token's centre is on the object, *average precision* "
+        "ranks all pixels. Intervals are 95 %, from drawing pictures again 2,000 times. Made by\n\n"
+        f"    {command}"
+    )
+
+
+def _named(kind: str) -> str:
+    return SPOKEN.get(kind, kind)
+
+
+def _share(score: Score | None) -> str:
+    return "" if score is None else f"{score.mean:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _places(board: Leaderboard) -> str:
+    head = ["", *(f"{_named(kind)}: touches / inside / AP" for kind in board.kinds), "all: touches / inside / AP"]
+    rows = []
+    for name in board.names:
+        cells = [
+            " / ".join(_share(board.score(name, measure, kind)) for measure in ("touches", "inside", "precision"))
+            for kind in (*board.kinds, None)
+        ]
+        rows.append([f"*{name}*" if name in BASELINES else name, *cells])
+    counts = ", ".join(
+        f"{score.cases} {_named(kind)}"
+        for kind in board.kinds
+        if (score := board.score(board.names[0], "inside", kind))
+    )
+    return f"{_table(head, rows)}\n\nCases: {counts}. Baselines in italics."
+
+
+def _intervals(board: Leaderboard) -> str:
+    rows = [
+        [name, *(_interval(board.score(name, "inside", kind)) for kind in board.kinds)]
+        for name in board.names
+        if name not in BASELINES
+    ]
+    told = _table(["peak inside", *(_named(kind) for kind in board.kinds)], rows)
+    blind = [
+        f"{name} {score.mean:.2f} ({score.cases})"
+        for name in board.names
+        if (score := board.score(name, "inside", blind=True)) is not None
+    ]
+    apart = f"\n\nPeak inside where a blank picture gets the same answer: {', '.join(blind)}." if blind else ""
+    best = []
+    for kind in board.kinds:
+        ranked = sorted(board.methods, key=lambda name: _mean(board.score(name, "inside", kind)), reverse=True)
+        best.append(f"{_named(kind)} {ranked[0]} ({_interval(board.score(ranked[0], 'inside', kind))})")
+    return f"{told}\n\nThe best of each kind: {'; '.join(best)}.{apart}"
+
+
+def _mean(score: Score | None) -> float:
+    return float("-inf") if score is None else score.mean
+
+
+def _interval(score: Score | None) -> str:
+    return "" if score is None else f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]"
+
+
+def _verdicts(board: Leaderboard) -> str:
+    head = [
+        "average precision",
+        "minus centre prior",
+        "minus edges",
+        "minus raw attention",
+        "peak inside minus attention",
+    ]
+    rows: list[list[str]] = []
+    above: list[str] = []
+    below: list[str] = []
+    better: list[str] = []
+    for name in board.methods:
+        centre, edge, attention = (
+            board.beside(name, other, "precision") for other in ("centre prior", "edges", "attention")
+        )
+        inside = board.beside(name, "attention", "inside")
+        rows.append(
+            [
+                name,
+                _apart(centre),
+                _apart(edge),
+                *((_apart(attention), _apart(inside)) if name != "attention" else ("", "")),
+            ]
+        )
+        if centre is not None:
+            (above if centre.low > 0 else below).append(name)
+        if name != "attention" and inside is not None and inside.low > 0:
+            better.append(name)
+    sentences = [
+        f"{len(above)} of {len(board.methods)} methods beat the centre prior in average precision (paired interval)."
+    ]
+    if below:
+        sentences.append(f"These do not: {', '.join(below)}.")
+    sentences.append(
+        f"Better than raw attention at putting the peak inside, by a paired interval: {', '.join(better)}."
+        if better
+        else "Nothing puts its peak inside more often than raw attention, by a paired interval."
+    )
+    return " ".join(sentences) + "\n\n" + _table(head, rows) + _removal(board)
+
+
+def _apart(found: Difference | None) -> str:
+    return "" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+
+
+def _removal(board: Leaderboard) -> str:
+    """What a method on visual tokens could find at all."""
+    rows = []
+    for kind in board.kinds:
+        found = board.removal(kind)
+        if found:
+            rows.append([_named(kind), *(f"{value:.2f}" for value in found.values())])
+            names = list(found)
+    if not rows:
+        return ""
+    return (
+        "\n\nWhat there is to find: the word's probability with the whole picture, with the object's own visual tokens "
+        "replaced by the mean token, with these alone left, with as many other tokens replaced, and with the object's "
+        "pixels painted over in the photograph.\n\n" + _table(["", *names], rows)
+    )
+
+
+def _random(board: Leaderboard) -> str:
+    rows, stay = [], []
+    for name in board.methods:
+        trained, drawn = board.trained(name, "precision"), board.random(name, "precision")
+        if drawn is None:
+            continue
+        rows.append(
+            [
+                name,
+                _share(board.trained(name, "inside")),
+                _share(board.random(name, "inside")),
+                _share(trained),
+                _interval(drawn),
+            ]
+        )
+        for measure in ("inside", "precision"):
+            found = board.random(name, measure)
+            floor = max(_top(board.trained(other, measure)) for other in ("centre prior", "random"))
+            if found is not None and found.low > floor:
+                stay.append(f"{name} ({measure}: {_interval(found)})")
+    if not rows:
+        return ""
+    for other in ("centre prior", "random", "edges"):
+        rows.append(
+            [f"*{other}*", _share(board.trained(other, "inside")), "", _interval(board.trained(other, "precision")), ""]
+        )
+    verdict = (
+        f"These stay above the centre prior and the random map without the model's knowledge: {', '.join(stay)}."
+        if stay
+        else "Every method falls to the level of the centre prior or of the random map."
+    )
+    count = board.random(board.methods[0], "inside")
+    return (
+        f"All weights of the language model's blocks drawn anew (Adebayo et al. 2018), the same words explained on "
+        f"{count.cases if count else 0} questions; a map that is still right never came from the model. {verdict}\n\n"
+        + _table(["", "inside", "inside, random layers", "average precision", "average precision, random layers"], rows)
+    )
+
+
+def _top(score: Score | None) -> float:
+    return float("-inf") if score is None else score.high
+
+
+def _curves(board: Leaderboard) -> str:
+    rows = []
+    for name in board.names:
+        deletion, insertion = board.curve(name, "deletion"), board.curve(name, "insertion")
+        if deletion is not None:
+            rows.append([f"*{name}*" if name in BASELINES else name, _interval(deletion), _interval(insertion)])
+    if not rows:
+        return ""
+    count = board.curve(board.names[0], "deletion")
+    return (
+        f"Visual tokens replaced by their mean in the map's order, and put back in it ({count.cases if count else 0} "
+        "questions): the area under the word's probability. Deletion should be low, insertion high.\n\n"
+        + _table(["", "deletion", "insertion"], rows)
+    )
+
+
+def _descriptions(board: Leaderboard) -> list[str]:
+    rows = [
+        [f"*{name}*" if name in BASELINES else name, *(f"{value:.2f}" for value in found)]
+        for name in board.names
+        if (found := board.words(name)) is not None
+    ]
+    if not rows:
+        return []
+    count = sum(line["kind"] == "describe" for line in board.right)
+    return [
+        "## The words of a description",
+        f"{count} descriptions, each object's word against that object, three function words against darkness (TAM's "
+        "measures: IoU at Otsu's threshold, share of pixels darker than nouns are on average, their harmonic mean).",
+        _table(["", "Obj-IoU", "Func-IoU", "F1-IoU"], rows),
+    ]
+
+
+def _disagreement(board: Leaderboard) -> str:
+    found = board.agreement()
+    if found is None:
+        return ""
+    names, values = found
+    pairs = [
+        (values[i, j], names[i], names[j])
+        for i in range(len(names))
+        for j in range(i)
+        if names[i] not in BASELINES and names[j] not in BASELINES and not np.isnan(values[i, j])
+    ]
+    pairs.sort()
+    low = "; ".join(f"{one} and {other} ({value:.2f})".replace("-0", "−0") for value, one, other in pairs[:4])
+    high = "; ".join(f"{one} and {other} ({value:.2f})" for value, one, other in pairs[::-1][:4])
+    return f"Mean rank correlation of two methods' maps over the visual tokens. Least alike: {low}. Most alike: {high}."
+
+
+def _costs(board: Leaderboard) -> str:
+    rows = [
+        [name, f"{cost[0]:.2f}", f"{cost[1]:.0f}", f"{cost[2]:.0f}"]
+        for name in board.methods
+        if (cost := board.cost(name)) is not None
+    ]
+    refused = [f"{name}: {why}" for name in dict.fromkeys(_all_entries(board)) if (why := board.refused(name))]
+    told = _table(["", "seconds a word (median)", "forward passes", "backward passes"], rows)
+    return told + ("\n\nNot run: " + "; ".join(refused) + "." if refused else "")
+
+
+def _all_entries(board: Leaderboard) -> list[str]:
+    return [name for line in board.right[:1] for name in line["entries"]]
