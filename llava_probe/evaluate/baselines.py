@@ -70,7 +70,10 @@ def of_another(m: ImageMap, like: ImageMap) -> ImageMap:
 
 def _made(like: ImageMap, values: Any, method: str, about: Any) -> ImageMap:
     rows = torch.as_tensor(values, dtype=torch.float32).expand(like.values.shape).clone()
-    return replace(like, values=rows, method=method, marked=None, about=dict(about))
+    about = {name: value for name, value in about.items() if name != "positions"}
+    if "positions" in like.about:  # what the rows explain is the same, whatever they hold
+        about["positions"] = like.about["positions"]
+    return replace(like, values=rows, method=method, marked=None, about=about)
 
 
 def _smoothed(difference: FloatArray) -> FloatArray:

@@ -111,6 +111,7 @@ def score_cases(
     path = target / f"scores-{number}-of-{parts}.jsonl"
     try:
         target.mkdir(parents=True, exist_ok=True)
+        _drop_cut_line(path)
         done = {line["question"] for line in read_scores([path])}
         last: ImageMap | None = None
         with path.open("a", encoding="utf-8") as file:
@@ -137,6 +138,13 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Take away the end of a line that was being written when a run was killed: the next would be stuck to it."""
+    written = path.read_bytes() if path.is_file() else b""
+    if not written.endswith(b"\n") and written:
+        path.write_bytes(written[: written.rfind(b"\n") + 1])
 
 
 def _scored(

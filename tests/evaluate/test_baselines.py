@@ -27,6 +27,16 @@ def test_a_baseline_has_the_tokens_picture_and_layout_of_its_model(make, layout)
     assert make(like).values.equal(made.values)
 
 
+@pytest.mark.parametrize("make", MADE)
+def test_a_baseline_knows_which_tokens_its_rows_stand_for(make):
+    layout = LAYOUTS[0]
+    plain = map_on(layout, np.random.default_rng(0).random((2, len(layout))))
+    assert "positions" not in make(plain).about
+    like = replace(plain, about={"positions": [[3, 4], [7]]})
+    assert make(like).about["positions"] == [[3, 4], [7]]
+    assert of_another(replace(plain, about={"positions": [[9], [10]]}), like).about["positions"] == [[3, 4], [7]]
+
+
 def test_the_prior_is_the_gaussian_at_the_photographs_centre():
     """An impulse at the centre, blurred by scipy; on tokens of one pixel each."""
     layout = grid_layout((41, 21), 21, 41)

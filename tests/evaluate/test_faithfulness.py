@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from importlib import import_module
 
 import captum.metrics
 import numpy as np
@@ -15,12 +16,14 @@ from plain_passes import plain_logits, plain_scores
 import llava_probe as lp
 from llava_probe import ImageMap, tiny
 from llava_probe.evaluate import centre_prior, removing, tiny_cases
-from llava_probe.evaluate import infidelity as infidelity_file
-from llava_probe.evaluate import sensitivity as sensitivity_file
 from llava_probe.evaluate.faithfulness import comprehensiveness, deletion_insertion, sufficiency
 from llava_probe.evaluate.infidelity import infidelity, random_removals
 from llava_probe.evaluate.removing import Removal, Step, removal_of
 from llava_probe.evaluate.sensitivity import noisy, sensitivity
+
+# The package has functions of these names.
+infidelity_file = import_module("llava_probe.evaluate.infidelity")
+sensitivity_file = import_module("llava_probe.evaluate.sensitivity")
 
 
 @pytest.fixture(scope="module")
