@@ -3,8 +3,9 @@
     python benchmarks/gpu.py
 
 Runs ``lp.check`` (tokens, rows, places) on a random LLaVA of 7B shape in bf16 with each kernel that the card has (those
-of sdpa: flash, cuDNN, memory-efficient; flash-attn where it is installed) and under ``device_map``, then
-``benchmarks/capture.py --shape 7b``.
+of sdpa: flash, cuDNN, memory-efficient; flash-attn where it is installed) and under ``device_map``, compares relevance
+beside each kernel with autograd through eager attention, with and without checkpoints, then runs
+``benchmarks/capture.py`` and ``benchmarks/attribution.py`` at that shape.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from capture import build
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llava_probe as lp
+from llava_probe import evaluate
 
 KERNELS = {
     "sdpa, flash": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
@@ -45,14 +49,33 @@ def main() -> None:
     del vlm
     gc.collect()
     torch.cuda.empty_cache()
-    subprocess.run([sys.executable, str(Path(__file__).with_name("capture.py")), "--shape", "7b"], check=True)
+    here = Path(__file__)
+    subprocess.run([sys.executable, str(here.with_name("capture.py")), "--shape", "7b"], check=True)
+    costs = ["--shape", "7b", "--dtype", "bfloat16", "--device", "cuda"]
+    subprocess.run([sys.executable, str(here.with_name("attribution.py")), *costs], check=True)
     sys.exit(0 if held else 1)
 
 
 def _checked(vlm: lp.VLM, name: str) -> bool:
     found = lp.check(vlm)
     print(f"\n{name}\n{found}", flush=True)
-    return found.ok
+    return found.ok and _explained(vlm)
+
+
+def _explained(vlm: lp.VLM) -> bool:
+    """Whether relevance beside this kernel ranks the visual tokens as autograd through eager attention does."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    trace = vlm.generate(picture, "What is this?", max_new_tokens=2)
+    maps = [
+        lp.attribute(vlm, trace, "relevance", tokens=trace.prompt_length, checkpoint=each) for each in (False, True)
+    ]
+    before = vlm.model.config._attn_implementation
+    vlm.model.set_attn_implementation("eager")
+    slow = lp.attribute(vlm, trace, "relevance", tokens=trace.prompt_length)
+    vlm.model.set_attn_implementation(before)
+    alike = [evaluate.spearman(m, slow, 0) for m in maps]
+    print(f"relevance against eager's, rank correlation: {alike[0]:.3f}, with checkpoints {alike[1]:.3f}", flush=True)
+    return min(alike) > 0.9
 
 
 if __name__ == "__main__":
