@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint families tiny benchmark figures notebooks
+.PHONY: demo test lint families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -24,13 +24,22 @@ families: $(VENV)/.dev
 tiny: $(VENV)/.dev
 	$(BIN)/python -m llava_probe.tiny.train --out llava_probe/tiny/weights
 
-# Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts.
+# Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts and of relevance.
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/capture.py
 	$(BIN)/python benchmarks/layouts.py
+	$(BIN)/python benchmarks/attribution.py
 
 figures: $(VENV)/.dev
 	$(BIN)/python figures/make.py
+
+# Every method of attribution on 500 held-out scenes, in two processes: about an hour and a half on two cores. What is in
+# build/leaderboard is not scored again.
+leaderboard: $(VENV)/.dev
+	for part in 1/2 2/2; do \
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --part $$part --scores build/leaderboard & \
+	done; wait
+	$(BIN)/llava-probe leaderboard --scores build/leaderboard --out figures
 
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev

@@ -88,7 +88,7 @@ def score_cases(
     Args:
         vlm: the model.
         cases: those of one question next to each other.
-        folder: for ``scores-1-of-1.jsonl``; what is there already is not done again.
+        folder: for ``scores-1-of-1.jsonl``; what any part in it holds already is not done again.
         plan: which entries; all of them by default.
         part: which share of the questions, and of how many.
 
@@ -112,7 +112,7 @@ def score_cases(
     try:
         target.mkdir(parents=True, exist_ok=True)
         _drop_cut_line(path)
-        done = {line["question"] for line in read_scores([path])}
+        done = {line["question"] for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
         last: ImageMap | None = None
         with path.open("a", encoding="utf-8") as file:
             for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question"):

@@ -20,6 +20,7 @@ from typing import Any
 from llava_probe.attribution import LocalisationHeads, explained_by, find_heads, prepared
 from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.evaluate.cases import Case, read_cases
+from llava_probe.evaluate.entries import ENTRIES
 from llava_probe.evaluate.leaderboard import Leaderboard
 from llava_probe.evaluate.scoring import Plan, score_cases
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
@@ -45,12 +46,14 @@ class Wanted:
         scenes: how many scenes, where there is no file.
         heads: how many questions of a file choose the localisation heads; none of these is scored.
         closer: how many questions are looked at closely.
+        quick: whether to leave out methods that take tens of passes a word.
     """
 
     cases: Path | None = None
     scenes: int = 500
     heads: int = 60
     closer: int = CLOSER
+    quick: bool = False
 
     def read(self) -> tuple[list[tuple[Any, str]], Iterable[Case]]:
         """Pictures and questions that choose the heads, and the cases that are scored.
@@ -77,9 +80,9 @@ def score(vlm: VLM, wanted: Wanted, scores: str | Path, part: tuple[int, int] = 
         BadInput, BadFile: as for ``score_cases``.
     """
     choosing, cases = wanted.read()
-    return score_cases(
-        vlm, cases, scores, Plan(heads=_heads(vlm, choosing), closer=wanted.closer, random=wanted.closer), part=part
-    )
+    entries = {name: entry for name, entry in ENTRIES.items() if not (wanted.quick and entry.costly)}
+    plan = Plan(entries, _heads(vlm, choosing), closer=wanted.closer, random=wanted.closer)
+    return score_cases(vlm, cases, scores, plan, part=part)
 
 
 def write_leaderboard(
@@ -129,6 +132,6 @@ def _example(vlm: VLM, wanted: Wanted, board: Leaderboard) -> Any:
     trace = vlm.generate(case.image, case.question)
     task = prepared(vlm, trace, "attention", tokens="answer" if case.word is None else case.word)
     plan = Plan(heads=_heads(vlm, choosing))
-    runs = {name: entry for name, entry in plan.runs() if board.refused(name) is None}
+    runs = {name: entry for name, entry in plan.runs() if name in board.names}
     maps = {name: explained_by(task, entry.method, plan.options(entry)) for name, entry in runs.items()}
     return methods_figure(maps, case.mask())

@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import llava_probe as lp
-from llava_probe.evaluate.cases import Case
+from llava_probe.cli import app
+from llava_probe.evaluate.cases import Case, write_cases
 from llava_probe.evaluate.entries import BASELINES, ENTRIES
 from llava_probe.evaluate.leaderboard import Leaderboard
 from llava_probe.evaluate.randomised import randomised
@@ -147,3 +149,23 @@ def test_the_agreement_matrix_is_symmetric_with_ones_on_its_diagonal(scored):
     assert np.allclose(values, values.T, equal_nan=True)
     place = names.index("relevance")
     assert values[place, place] == pytest.approx(1)
+
+
+def test_the_command_writes_page_and_figures_and_goes_on(tmp_path):
+    """Cases of one's own, exported from scenes; the second run scores nothing again."""
+    folder = write_cases(one_question_a_scene(range(60, 66), described=0), tmp_path / "mine").parent
+    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "1"]
+    arguments += ["--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "out" / "leaderboard.md").read_text(encoding="utf-8")
+    for name in ("leaderboard.png", "leaderboard_maps.png", "leaderboard_agreement.png"):
+        assert (tmp_path / "out" / name).is_file()
+        assert name in page
+    assert "RISE" not in page
+    scores = tmp_path / "out" / "scores" / "scores-1-of-1.jsonl"
+    before = scores.read_bytes()
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert scores.read_bytes() == before
+    wrong = CliRunner().invoke(app, ["leaderboard", "--part", "first"])
+    assert wrong.exit_code == 1 and "such as 1/4" in wrong.output
