@@ -40,6 +40,7 @@ _NAMES = {
     "fit_probe": "probes",
     "Probe": "probes",
     "families": "family_table",
+    "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",
     **dict.fromkeys(
@@ -57,6 +58,9 @@ _NAMES = {
     ),
 }
 
+#: Names that are a module as a whole.
+_MODULES = {"evaluate", "figures", "probe_figures"}
+
 __all__ = list(_NAMES)
 
 
@@ -64,7 +68,7 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_NAMES[name]}")
-    value = module if name.endswith("figures") else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

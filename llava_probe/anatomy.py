@@ -91,6 +91,15 @@ class Anatomy:
         return self.decoder.other_layers
 
     @property
+    def everywhere(self) -> dict[str, bool]:
+        """What to pass to the model so that each layer runs at every position.
+
+        Layers that share keys run for the prompt's last token alone, unless somebody asks for all states.
+        """
+        shares = getattr(self.decoder.owner.config, "num_kv_shared_layers", 0)
+        return {"output_hidden_states": True} if shares else {}
+
+    @property
     def vocabulary(self) -> int:
         """How many logits a step has."""
         return int(self._text_config.vocab_size)

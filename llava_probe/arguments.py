@@ -1,10 +1,12 @@
-"""What was typed behind a verb, as Python values: pictures, numbers, columns, and flags for ``generate``."""
+"""What was typed behind a verb, as Python values: pictures, numbers, columns, options, and flags for ``generate``."""
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from llava_probe.errors import BadInput
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 #: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
 NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
 NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
 
 
 def pictures(text: str) -> list[Image.Image]:
@@ -59,6 +64,28 @@ def generation_flags(words: list[str]) -> dict[str, Any]:
     return flags
 
 
+def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
+    """``window=3`` and ``on=pixels`` as the options of a method: Python literals where they are such, else text.
+
+    Raises:
+        BadInput: an unknown method or option, or a value of another kind than the option's.
+    """
+    from llava_probe.attribution import method_of
+
+    pairs = [pair.partition("=") for pair in given]
+    for text, (_, sign, _) in zip(given, pairs, strict=True):
+        if not sign:
+            raise BadInput(f"--option takes NAME=VALUE; got {text!r}")
+    options = {name.strip().replace("-", "_"): _literal(value.strip()) for name, _, value in pairs}
+    hints = get_type_hints(method_of(method, options).run)
+    for name, value in options.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        if all(kind in _KINDS for kind in kinds) and not _is_a(value, kinds):
+            told = " or ".join(_KINDS[kind] for kind in kinds)
+            raise BadInput(f"--option {name} of {method} takes {told}; got {value!r}")
+    return options
+
+
 def numbers(flag: str, text: str | None) -> list[int] | None:
     """``10,11,12`` as numbers."""
     if text is None:
@@ -84,6 +111,19 @@ def assignments(text: str | None) -> dict[str, str | None] | None:
     return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
 
 
+def _literal(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _is_a(value: Any, kinds: Sequence[type]) -> bool:
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
 def _is_address(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
@@ -97,3 +137,15 @@ def _is_file(text: str) -> bool:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def part(given: str) -> tuple[int, int]:
+    """``"2/8"`` as (2, 8).
+
+    Raises:
+        BadInput: anything else.
+    """
+    number, slash, parts = given.partition("/")
+    if not slash or not number.strip().isdecimal() or not parts.strip().isdecimal():
+        raise BadInput(f"--part takes a share of the questions such as 1/4; got {given!r}")
+    return int(number), int(parts)

@@ -1,4 +1,4 @@
-"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``check``, ``extract`` ...
+"""The command line, one verb a job: ``llava-probe demo``, ``run``, ``attribute``, ``check`` ...
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once. What goes wrong on purpose is one
 sentence on standard error and exit status 1.
@@ -18,8 +18,6 @@ from llava_probe import arguments
 from llava_probe.errors import BadInput, OutOfRange, ProbeError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from llava_probe.model import VLM
     from llava_probe.trace import Trace
 
@@ -88,6 +86,7 @@ def run(
         chosen = arguments.numbers("--layers", layers), arguments.numbers("--heads", heads)
         pictures = arguments.pictures(image)
         from llava_probe.view.folder import made
+        from llava_probe.view.progress import generated
         from llava_probe.view.terminal import show
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
@@ -96,10 +95,85 @@ def run(
         made(out)
         if model == TINY:
             _warn_tiny()
-        trace = _generate(vlm, pictures, question, max_new_tokens, seed, flags)
+        trace = generated(vlm, pictures, question, max_new_tokens, flags, seed)
         written = _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
         show(trace, question)
         typer.echo(f"\nEverything is in {_told(out, written)}")
+
+
+@app.command()
+def attribute(
+    image: Annotated[str, typer.Argument(help="Path or URL of a picture; several with commas between them.")],
+    question: Annotated[str, typer.Argument(help="What to ask, in plain words.")],
+    method: Annotated[str, typer.Option(help="relevance, occlusion, tam ...; lp.METHODS and the README list all.")] = (
+        "relevance"
+    ),
+    model: ModelName = TINY,
+    tokens: Annotated[str | None, typer.Option(help="A word, answer or generated; each content word if left.")] = None,
+    contrast: Annotated[str | None, typer.Option(help="Explain why the word and not this one.")] = None,
+    text: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Of the method, NAME=VALUE; may be repeated.")] = None,
+    picture: Annotated[int, typer.Option(help="Which of several pictures to explain by, from 0.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for maps and figures.")] = Path("out"),
+    dtype: DType = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
+) -> None:
+    """Explain the words of an answer by the picture."""
+    with _plainly():
+        options = arguments.method_options(method, option or ())
+        pictures = arguments.pictures(image)
+        from llava_probe.attribution import attribute as explain
+        from llava_probe.capture import Capture
+        from llava_probe.view.folder import made, write_attribution
+        from llava_probe.view.progress import generated
+        from llava_probe.view.terminal import show_map
+
+        vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+        made(out)
+        if model == TINY:
+            _warn_tiny()
+        kept = Capture(hidden_states=False, logits=False)
+        if text is None:
+            trace = generated(vlm, pictures, question, max_new_tokens, {"capture": kept})
+        else:
+            trace, tokens = vlm.score(pictures, question, text, capture=kept), tokens or "answer"
+        m = explain(vlm, trace, method, picture, tokens, contrast=contrast, **options)
+        written = write_attribution(trace, m, out)
+        show_map(trace, question, m)
+        typer.echo(f"\nEverything is in {_told(out, written)}")
+
+
+@app.command()
+def leaderboard(
+    model: ModelName = TINY,
+    cases: Annotated[Path | None, typer.Option(help="JSON lines of picture, question, word and mask.")] = None,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes, where there are no cases.")] = 500,
+    part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
+    closer: Annotated[int, typer.Option(help="Questions with deletion, agreement and random layers too.")] = 44,
+    quick: Annotated[bool, typer.Option(help="Leave out methods that take tens of passes a word.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")] = Path("leaderboard"),
+    scores: Annotated[Path | None, typer.Option(help="Folder of the scores; scores/ in the other one if left.")] = None,
+    dtype: DType = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+) -> None:
+    """Score every method of attribution where the right place is known; goes on where it was stopped."""
+    with _plainly():
+        share = (1, 1) if part is None else arguments.part(part)
+        from llava_probe.view.leaderboard import Wanted, score, write_leaderboard
+
+        if cases is None and model != TINY:
+            raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
+        wanted, kept = Wanted(cases, scenes, closer=closer, quick=quick), scores or out / "scores"
+        vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+        written = score(vlm, wanted, kept, share)
+        if part is None:
+            given = f"--cases {cases}" if cases else f"--scenes {scenes}"
+            command = f"llava-probe leaderboard --model {model} {given} --out {out}"
+            written = write_leaderboard(vlm, wanted, kept, out, model=model, command=command)[0]
+        typer.echo(f"\nEverything is in {written}")
 
 
 @app.command()
@@ -117,9 +191,10 @@ def check(
 
         picture = None if image is None else open_image(image)
         from llava_probe.agreement import check as compare
+        from llava_probe.view.progress import spinner
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
-        with _spinner("comparing"):
+        with spinner("comparing"):
             found = compare(vlm, picture, max_new_tokens=max_new_tokens)
         typer.echo(str(found))
         if not found.ok:
@@ -269,48 +344,10 @@ def _plainly() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-@contextmanager
-def _spinner(doing: str) -> Iterator[None]:
-    from rich.console import Console
-
-    with Console(stderr=True).status(doing):
-        yield
-
-
 def _load(name: str, **settings: Any) -> VLM:
     from llava_probe.loading import load
 
     return load(name, **{key: value for key, value in settings.items() if value is not None})
-
-
-def _generate(
-    vlm: VLM, pictures: list[Image.Image], question: str, max_new_tokens: int, seed: int | None, flags: dict[str, Any]
-) -> Trace:
-    """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner."""
-    if flags.get("num_beams", 1) > 1 or flags.get("num_return_sequences", 1) > 1:
-        with _spinner("searching"):
-            return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, seed=seed, **flags)
-    from tqdm import tqdm
-
-    with tqdm(total=max_new_tokens, unit="token", leave=False, delay=2) as bar:
-        return vlm.generate(
-            pictures, question, max_new_tokens=max_new_tokens, seed=seed, streamer=_Ticker(bar), **flags
-        )
-
-
-class _Ticker:
-    """Counts generated tokens on a bar; the first call brings the prompt."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar, self._prompt = bar, True
-
-    def put(self, _tokens: Any) -> None:
-        if not self._prompt:
-            self._bar.update(1)
-        self._prompt = False
-
-    def end(self) -> None:
-        pass
 
 
 def _write(trace: Trace, out: Path, **options: Any) -> list[Path]:

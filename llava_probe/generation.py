@@ -203,9 +203,8 @@ class _Nothing(dict[str, Any]):
 
 
 def _whole_prompt(recorder: Recorder) -> dict[str, bool]:
-    """Layers that share keys run for the prompt's last token alone, unless somebody asks for all states."""
-    shares = getattr(recorder.anatomy.decoder.owner.config, "num_kv_shared_layers", 0)
-    return {"output_hidden_states": True} if shares and recorder.wants_prompt else {}
+    """What makes every layer read the whole prompt, where rows of it are wanted."""
+    return recorder.anatomy.everywhere if recorder.wants_prompt else {}
 
 
 @dataclass(frozen=True)

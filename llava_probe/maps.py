@@ -234,9 +234,7 @@ class ImageMap:
             "tokens": [asdict(token) for token in self.tokens],
             "text_tokens": [asdict(token) for token in self.text_tokens],
         }
-        beside = {
-            name: tensor.numpy() for name in ("marked", "text") if (tensor := getattr(self, name)) is not None
-        }
+        beside = {name: tensor.numpy() for name in ("marked", "text") if (tensor := getattr(self, name)) is not None}
         return {
             "values": self.values.numpy(),
             **{name: getattr(self.layout, name) for name in _LAYOUT},

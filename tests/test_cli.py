@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.arguments import generation_flags, pictures
+from llava_probe.arguments import generation_flags, method_options, pictures
 from llava_probe.cli import app
 
 SIGN = "What is the text on the stop sign?"
@@ -69,6 +70,57 @@ def test_other_flags_go_to_generate_as_they_are(picture, tmp_path):
     }
 
 
+def test_attribute_is_the_attribution_of_python(picture, tmp_path, tiny_vlm, scene):
+    out = tmp_path / "out"
+    done = call("attribute", picture, SIGN, "--method", "gradient", "--option", "on=pixels", "--out", out)
+    assert done.exit_code == 0, done.output
+    expected = lp.attribute(tiny_vlm, tiny_vlm.generate(picture, SIGN), "gradient", on="pixels")
+    assert torch.allclose(lp.ImageMap.load(out / "attribution").values, expected.values, atol=1e-6)
+    told = json.loads((out / "attribution.json").read_text())
+    word = next(thing.text for thing in scene.objects if thing.text)
+    assert told["answer"] == word == "".join(row["word"] for row in told["rows"]).strip()
+    assert told["about"]["on"] == "pixels"
+    assert "1 forward, 1 backward" in done.output
+    assert "attribution.json, attribution/, figures/" in done.output.replace("\n", " ")
+
+
+def test_attribute_explains_another_text_and_one_word_of_it(picture, tmp_path, tiny_vlm, models):
+    words = ["attribute", picture, SIGN, "--method", "gradient", "--text", "a red sign", "--out", tmp_path]
+    for more, tokens in (([], "answer"), (["--tokens", "red", "--contrast", "blue"], "red")):
+        assert call(*words, *more).exit_code == 0
+        told = json.loads((tmp_path / "attribution.json").read_text())
+        assert told["answer"] == "a red sign"
+        contrast = "blue" if more else None
+        trace = tiny_vlm.score(picture, SIGN, "a red sign")
+        expected = lp.attribute(tiny_vlm, trace, "gradient", tokens=tokens, contrast=contrast)
+        assert [row["word"] for row in told["rows"]] == [token.text for token in expected.tokens]
+        assert torch.allclose(lp.ImageMap.load(tmp_path / "attribution").values, expected.values, atol=1e-6)
+    assert models[1] == []
+
+
+def test_options_of_a_method_are_literals_where_they_are_such():
+    assert method_options("occlusion", ["on=pixels", "window=3", "budget = 50"]) == {
+        "on": "pixels",
+        "window": 3,
+        "budget": 50,
+    }
+    assert method_options("occlusion", ["budget=none"]) == {"budget": None}
+    assert method_options("tam", ["rank-filter=false", "interference=True"]) == {
+        "rank_filter": False,
+        "interference": True,
+    }
+    assert method_options("rise", ["keep=1"]) == {"keep": 1}
+    assert method_options("localisation_heads", ["heads=[(3, 1), (4, 0)]"]) == {"heads": [(3, 1), (4, 0)]}
+    assert method_options("attention", ["layers=-1"]) == {"layers": -1}
+    assert method_options("relative_attention", ["neutral=What is 2=2?"]) == {"neutral": "What is 2=2?"}
+
+
+@pytest.mark.parametrize("method", lp.METHODS)
+def test_the_defaults_of_every_method_are_options_that_it_takes(method):
+    given = [f"{name}={default}" for name, default in lp.METHODS[method].options.items()]
+    assert method_options(method, given) == dict(lp.METHODS[method].options)
+
+
 @pytest.fixture
 def models(monkeypatch):
     """Whether a model was loaded, and what its generate was asked."""
@@ -98,10 +150,17 @@ def test_layers_and_heads_are_checked_before_anything_is_generated(option, numbe
 
 
 def test_a_wrong_picture_is_told_before_a_model_is_loaded(models, tmp_path):
-    for verb in (["run", tmp_path / "nowhere.png", SIGN], ["check", "--image", tmp_path / "nowhere.png"]):
+    there = tmp_path / "nowhere.png"
+    for verb in (["run", there, SIGN], ["attribute", there, SIGN], ["check", "--image", there]):
         done = call(*verb)
         assert done.exit_code == 1
         assert "nowhere.png" in done.stderr
+    assert models[0] == []
+
+
+def test_a_wrong_method_or_option_is_told_before_a_model_is_loaded(models, picture):
+    for words in (["--method", "magic"], ["--option", "windw=3"], ["--method", "occlusion", "--option", "window=x"]):
+        assert call("attribute", picture, SIGN, *words).exit_code == 1
     assert models[0] == []
 
 
@@ -162,6 +221,13 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "no_such_flag"),
         (["run", "PICTURE", SIGN, "--model", "liuhaotian/llava-v1.5-7b"], "llava-hf/llava-1.5-7b-hf"),
         (["run", "PICTURE", SIGN, "--out", "PICTURE/inside"], "cannot be made"),
+        (["attribute", "PICTURE", SIGN, "--method", "magic"], "method 'magic' is not known; lp.METHODS has attention"),
+        (["attribute", "PICTURE", SIGN, "--option", "windw=3"], "relevance has no option windw=; it takes through="),
+        (["attribute", "PICTURE", SIGN, "--option", "through"], "--option takes NAME=VALUE; got 'through'"),
+        (["attribute", "PICTURE", SIGN, "--option", "checkpoint=1"], "--option checkpoint of relevance takes true or"),
+        (["attribute", "PICTURE", SIGN, "--method", "rollout", "--contrast", "red"], "it knows no contrast"),
+        (["attribute", "PICTURE", SIGN, "--tokens", "purple"], "'purple' is not a word of the answer"),
+        (["attribute", "PICTURE", SIGN, "--picture", "3"], "picture 3 is not there"),
         (["demo", "--seed", "2000000"], "held-out scenes"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

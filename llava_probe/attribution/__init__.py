@@ -152,7 +152,7 @@ def prepared(
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task of one ``attribute`` call, checked; several methods may share it."""
-    chosen = _method(method, options or {})
+    chosen = method_of(method, options or {})
     if of is not None and of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
     if contrast is not None and not chosen.contrasts:
@@ -167,7 +167,7 @@ def prepared(
 
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
     """The map of one method for a prepared task."""
-    chosen = _method(method, options or {})
+    chosen = method_of(method, options or {})
     task = task.measured(chosen.of)
     found = chosen.run(task, **(options or {}))
     layout = found.layout or task.layout
@@ -197,7 +197,12 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
     )
 
 
-def _method(name: str, options: Mapping[str, Any]) -> Method:
+def method_of(name: str, options: Mapping[str, Any]) -> Method:
+    """One of ``METHODS``, which takes these options.
+
+    Raises:
+        BadInput: an unknown method or option.
+    """
     if name not in METHODS:
         raise BadInput(f"method {name!r} is not known; lp.METHODS has {', '.join(METHODS)}")
     method = METHODS[name]

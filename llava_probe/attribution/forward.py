@@ -130,8 +130,6 @@ def forward(
         stack.enter_context(_keeping(run, states))
         stack.enter_context(_guarding(anatomy.decoder.owner))
         stack.enter_context(_checkpointed(run) if checkpoint else _measured(run))
-        if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
-            inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
         with torch.set_grad_enabled(pixels):
             logits = task.vlm.model(**inputs).logits
         run.logits = logits[0, -len(run.continuation.answer) :]

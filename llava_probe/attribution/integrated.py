@@ -15,8 +15,8 @@ from torch import Tensor
 
 from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.perturbing import baseline_rows, replaying, values_of
 from llava_probe.attribution.pixels import pixel_cells
+from llava_probe.attribution.replay import baseline_rows, replaying, values_of
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput
 from llava_probe.recorder import alone_with

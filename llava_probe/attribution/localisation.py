@@ -28,11 +28,10 @@ from tqdm import tqdm
 from llava_probe.analyzers.attention import numbers
 from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.tam import tile_grids
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
+from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray, tile_grids
 from llava_probe.model import VLM
 from llava_probe.targets import explained, placed, queries
 from llava_probe.trace import At, Trace

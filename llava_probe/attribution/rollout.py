@@ -63,9 +63,6 @@ def _calls(task: Task) -> list[Call]:
             mean = weights.mean(1, keepdim=True)
             found[layer] = Call(layer, module, nothing, nothing, nothing, None, {}, weights=mean)
 
-    inputs = dict(task.continuations[0].inputs)
-    if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
-        inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
     with ExitStack() as stack:
         stack.enter_context(alone_with(anatomy.model))
         stack.enter_context(torch.no_grad())
@@ -73,7 +70,7 @@ def _calls(task: Task) -> list[Call]:
         stack.enter_context(routed(anatomy.model, keep))
         for module in anatomy.decoder.attention_modules():
             stack.callback(module.register_forward_hook(weighed).remove)
-        task.vlm.model(**inputs)
+        task.vlm.model(**task.continuations[0].inputs)
     if len(found) != anatomy.layers:
         raise BadModel(f"the attention of {name} does not go through transformers' interface, so it cannot be read")
     if any(call.queries != task.fed for call in found.values()):

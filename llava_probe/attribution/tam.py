@@ -29,14 +29,16 @@ from llava_probe.anatomy import Anatomy
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import FloatArray, IntArray, grid_of
+from llava_probe.layout.geometry import FloatArray, tile_grids
 from llava_probe.recorder import alone_with
 from llava_probe.targets import queries
 from llava_probe.tokens import Token
 
 #: Spreads are taken no smaller than this share of the mean: the filter then takes the median, its limit.
 _LEAST_SPREAD = 1e-12
+
+#: Positions that a head which cannot be read by its rows sees at once: each costs a whole vocabulary of logits.
+_HEAD_ROWS = 64
 
 
 def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> Found:
@@ -131,14 +133,6 @@ def rank_filtered(grid: FloatArray) -> FloatArray:
     return found
 
 
-def tile_grids(layout: ImageLayout) -> list[tuple[IntArray, tuple[int, int] | None]]:
-    """The tokens of each grid in reading order, and its (rows, columns), None where they form none."""
-    if layout.grid is not None:
-        return [(np.arange(len(layout)), layout.grid)]
-    tiles = [np.flatnonzero(layout.tiles == tile) for tile in np.unique(layout.tiles)]
-    return [(tile, grid_of(layout.boxes[tile])) for tile in tiles]
-
-
 # --- reading the model ---
 
 
@@ -161,20 +155,25 @@ def _activations(task: Task, ids: Sequence[int]) -> Tensor:
     name = type(anatomy.model).__name__
     states = _states(task)
     head = _head(anatomy)
+    if head is None:
+        raise BadModel(f"{name} has no output embedding; use attention, rollout, occlusion or rise")
     weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if weight is None or weight.is_meta or not weight.is_floating_point() or weight.shape[1:] != states.shape[1:]:
-        raise BadModel(
-            f"the output embedding of {name} cannot be read as one row a token; load the model without quantising or "
-            "offloading its head, or use attention, rollout, occlusion or rise"
-        )
-    chosen = torch.tensor(ids, device=weight.device)
     with torch.no_grad():
-        logits = states.to(weight.device).float() @ weight[chosen].float().T
-        if bias is not None:
-            logits += bias[chosen].float()
+        if isinstance(weight, Tensor) and _readable(weight) and weight.shape[1:] == states.shape[1:]:
+            chosen = torch.tensor(ids, device=weight.device)
+            logits = states.to(weight.device).float() @ weight[chosen].float().T
+            if bias is not None:
+                logits += bias[chosen].float()
+        else:  # quantised or offloaded: it knows itself how to read its rows
+            logits = torch.cat([head(part)[..., list(ids)].float() for part in states.split(_HEAD_ROWS)])
     if not bool(torch.isfinite(logits).all()):
         raise NotANumber(f"states behind the final norm of {name} are NaN or infinite; load it in bfloat16 or float32")
     return logits.clamp(min=0).double().cpu()
+
+
+def _readable(weight: Tensor) -> bool:
+    """Whether single rows of it can be read: neither quantised nor kept elsewhere."""
+    return weight.is_floating_point() and not weight.is_meta
 
 
 def _head(anatomy: Anatomy) -> Any:
@@ -190,14 +189,11 @@ def _head(anatomy: Anatomy) -> Any:
 def _states(task: Task) -> Tensor:
     """[fed, D] states behind the final norm, of one teacher-forced pass."""
     anatomy = task.vlm.anatomy
-    inputs = dict(task.continuations[0].inputs)
-    if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
-        inputs["output_hidden_states"] = True  # such layers run for the last token alone otherwise
     kept: list[Tensor] = []
     with alone_with(anatomy.model), torch.no_grad():
         handle = anatomy.decoder.owner.register_forward_hook(lambda _module, _args, output: kept.append(output[0]))
         try:
-            task.vlm.model(**inputs)
+            task.vlm.model(**task.continuations[0].inputs)
         finally:
             handle.remove()
     if kept[-1].shape[1] < task.fed:

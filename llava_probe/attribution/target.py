@@ -163,9 +163,13 @@ class Task:
         length = self.trace.prompt_length
         if ids[:length] != [token.id for token in self.trace.tokens[:length]]:
             raise BadInput("this trace is of another model or processor: its prompt comes out in other tokens here")
-        own = self.answers[0]
+        own, inside = self.answers[0], self.vlm.anatomy
         return tuple(
-            Continuation(teacher_forced(self.vlm.anatomy.model, tensors, answer), answer, length + _alike(own, answer))
+            Continuation(
+                {**teacher_forced(inside.model, tensors, answer), **inside.everywhere},
+                answer,
+                length + _alike(own, answer),
+            )
             for answer in self.answers
         )
 

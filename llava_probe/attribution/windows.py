@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import boxes_between, edges, grid_of
+from llava_probe.layout.geometry import boxes_between, edges, tile_grids
 
 
 def token_windows(layout: ImageLayout, window: int, stride: int) -> Tensor:
@@ -22,9 +22,7 @@ def token_windows(layout: ImageLayout, window: int, stride: int) -> Tensor:
     if window == 1 and stride == 1:
         return torch.eye(len(layout), dtype=torch.bool)
     found = []
-    for tile in np.unique(layout.tiles):
-        index = np.flatnonzero(layout.tiles == tile)
-        grid = grid_of(layout.boxes[index])
+    for index, grid in tile_grids(layout):
         if grid is None:
             parts = [index[start : start + window**2] for start in _starts(len(index), window**2, stride**2)]
         else:

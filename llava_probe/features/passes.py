@@ -91,9 +91,7 @@ def read(
     width = batch.inputs["input_ids"].shape[1]
     model: Any = anatomy.model
     accepted = inspect.signature(model.forward).parameters
-    extra: dict[str, Any] = {"use_cache": False}
-    if getattr(anatomy.decoder.owner.config, "num_kv_shared_layers", 0):
-        extra["output_hidden_states"] = True  # such layers run for the last token alone, unless somebody asks for all
+    extra: dict[str, Any] = {"use_cache": False, **anatomy.everywhere}
     if reading.predicting and "logits_to_keep" in accepted:
         extra["logits_to_keep"] = torch.tensor(reading.predicting, device=batch.inputs["input_ids"].device)
     tower = Tower(anatomy) if reading.vision else None

@@ -234,6 +234,14 @@ def grid_of(boxes: FloatArray) -> tuple[int, int] | None:
     return (rows, columns) if ordered and one < 1e-2 * max(x1.max() - x0.min(), y1.max() - y0.min()) else None
 
 
+def tile_grids(layout: ImageLayout) -> list[tuple[IntArray, tuple[int, int] | None]]:
+    """The tokens of each grid in reading order, and its (rows, columns), None where they form none."""
+    if layout.grid is not None:
+        return [(np.arange(len(layout)), layout.grid)]
+    tiles = [np.flatnonzero(layout.tiles == tile) for tile in np.unique(layout.tiles)]
+    return [(tile, grid_of(layout.boxes[tile])) for tile in tiles]
+
+
 def _box_sums(image: FloatArray, spans: IntArray) -> FloatArray:
     integral = np.zeros((image.shape[0] + 1, image.shape[1] + 1))
     integral[1:, 1:] = image.cumsum(0).cumsum(1)

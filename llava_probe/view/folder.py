@@ -5,8 +5,15 @@
     maps/          an overlay per token and one .npz, for each picture
     figures/       the answer's confidence, all maps on one sheet, heads by layer
 
-The same for the command line and for Python: ``write_run(trace, "out/")``. Trace and answer are written first, so that
-they are there whatever becomes of the maps; what an earlier run left of its maps is removed.
+An attribution stands beside it, and touches none of it:
+
+    attribution.json   what was explained and how, each word's peak, the words of the question that it rests on
+    attribution/       an overlay per word and one .npz; lp.ImageMap.load reads it
+    figures/           all words on one sheet, attribution.png
+
+The same for the command line and for Python: ``write_run(trace, "out/")``, ``write_attribution(trace, m, "out/")``.
+Trace and answer of a run are written first, so that they are there whatever becomes of the maps; what an earlier run
+left of its maps is removed.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
 from llava_probe.maps import ImageMap, remove_saved
 from llava_probe.probes import Sweep
+from llava_probe.tokens import Token
 from llava_probe.trace import Trace
 from llava_probe.view.canvas import save_figure
 from llava_probe.view.figures import confidence_figure, contact_sheet, heads_figure
@@ -66,6 +74,19 @@ def write_run(
     if shown:
         written.append(save_figure(heads_figure(head_shares(trace)), figures / "heads.png"))
     return written
+
+
+def write_attribution(trace: Trace, m: ImageMap, folder: str | Path) -> list[Path]:
+    """Write what ``lp.attribute`` made of a trace, and tell what was written.
+
+    Raises:
+        BadFile: the folder cannot be made or written.
+    """
+    target = made(folder)
+    path = target / "attribution.json"
+    _write_json(attribution_data(trace, m), path)
+    figure = made(target / "figures") / "attribution.png"
+    return [path, *m.save(target / "attribution"), save_figure(contact_sheet(m), figure)]
 
 
 def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
@@ -117,16 +138,51 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
     }
 
 
+def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
+    """A map as plain data: each word's peak, (x, y) on the original, and the other tokens that weigh most, by size."""
+    return {
+        "method": m.method,
+        "answer": trace.answer,
+        "prompt": trace.request.prompt,
+        "about": dict(m.about),
+        "rows": [
+            {
+                "word": token.text,
+                "position": token.position,
+                "peak": m.peak(row),
+                "text": [
+                    {"token": other.text, "position": other.position, "weight": weight}
+                    for other, weight in heaviest(m, row)
+                ],
+            }
+            for row, token in enumerate(m.tokens)
+        ],
+        "provenance": dict(trace.provenance),
+    }
+
+
+def heaviest(m: ImageMap, row: int, k: int = 5) -> list[tuple[Token, float]]:
+    """The ``k`` tokens beside the picture that weigh most for one row, by size, and their weights; none without any."""
+    if m.text is None:
+        return []
+    order = m.text[row].abs().argsort(descending=True, stable=True)[:k].tolist()
+    return [(m.text_tokens[number], float(m.text[row, number])) for number in order]
+
+
 def _maps(trace: Trace, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
     return [attention_map(trace, image, layers=layers, heads=heads) for image in range(len(trace.layouts))]
 
 
 def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:
-    try:
-        path.write_text(json.dumps(answer_data(trace, maps), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"the answer could not be written to {path}: {error}") from error
+    _write_json(answer_data(trace, maps), path)
     return path
+
+
+def _write_json(told: dict[str, Any], path: Path) -> None:
+    try:
+        path.write_text(json.dumps(told, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"{path.name} could not be written to {path.parent}: {error}") from error
 
 
 def _remove_earlier(target: Path) -> None:

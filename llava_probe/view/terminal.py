@@ -1,4 +1,7 @@
-"""A run in the terminal: the answer, each token's numbers, where it looked, and what was kept for later."""
+"""A run in the terminal: the answer, each token's numbers, where it looked, and what was kept for later.
+
+Beside it an attribution: where each word's map peaks, which words weigh most, and what it took.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from rich.text import Text
 
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
+from llava_probe.maps import ImageMap
 from llava_probe.trace import Trace
+from llava_probe.view.folder import heaviest
 
 _BAR = 10  # characters of a full probability bar
 _SHOWN = 24  # tokens listed before the rest is left to answer.json
@@ -25,6 +30,28 @@ def show(trace: Trace, question: str, console: Console | None = None) -> None:
     if left_out > 0:
         console.print(f"… and {left_out} tokens more, in answer.json")
     console.print(_kept(trace))
+
+
+def show_map(trace: Trace, question: str, m: ImageMap, console: Console | None = None) -> None:
+    """Print one attribution."""
+    console = console or Console()
+    console.print()
+    console.print(Text(question, style="bold"))
+    console.print(Text(trace.answer or "(no words)", style="bold green"))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("word")
+    table.add_column("peak", justify="right")
+    if m.text is not None:
+        table.add_column("words that weigh most", overflow="ellipsis", no_wrap=True)
+    for row in range(min(len(m), _SHOWN)):
+        others = ", ".join(f"{repr(other.text)[1:-1]} {weight:.3g}" for other, weight in heaviest(m, row, 3))
+        cells = [Text(repr(m.tokens[row].text)[1:-1]), Text("{:.0f}, {:.0f}".format(*m.peak(row)))]
+        table.add_row(*cells, *([Text(others, style="dim")] if m.text is not None else []))
+    console.print(table)
+    if len(m) > _SHOWN:
+        console.print(f"… and {len(m) - _SHOWN} words more, in attribution.json")
+    passes = f"passes through the model: {m.about['forwards']} forward, {m.about['backwards']} backward"
+    console.print(Text(f"{m.method} ({m.about['unit']}); {passes}", style="dim"))
 
 
 def _tokens(trace: Trace) -> Table:

@@ -175,7 +175,7 @@ def test_text_explains_what_the_model_did_not_say(vlm, trace):
 
 
 def test_bad_requests_are_sentences(vlm, trace):
-    with pytest.raises(lp.BadInput, match="lp.METHODS has"):
+    with pytest.raises(lp.BadInput, match=r"lp\.METHODS has"):
         lp.attribute(vlm, trace, "magic")
     with pytest.raises(lp.BadInput, match=r"has no option window=; it takes through='language'"):
         lp.attribute(vlm, trace, "relevance", window=3)

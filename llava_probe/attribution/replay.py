@@ -1,0 +1,290 @@
+"""One continuation run again and again with other visual tokens: the tower once, a shared beginning from a cache.
+
+Visual tokens are changed where they enter the decoder. In a causal model everything before the first changed token is
+the same in a whole batch and is read from a cache, where a trial (four passes more) shows that this changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.utils import ModelOutput
+
+from llava_probe.attribution.forward import frozen
+from llava_probe.attribution.target import Task
+from llava_probe.errors import BadModel
+from llava_probe.recorder import alone_with
+
+#: How far a score may be off for a faster way of computing it, in the target's own unit, relative to its size.
+AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@contextmanager
+def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph: bool = False) -> Iterator[Replay]:
+    """One continuation to be run again and again while the context lasts, its tower once; with a graph if asked."""
+    with ExitStack() as stack:
+        stack.enter_context(alone_with(task.vlm.anatomy.model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(graph))
+        stack.enter_context(frozen(task.vlm.anatomy.model))
+        vision = task.vlm.anatomy.vision
+        memory = None if vision is None else stack.enter_context(_Memory(vision.owner))
+        yield Replay(task, number, baseline, memory)
+
+
+class _Memory:
+    """Lets a module answer each later pass with what it gave in the first, call by call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._inside, self._before = module, module.forward, module.__dict__.get("forward")
+        self._held: list[Any] = []
+        self._passes = self._calls = 0
+
+    def begin(self) -> None:
+        """A pass of the model begins."""
+        self._passes, self._calls = self._passes + 1, 0
+
+    def __enter__(self) -> _Memory:
+        self._module.forward = self._forward  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            self._module.__dict__.pop("forward", None)
+        else:  # accelerate has put its own there
+            self._module.forward = self._before  # type: ignore[method-assign]
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._passes <= 1:
+            self._held.append(self._inside(*args, **kwargs))
+        self._calls += 1
+        held = self._held[self._calls - 1]
+        return type(held)(**held) if isinstance(held, ModelOutput) else held  # models write into what they are given
+
+
+@dataclass
+class Replay:
+    """Runs one continuation again and again with other visual tokens. Made by ``replaying``."""
+
+    task: Task
+    number: int
+    baseline: str | Tensor
+    memory: _Memory | None = None
+
+    def __post_init__(self) -> None:
+        self._limit: int | None = None  # how many of the first positions may come from a cache; untried
+        self._cache: DynamicCache | None = None
+
+    def scores(self, keep: Tensor) -> Tensor:
+        """[n, R] for keep [n, N]."""
+        prefix = self._prefix(keep)
+        if prefix and self._limit is None:
+            plain = self._run(keep, 0)
+            self._limit = self._shareable(keep[:2], plain[:2])
+            return plain
+        return self._run(keep, min(prefix, self._limit or 0))
+
+    def entered(self, entry: Tensor) -> Tensor:
+        """[n] values of each target's part, [n, R], with whole embeddings [n, P, D] where the sequence enters."""
+
+        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
+            return args, {**_widened(others, len(entry), None, _visual(self.task), ()), "inputs_embeds": entry}
+
+        return values_of(self.task, self.number, self._pass(enter))
+
+    def entry(self) -> Tensor:
+        """[1, P, D] the unchanged embeddings."""
+        seen: list[Tensor] = []
+
+        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.append(self._checked(kwargs))
+
+        with torch.no_grad():
+            self._pass(enter)
+        return seen[0].detach()
+
+    def _checked(self, kwargs: dict[str, Any]) -> Tensor:
+        entry = kwargs.get("inputs_embeds")
+        if entry is None or entry.shape[1] != self._length:
+            name = type(self.task.vlm.anatomy.model).__name__
+            raise BadModel(f"the pictures of {name} do not enter its decoder as embeddings of the sequence's tokens")
+        return entry  # type: ignore[no-any-return]
+
+    def _prefix(self, keep: Tensor) -> int:
+        """How many positions are the same in the whole batch."""
+        changed = (keep < 1).any(0).nonzero().flatten()
+        first = self.task.places[changed].min() if len(changed) else self.task.places.max()
+        return int(first)
+
+    def _shareable(self, keep: Tensor, plain: Tensor) -> int:
+        """How many of the first positions may come from a cache, as two changed inputs show; 0 where none."""
+        try:
+            limit = self._unmoved()
+            prefix = min(limit, self._prefix(keep))
+            if not prefix:
+                return 0
+            off = (self._run(keep, prefix) - plain).abs() / plain.abs().clamp(min=1)
+        except Exception:  # a family that cannot go on from our cache fails in its own way; nothing is lost by it
+            return 0
+        return limit if bool((off <= AGREEMENT[self.task.vlm.anatomy.model.dtype]).all()) else 0
+
+    def _unmoved(self) -> int:
+        """How many of the first positions stay as they are, to the bit, when the picture's last token is another.
+
+        Up to that token in a causal model; where a picture's tokens see each other, at most up to its first.
+        """
+        self._cache = self._filled()
+        last, first = int(self.task.places.max()), int(self.task.places.min())
+        other = self._filled(last)
+        if self._cache is None or other is None:
+            return 0
+        pairs = list(zip(_held(self._cache), _held(other), strict=True))
+        for end in (last, first):
+            if all(torch.equal(one[:, :, :end], two[:, :, :end]) for one, two in pairs):
+                return end
+        return 0
+
+    def _filled(self, changed: int | None = None) -> DynamicCache | None:
+        """Keys and values of the sequence, one token of it made noise if asked; None where the family keeps others."""
+        cache = DynamicCache(config=self.task.vlm.anatomy.decoder.owner.config)
+
+        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            if not _sliceable(kwargs):
+                raise BadModel("inputs of the decoder that cannot be cut")
+            entry = self._checked(kwargs)
+            if changed is not None:
+                entry = entry.clone()
+                noise = torch.randn(entry.shape[2], generator=torch.Generator().manual_seed(0))
+                entry[:, changed] = noise.to(entry) * entry.std()
+            return args, {**kwargs, "inputs_embeds": entry, "past_key_values": cache, "use_cache": True}
+
+        self._pass(enter)
+        plain = all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+        return cache if plain and cache.get_seq_length() == self._length else None
+
+    @property
+    def _length(self) -> int:
+        return int(self.task.continuations[self.number].inputs["input_ids"].shape[1])
+
+    def _run(self, keep: Tensor, prefix: int) -> Tensor:
+        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, self._changed(kwargs, keep, prefix)
+
+        return values_of(self.task, self.number, self._pass(enter)).double().cpu()
+
+    def _pass(self, enter: Callable[..., Any]) -> Tensor:
+        anatomy = self.task.vlm.anatomy
+        handle = anatomy.decoder.owner.register_forward_pre_hook(enter, with_kwargs=True)
+        if self.memory is not None:
+            self.memory.begin()
+        inputs = self.task.continuations[self.number].inputs
+        try:
+            return self.task.vlm.model(**inputs).logits  # type: ignore[no-any-return]
+        finally:
+            handle.remove()
+
+    def _changed(self, kwargs: dict[str, Any], keep: Tensor, prefix: int) -> dict[str, Any]:
+        """The decoder's inputs for a batch: its visual tokens blended, what is shared cut off."""
+        entry = self._checked(kwargs)
+        count, places = len(keep), self.task.places
+        weight = keep.to(entry)[..., None]
+        batch = entry.expand(count, -1, -1).clone()
+        batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
+        visual = _visual(self.task)
+        others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
+        wide = _widened(others, count, weight, visual, [visual.index(place) for place in places.tolist()])
+        if not prefix or self._cache is None:
+            return {**wide, "inputs_embeds": batch}
+        cut = {name: _cut(name, value, prefix) for name, value in wide.items()}
+        return {**cut, "inputs_embeds": batch[:, prefix:], "past_key_values": _begun(self._cache, prefix, count)}
+
+
+def _visual(task: Task) -> list[int]:
+    """Positions of all visual tokens, of every picture."""
+    return [token.position for token in task.trace.tokens if token.role == "image"]
+
+
+def _widened(value: Any, count: int, weight: Tensor | None, visual: Sequence[int], rows: Sequence[int]) -> Any:
+    """The decoder's other inputs for a batch of ``count``.
+
+    Features that enter deeper layers beside the sequence ([visual tokens, D], as in Qwen3-VL) are blended like the
+    tokens themselves, towards their mean.
+    """
+    if isinstance(value, dict):
+        wide = {name: _widened(part, count, weight, visual, rows) for name, part in value.items()}
+        places = wide.get("position_ids")
+        if isinstance(places, Tensor) and places.ndim == 3 and places.shape[1] == 1:  # axes of a rotary embedding first
+            wide["position_ids"] = places.expand(-1, count, -1)
+        return wide
+    if isinstance(value, list | tuple):
+        return type(value)(_widened(part, count, weight, visual, rows) for part in value)
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return value
+    if value.ndim == 2 and value.shape[0] == len(visual) and value.is_floating_point():
+        batch = value.expand(count, -1, -1).clone()
+        if weight is None:
+            return batch.flatten(0, 1)
+        own = weight.to(value)
+        batch[:, rows] = own * batch[:, rows] + (1 - own) * value[list(rows)].mean(0)
+        return batch.flatten(0, 1)
+    return value.expand(count, *value.shape[1:]) if value.shape[0] == 1 else value
+
+
+def _sliceable(kwargs: dict[str, Any]) -> bool:
+    """Whether every input of the decoder is one that ``_cut`` understands."""
+    known = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
+    return all(name in known or not _holds_tensor(value) for name, value in kwargs.items())
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_tensor(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(part) for part in value)
+    return isinstance(value, Tensor)
+
+
+def _cut(name: str, value: Any, prefix: int) -> Any:
+    """An input of the decoder without the first ``prefix`` queries."""
+    if name == "attention_mask" and isinstance(value, dict):
+        return {kind: _cut(name, part, prefix) for kind, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    if name == "attention_mask":
+        return value[:, :, prefix:] if value.ndim == 4 else value
+    return value[..., prefix:] if name in ("position_ids", "cache_position") else value
+
+
+def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:
+    """A cache of the first positions for a batch."""
+    begun = DynamicCache()
+    parts = [part[:, :, :prefix].expand(count, -1, -1, -1) for part in _held(cache)]
+    for number, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+        begun.update(keys, values, number)
+    return begun
+
+
+def _held(cache: DynamicCache) -> list[Tensor]:
+    """Keys and values [B, H, K, d] of each layer in turn."""
+    return [part for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, misc]
+
+
+def baseline_rows(task: Task, entry: Tensor, baseline: str | Tensor) -> Tensor:
+    """[N, D] what stands in the place of the visual tokens that are taken away."""
+    visual = entry[0, task.places]
+    if isinstance(baseline, Tensor):
+        return baseline.to(visual).expand_as(visual)
+    return torch.zeros_like(visual) if baseline == "zero" else visual.mean(0, keepdim=True).expand_as(visual)
+
+
+def values_of(task: Task, number: int, logits: Tensor) -> Tensor:
+    """[n, R] of this continuation's part of each target, from the logits of a pass."""
+    steps = logits[:, -len(task.answers[number]) :]
+    return torch.stack([target.value(number, steps, task.quantity) for target in task.targets], dim=1)
