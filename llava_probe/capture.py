@@ -249,3 +249,9 @@ def _within(given: Sequence[int] | None, count: int, have: str, noun: str) -> tu
         if not -count <= number < count:
             raise OutOfRange(f"{noun} {number} is not there: this model has {have}")
     return tuple(sorted({number % count for number in given}))
+
+
+def in_units(count: float) -> str:
+    """Bytes as one reads them."""
+    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= pair[0]), (1.0, "bytes"))
+    return f"{count / unit:,.{0 if unit == 1 else 1}f} {name}"

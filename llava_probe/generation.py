@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from llava_probe.anatomy import Anatomy
-from llava_probe.capture import Extent, Plan, nbytes
+from llava_probe.capture import Extent, Plan, in_units, nbytes
 from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, first_line
 from llava_probe.layout import ImageLayout
@@ -415,7 +415,7 @@ def announce(
     )
     if total > TELL_ABOVE:
         warnings.warn(
-            f"this capture keeps up to {total / 1e9:.1f} GB in memory; Capture(layers=..., attention_layers=..., "
+            f"this capture keeps up to {in_units(total)} in memory; Capture(layers=..., attention_layers=..., "
             "positions=..., logits=10) keeps less",
             stacklevel=4,
         )

@@ -7,6 +7,7 @@ from conftest import llava_processor, photo, random_llava
 from transformers import GenerationConfig, StoppingCriteria
 
 import llava_probe as lp
+from llava_probe.capture import in_units
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
@@ -205,7 +206,7 @@ def test_decoding_without_one_step_a_token_is_refused_by_name(random_vlm, kwargs
 
 def test_a_large_capture_tells_its_size_first(random_vlm, monkeypatch):
     monkeypatch.setattr("llava_probe.generation.TELL_ABOVE", 100_000)
-    with pytest.warns(UserWarning, match="keeps up to 0.0 GB"):
+    with pytest.warns(UserWarning, match=r"keeps up to [0-9.]+ kB"):
         random_vlm.generate(photo(), QUESTION, max_new_tokens=30)
 
 
@@ -343,3 +344,11 @@ def test_the_length_is_sixty_four_unless_somebody_says(random_vlm):
     lengths.append(len(random_vlm.generate(photo(), "where").generated))
     prompt = random_vlm.generate(photo(), "where").prompt_length
     assert lengths == [64, 60 - prompt, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(999, "999 bytes"), (1536, "1.5 kB"), (73e6, "73.0 MB"), (245.76e9, "245.8 GB"), (3.2e12, "3,200.0 GB")],
+)
+def test_sizes_are_told_in_the_unit_that_one_reads(count, told):
+    assert in_units(count) == told

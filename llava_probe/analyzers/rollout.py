@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
+from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.maps import ImageMap
 from llava_probe.targets import explained, placed, queries
@@ -103,13 +104,5 @@ def _check_kept(trace: Trace) -> None:
     raise NotCaptured(
         f"rollout needs the attention rows of all {fed} positions and {kept} were kept; pass "
         f'Capture(attention_positions="all"): {fed} × {layers} layers × {heads} heads × {fed} weights take '
-        f"{_in_words(size)}"
+        f"{in_units(size)}"
     )
-
-
-def _in_words(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as checkpointed
+from torch.utils.hooks import RemovableHandle
 
 from llava_probe.attribution.target import Continuation, Target, Task
 from llava_probe.attribution.watching import Watch, watching
+from llava_probe.capture import in_units
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.generation import TELL_ABOVE
 from llava_probe.recorder import alone_with
@@ -126,10 +128,13 @@ def forward(
                 if isinstance(value, Tensor) and value.is_floating_point() and name.startswith("pixel_values")
             }
             inputs |= run.pixels
-        stack.enter_context(_entering(run, pixels))
-        stack.enter_context(_keeping(run, states))
-        stack.enter_context(_guarding(anatomy.decoder.owner))
-        stack.enter_context(_checkpointed(run) if checkpoint else _measured(run))
+        hooks = [_entering(run, pixels), *_keeping(run, states), *_guarding(anatomy.decoder.owner)]
+        if checkpoint:
+            stack.enter_context(_checkpointed(run))
+        else:
+            hooks += _measured(run)
+        for hook in hooks:
+            stack.callback(hook.remove)
         with torch.set_grad_enabled(pixels):
             logits = task.vlm.model(**inputs).logits
         run.logits = logits[0, -len(run.continuation.answer) :]
@@ -138,8 +143,7 @@ def forward(
         yield run
 
 
-@contextmanager
-def _entering(run: Forward, pixels: bool) -> Iterator[None]:
+def _entering(run: Forward, pixels: bool) -> RemovableHandle:
     """Start the graph at the decoder's entry, or note where it passes by."""
     owner = run.task.vlm.anatomy.decoder.owner
 
@@ -152,19 +156,11 @@ def _entering(run: Forward, pixels: bool) -> Iterator[None]:
         run.entry = entry if pixels and entry.requires_grad else entry.detach().clone().requires_grad_()
         return args, kwargs | {"inputs_embeds": run.entry}
 
-    handle = owner.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return owner.register_forward_pre_hook(enter, with_kwargs=True)
 
 
-@contextmanager
-def _keeping(run: Forward, states: Sequence[int]) -> Iterator[None]:
+def _keeping(run: Forward, states: Sequence[int]) -> list[RemovableHandle]:
     """Keep hidden states of the decoder that the graph passes through."""
-    if not states:
-        yield
-        return
     anatomy = run.task.vlm.anatomy
 
     def keep(layer: int) -> Callable[..., None]:
@@ -173,12 +169,7 @@ def _keeping(run: Forward, states: Sequence[int]) -> Iterator[None]:
 
         return after
 
-    handles = [anatomy.decoder.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in states if layer]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [anatomy.decoder.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in states if layer]
 
 
 @contextmanager
@@ -194,8 +185,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _guarding(owner: nn.Module) -> Iterator[None]:
+def _guarding(owner: nn.Module) -> list[RemovableHandle]:
     """Refuse projections that let no gradient through: the rest of the graph would go on and be wrong in silence."""
 
     def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -210,16 +200,10 @@ def _guarding(owner: nn.Module) -> Iterator[None]:
                 f"load the model unquantised, or use {_GRADIENTLESS}"
             )
 
-    handles = [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
 
 
-@contextmanager
-def _measured(run: Forward) -> Iterator[None]:
+def _measured(run: Forward) -> list[RemovableHandle]:
     """Tell what the graph will take, where it is much, as soon as its first block is there."""
     decoder = run.task.vlm.anatomy.decoder
     weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
@@ -245,20 +229,13 @@ def _measured(run: Forward) -> Iterator[None]:
         total = sum(held.values()) * len(decoder.blocks)
         if total > TELL_ABOVE:
             warnings.warn(
-                f"the graph of this pass takes about {total / 1e9:.1f} GB; checkpoint=True keeps one block's at a time",
+                f"the graph of this pass takes about {in_units(total)}; checkpoint=True keeps one block's at a time",
                 stacklevel=2,
             )
 
     first_done: list[bool] = []
-    handles = [
-        decoder.blocks[0].register_forward_pre_hook(before),
-        decoder.blocks[0].register_forward_hook(after, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    first = decoder.blocks[0]
+    return [first.register_forward_pre_hook(before), first.register_forward_hook(after, always_call=True)]
 
 
 @contextmanager

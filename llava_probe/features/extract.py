@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
+from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
@@ -229,20 +230,13 @@ def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> 
     folder = next(part for part in (Path(out).expanduser().absolute(), *Path(out).absolute().parents) if part.exists())
     free = shutil.disk_usage(folder).free
     if source.count is None:
-        return (
-            f"{source.name}: about {_size(row_bytes)} a sample, {shard_rows:,} samples a shard; {_size(free)} are free"
-        )
+        each = in_units(row_bytes)
+        return f"{source.name}: about {each} a sample, {shard_rows:,} samples a shard; {in_units(free)} are free"
     need, shards = row_bytes * source.count, -(-source.count // shard_rows)
     return (
-        f"{source.name}: {source.count:,} samples, about {_size(row_bytes)} each, {_size(need)} in {shards:,} "
-        f"shard{'s' * (shards != 1)}; {_size(free)} are free{'; that is not enough' * (need > free)}"
+        f"{source.name}: {source.count:,} samples, about {in_units(row_bytes)} each, {in_units(need)} in {shards:,} "
+        f"shard{'s' * (shards != 1)}; {in_units(free)} are free{'; that is not enough' * (need > free)}"
     )
-
-
-def _size(count: float) -> str:
-    """Bytes as one reads them."""
-    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= pair[0]), (1.0, "bytes"))
-    return f"{count / unit:,.{0 if unit == 1 else 1}f} {name}"
 
 
 def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:

@@ -339,3 +339,29 @@ def test_relevance_of_other_families_equals_their_eager_path(name):
     model.set_attn_implementation("eager")
     slow = lp.attribute(lp.VLM(model, processor), trace, "relevance", tokens=trace.prompt_length, of="logit").values
     assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-6 * float(slow.abs().max()))
+
+
+def test_the_memory_that_is_told_is_what_the_graph_keeps(random_vlm, monkeypatch):
+    """Told from the first block; the others are counted here, storage by storage."""
+    monkeypatch.setattr("llava_probe.attribution.forward.TELL_ABOVE", 0)
+    trace = answered(random_vlm)
+    task = prepared(random_vlm, trace, "relevance", tokens=trace.prompt_length)
+    weights = {each.untyped_storage().data_ptr() for each in random_vlm.model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with (
+        pytest.warns(UserWarning, match="checkpoint=True") as told,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        forward(task, 0),
+    ):
+        pass
+    said, unit = str(told[0].message).split("about ")[1].split(";")[0].split()
+    others = sum(held.values()) / 3 * 4  # three of four blocks, and a little of the head
+    assert unit == "MB"
+    assert float(said) * 1e6 == pytest.approx(others, rel=0.15)

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.cli import app
-from llava_probe.features.extract import _size
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.samples import read_samples
 
@@ -292,14 +291,6 @@ def test_a_picture_that_is_not_there_decides_nothing_about_packing(vlm, rows):
     alone = Extractor(vlm, Recipe((1,), ("last_prompt",)))
     assert [len(batch) for batch in alone.batches(list(read_samples(gone)))] == [1, 1]
     assert (alone.unpacked, alone.unbatched) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("count", "told"),
-    [(999, "999 bytes"), (1536, "1.5 kB"), (73e6, "73.0 MB"), (245.76e9, "245.8 GB"), (3.2e12, "3,200.0 GB")],
-)
-def test_sizes_are_told_in_the_unit_that_one_reads(count, told):
-    assert _size(count) == told
 
 
 def test_strict_names_the_sample(vlm, rows, tmp_path):
