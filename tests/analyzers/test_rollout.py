@@ -75,7 +75,7 @@ def test_rollout_says_what_it_needs_and_what_that_costs():
     attention = causal()
     with pytest.raises(lp.NotCaptured, match=r'attention_positions="all"') as caught:
         lp.rollout(synthetic_trace(attention=attention[-T:]))
-    assert f"{K * K * 3 * 2 * 4 / 1000:.0f} kB" in str(caught.value)
+    assert f"{K * K * 3 * 2 * 4 / 1000:.1f} kB" in str(caught.value)
     with pytest.raises(lp.NotCaptured, match="attention_positions"):
         lp.rollout(synthetic_trace())
     fewer = synthetic_trace(attention=attention[:, :2], layers=3, attention_layers=(0, 1))
