@@ -84,20 +84,30 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _places(board: Leaderboard) -> str:
-    head = ["", *(f"{_named(kind)}: touches / inside / AP" for kind in board.kinds), "all: touches / inside / AP"]
+    named = [*(_named(kind) for kind in board.kinds), "all"]
+    head = ["", *(f"{kind}: touches / inside / AP" for kind in named), "cases"]
     rows = []
     for name in board.names:
         cells = [
             " / ".join(_share(board.score(name, measure, kind)) for measure in ("touches", "inside", "precision"))
             for kind in (*board.kinds, None)
         ]
-        rows.append([f"*{name}*" if name in BASELINES else name, *cells])
+        score = board.score(name, "inside")
+        rows.append([f"*{name}*" if name in BASELINES else name, *cells, str(score.cases) if score else ""])
+    most = max((score.cases for name in board.names if (score := board.score(name, "inside"))), default=0)
     counts = ", ".join(
         f"{score.cases} {_named(kind)}"
         for kind in board.kinds
         if (score := board.score(board.names[0], "inside", kind))
     )
-    return f"{_table(head, rows)}\n\nCases: {counts}. Baselines in italics."
+    some = [name for name in board.methods if (score := board.score(name, "inside")) and score.cases < most]
+    fewer = (
+        f" Those that take tens of passes a word or more ({', '.join(some)}) were run on fewer of the same questions; "
+        "differences between two methods are always over the questions that both have."
+        if some
+        else ""
+    )
+    return f"{_table(head, rows)}\n\nCases: {counts}. Baselines in italics.{fewer}"
 
 
 def _intervals(board: Leaderboard) -> str:

@@ -363,5 +363,5 @@ def test_the_memory_that_is_told_is_what_the_graph_keeps(random_vlm, monkeypatch
         pass
     said, unit = str(told[0].message).split("about ")[1].split(";")[0].split()
     others = sum(held.values()) / 3 * 4  # three of four blocks, and a little of the head
-    assert unit == "MB"
-    assert float(said) * 1e6 == pytest.approx(others, rel=0.15)
+    assert unit == "kB"
+    assert float(said) * 1e3 == pytest.approx(others, rel=0.15)

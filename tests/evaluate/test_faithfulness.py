@@ -188,7 +188,7 @@ def test_tokens_that_do_not_stand_together_are_told(vlm, trace):
     m = lp.attribute(vlm, trace, "gradient", tokens=apart)
     both = plain_scores(vlm, trace, torch.ones(1, 36))[0, [0, 3]].sum().exp()
     assert deletion_insertion(vlm, trace, m, steps=1).deletion[0, 0] == pytest.approx(float(both), abs=1e-9)
-    forgotten = centre_prior(m)  # a map that no longer says which tokens it explains
+    forgotten = replace(centre_prior(m), about={})  # a map that no longer says which tokens it explains
     with pytest.raises(lp.BadInput, match="tokens= where a row's tokens do not stand together"):
         deletion_insertion(vlm, trace, forgotten, steps=1)
     curves = deletion_insertion(vlm, trace, forgotten, steps=1, tokens=apart)
