@@ -33,7 +33,7 @@ benchmark: $(VENV)/.dev
 figures: $(VENV)/.dev
 	$(BIN)/python figures/make.py
 
-# Every method of attribution on 500 held-out scenes, in two processes: about an hour and a half on two cores. What is in
+# Every method of attribution on 500 held-out scenes, in two processes: about two hours on two cores. What is in
 # build/leaderboard is not scored again.
 leaderboard: $(VENV)/.dev
 	for part in 1/2 2/2; do \

@@ -116,7 +116,7 @@ def methods_figure(maps: Mapping[str, ImageMap], mask: Any = None, *, row: int =
     if not maps:
         raise BadInput("methods_figure takes a map for each method; got none")
     rows = -(-len(maps) // columns)
-    figure = Canvas(1.75 * columns, 1.95 * rows)
+    figure = Canvas(1.25 * columns, 1.42 * rows)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -124,6 +124,6 @@ def methods_figure(maps: Mapping[str, ImageMap], mask: Any = None, *, row: int =
         axis.imshow(m.overlay(row))
         if mask is not None:
             axis.contour(np.asarray(mask, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
-        axis.plot(*m.peak(row), marker="+", color="#00e5ff", markersize=7, markeredgewidth=1.4)
-        axis.set_title(name, fontsize=7.5)
+        axis.plot(*m.peak(row), marker="+", color="#00e5ff", markersize=6, markeredgewidth=1.2)
+        axis.set_title(name, fontsize=5.5)
     return figure
