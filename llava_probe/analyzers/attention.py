@@ -151,6 +151,22 @@ def _check_comparable(
     trace: Trace, other: Trace, image: int, layers: list[int] | None, heads: list[int] | None
 ) -> None:
     """One map can be divided by the other: the same picture, cut alike, averaged over the same layers and heads."""
+    check_same_picture(trace, other, image)
+    for name, given in (("layers", layers), ("heads", heads)):
+        kept, other_kept = (getattr(each, f"attention_{name}") for each in (trace, other))
+        if given is None and kept != other_kept:
+            raise BadInput(
+                f"relative_to= takes a trace that kept the same {name}: it kept {list(other_kept)}, this one "
+                f"{list(kept)}; pass {name}= with some that both kept"
+            )
+
+
+def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
+    """Refuse a neutral trace of another picture, or one cut into other visual tokens.
+
+    Raises:
+        BadInput: it is one.
+    """
     pictures, others = (list(each.provenance.get("images", ())) for each in (trace, other))
     index = image % len(trace.images)
     if index >= len(others) or pictures[index] != others[index]:
@@ -161,10 +177,3 @@ def _check_comparable(
             f"relative_to= takes a trace of the same model: its picture {index} has {other_count} visual tokens, "
             f"this one's {count}"
         )
-    for name, given in (("layers", layers), ("heads", heads)):
-        kept, other_kept = (getattr(each, f"attention_{name}") for each in (trace, other))
-        if given is None and kept != other_kept:
-            raise BadInput(
-                f"relative_to= takes a trace that kept the same {name}: it kept {list(other_kept)}, this one "
-                f"{list(kept)}; pass {name}= with some that both kept"
-            )

@@ -13,7 +13,7 @@ Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.targets import explained, queries
 from llava_probe.tokens import Token
 from llava_probe.trace import At, Trace
-
-if TYPE_CHECKING:
-    pass
 
 PARTS = ("image", "question", "first", "generated", "rest")
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from llava_probe.analyzers.attention import FLOOR, Numbers, numbers, reduced
+from llava_probe.analyzers.attention import FLOOR, Numbers, check_same_picture, numbers, reduced
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.capture import Capture
@@ -60,11 +60,8 @@ def relative_attention(
         images = list(task.trace.images)
         neutral = task.vlm.generate(images, neutral, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
+    check_same_picture(task.trace, neutral, task.image)
     layout = placed(neutral, task.image)
-    if len(layout) != len(task.layout):
-        raise BadInput(
-            f"the neutral trace has {len(layout)} visual tokens on this picture, the answer's {len(task.layout)}"
-        )
     plain = reduced(neutral, [neutral.prompt_length - 1], torch.from_numpy(layout.positions), layers, heads, "mean")
     values = found.positions[:, task.places] / (plain + FLOOR * plain.mean())
     return replace(found, positions=None, values=values, unit="attention over neutral attention", forwards=forwards)

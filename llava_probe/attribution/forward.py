@@ -296,15 +296,9 @@ def _forward_broke(task: Task, number: int) -> str:
     return f"NaN or infinity comes from {where}; load the model in bfloat16 or float32"
 
 
-def shared_positions(task: Task, number: int) -> int:
-    """How many positions of a continuation mean the same in the trace's own sequence."""
-    continuation = task.continuations[number]
-    return min(continuation.shared, task.fed)
-
-
 def spread(task: Task, number: int, found: Tensor) -> Tensor:
     """[fed] values of the trace's own positions from those of a continuation: what it does not share is left out."""
     out = torch.zeros(task.fed, dtype=torch.float64)
-    shared = shared_positions(task, number)
+    shared = min(task.continuations[number].shared, task.fed)
     out[:shared] = found.detach()[:shared].double().cpu()
     return out

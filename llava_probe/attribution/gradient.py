@@ -7,15 +7,14 @@ of what the tower read, on the same photograph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from llava_probe.attribution.forward import forward, spread
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.pixels import PixelCells, pixel_cells
+from llava_probe.attribution.pixels import pixel_cells
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput
 
@@ -27,8 +26,7 @@ def gradient(task: Task, *, on: str = "tokens") -> Found:
         task: what is explained.
         on: ``"tokens"``, or ``"pixels"``.
     """
-    found = _products(task, on, lambda value, slope: slope.double().square())
-    return _shaped(found, torch.sqrt, "gradient norm")
+    return _summed(task, on, lambda value, slope: slope.double().square(), torch.sqrt, "gradient norm")
 
 
 def input_x_gradient(task: Task, *, on: str = "tokens") -> Found:
@@ -38,46 +36,37 @@ def input_x_gradient(task: Task, *, on: str = "tokens") -> Found:
         task: what is explained.
         on: ``"tokens"``, or ``"pixels"`` as the tower read them: resized and normalised.
     """
-    found = _products(task, on, lambda value, slope: value.double() * slope.double())
-    return _shaped(found, lambda sums: sums, "input × gradient")
+    return _summed(task, on, lambda value, slope: value.double() * slope.double(), torch.clone, "input × gradient")
 
 
-@dataclass(frozen=True, eq=False)
-class _Sums:
-    """Sums of some product over each part, for each row and each continuation."""
-
-    parts: Sequence[tuple[int, int, Tensor]]  # (row, continuation, [parts])
-    task: Task
-    cells: PixelCells | None
-    on: str
-
-
-def _products(task: Task, on: str, product: Callable[[Tensor, Tensor], Tensor]) -> _Sums:
+def _summed(
+    task: Task,
+    on: str,
+    product: Callable[[Tensor, Tensor], Tensor],
+    shape: Callable[[Tensor], Tensor],
+    unit: str,
+) -> Found:
+    """``shape`` of the sums of a product of values and slopes over each part."""
     if on not in ("tokens", "pixels"):
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
     cells = pixel_cells(task) if on == "pixels" else None
-    parts = []
+    rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
+    backwards = 0
     for number in range(len(task.answers)):
         with forward(task, number, pixels=cells is not None) as run:
             source = run.entry if cells is None else run.pixels[cells.name]
             for row, target, last in run:
                 (slope,) = run.gradients(target, [source], last=last)
                 products = product(source.detach(), slope)
-                parts.append((row, number, products[0].sum(-1) if cells is None else cells.summed(products)))
-    return _Sums(parts, task, cells, on)
-
-
-def _shaped(found: _Sums, shape: Callable[[Tensor], Tensor], unit: str) -> Found:
-    task, cells = found.task, found.cells
-    rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
-    for row, number, sums in found.parts:
-        rows[row] += shape(spread(task, number, sums) if cells is None else sums)
+                sums = spread(task, number, products[0].sum(-1)) if cells is None else cells.summed(products)
+                rows[row] += shape(sums)
+                backwards += 1
     return Found(
         positions=rows if cells is None else None,
         values=None if cells is None else rows,
         layout=None if cells is None else cells.layout,
         unit=unit,
         forwards=len(task.answers),
-        backwards=len(found.parts),
-        about={"on": found.on},
+        backwards=backwards,
+        about={"on": on},
     )
