@@ -162,7 +162,7 @@ def leaderboard(
     """Score every method of attribution where the right place is known; goes on where it was stopped."""
     with _plainly():
         share = (1, 1) if part is None else arguments.part(part)
-        from llava_probe.view.leaderboard import Wanted, score, write_leaderboard
+        from llava_probe.view.leaderboard import CLOSER, Wanted, score, write_leaderboard
 
         if cases is None and model != TINY:
             raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
@@ -171,6 +171,7 @@ def leaderboard(
         written = score(vlm, wanted, kept, share)
         if part is None:
             given = f"--cases {cases}" if cases else f"--scenes {scenes}"
+            given += f" --closer {closer}" * (closer != CLOSER) + " --quick" * quick
             command = f"llava-probe leaderboard --model {model} {given} --out {out}"
             written = write_leaderboard(vlm, wanted, kept, out, model=model, command=command)[0]
         typer.echo(f"\nEverything is in {written}")

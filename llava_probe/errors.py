@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ProbeError(Exception):
@@ -56,6 +57,17 @@ def refusing(sentence: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{sentence}: {shortened(reason)}") from None
+
+
+def at_least(name: str, number: Any, least: int) -> int:
+    """A whole number of at least ``least``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__") or number < least:
+        raise BadInput(f"{name}= takes a whole number of at least {least}; got {number!r}")
+    return int(number)
 
 
 def shortened(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,18 @@ def model_of(anatomy: Anatomy) -> dict[str, Any]:
         "attention": anatomy.decoder.owner.config._attn_implementation,
         "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
     }
+
+
+def weights_of(anatomy: Anatomy) -> str:
+    """A hash of a few numbers of every parameter: another checkpoint of the same name has another."""
+    told = hashlib.sha256()
+    for name, parameter in sorted(anatomy.model.named_parameters()):
+        told.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.device.type != "meta":
+            flat = parameter.detach().reshape(-1)
+            few = flat[:: max(1, flat.numel() // 16)][:16]
+            told.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()[:32]
 
 
 def _name(model: Any) -> str:

@@ -45,6 +45,8 @@ def placed(trace: Trace, image: int = 0) -> ImageLayout:
         BadInput: the places of this family's visual tokens are not known.
     """
     pictures = len(trace.images)
+    if isinstance(image, bool) or not hasattr(image, "__index__"):
+        raise BadInput(f"image= takes the number of a picture, from 0; got {image!r}")
     if not -pictures <= image < pictures:
         there = f"pictures 0 to {pictures - 1}" if pictures else "no picture"
         raise OutOfRange(f"picture {image} is not there: this trace has {there}")

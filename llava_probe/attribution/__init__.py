@@ -119,7 +119,8 @@ def attribute(
             was said, its tokens together); ``"answer"`` for the whole answer; ``"generated"`` for each token; a
             position; or a list of these, in which a list of positions is one word.
         contrast: explain why this word rather than that one: their log-probabilities' difference in that place. One
-            word, or one for each row.
+            word, or one for each row. A contrast of several tokens is read beside the answer, as a sequence that begins
+            with it, and what gradients are weighed there is the difference's.
         text: another answer, scored and explained in place of the model's own.
         of: ``"logprob"`` (nats) or ``"logit"``; what the method was published with when None.
         **options: of the method, as ``lp.METHODS[method].options`` lists them.
@@ -169,7 +170,8 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
     """The map of one method for a prepared task."""
     chosen = method_of(method, options or {})
     task = task.measured(chosen.of)
-    found = chosen.run(task, **(options or {}))
+    with torch.inference_mode(False):  # what is made inside it can have no gradient, nor be written to outside
+        found = chosen.run(task, **(options or {}))
     layout = found.layout or task.layout
     values, beside = found.values, None
     if found.positions is not None:
@@ -187,6 +189,7 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
         about={
             "unit": found.unit,
             "of": task.quantity,
+            "image": task.image,
             "positions": [[task.trace.prompt_length + step for step in target.steps(0)] for target in task.targets],
             "forwards": found.forwards,
             "backwards": found.backwards,
@@ -203,7 +206,7 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method:
     Raises:
         BadInput: an unknown method or option.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise BadInput(f"method {name!r} is not known; lp.METHODS has {', '.join(METHODS)}")
     method = METHODS[name]
     wrong = [option for option in options if option not in method.options]

@@ -51,6 +51,8 @@ def relative_attention(
     Raises:
         BadInput: a neutral trace of another picture.
     """
+    if not isinstance(neutral, str | Trace):
+        raise BadInput(f"neutral= takes a question or a trace of one; got {neutral!r}")
     found = attention(task, layers=layers, heads=heads)
     assert found.positions is not None
     forwards = found.forwards

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import Numbers, numbers
-from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.attribution.watching import Call, Slopes, Watch
@@ -30,31 +30,34 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
     wanted = _chosen(task, layers)
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     backwards = 0
-    for number in range(len(task.answers)):
-        looked: dict[int, Tensor] = {}
-        places: list[int] = []
+    passes = 0
+    looked: dict[int, Tensor] = {}
+    starts: list[Tensor] = []
 
-        def see(call: Call, slopes: Slopes, looked: dict[int, Tensor] = looked, places: list[int] = places) -> None:
-            if call.layer in wanted:
-                total = torch.zeros(call.keys, dtype=torch.float64)
-                for _, weights, slope in slopes(torch.tensor(places, device=call.device)):
-                    products = (weights.double() * slope.double()).clamp(min=0).mean(1).sum((0, 1)).cpu()
-                    total[: len(products)] += products
-                looked[call.layer] = total
+    def see(call: Call, slopes: Slopes) -> None:
+        if call.layer in wanted:
+            share = starts[-1].to(call.device, torch.float64)  # [B, P]
+            total = share.new_zeros(len(share), call.keys)
+            for block, weights, slope in slopes((share != 0).any(0).nonzero().flatten()):
+                products = (weights.double() * slope.double()).clamp(min=0).mean(1)  # [B, block, K]
+                total[:, : products.shape[2]] += (share[:, block, None] * products).sum(1)
+            looked[call.layer] = total.cpu()
 
+    for number in task.passes:
         with forward(task, number, watches=[Watch(task.vlm.anatomy.decoder, see)]) as run:
             for row, target, last in run:
                 looked.clear()
-                places[:] = [task.position(step) for step in target.steps(number)]
+                starts.append(run.starting(target))
                 run.gradients(target, [run.entry], last=last)
                 if not looked:
                     raise BadModel(f"no attention of {type(task.vlm.anatomy.model).__name__} could be watched")
-                rows[row] += spread(task, number, torch.stack(list(looked.values())).mean(0) / len(places))
-                backwards += 1
+                rows[row] = run.merged(torch.stack(list(looked.values())).mean(0))
+                backwards += len(run.sequences)
+            passes += len(run.sequences)
     return Found(
         rows,
         unit="attention × gradient",
-        forwards=len(task.answers),
+        forwards=passes,
         backwards=backwards,
         about={"layers": sorted(wanted)},
     )

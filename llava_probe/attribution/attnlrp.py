@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from llava_probe.anatomy import Anatomy
-from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
@@ -61,17 +61,16 @@ def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
     """
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     backwards = 0
-    for number in range(len(task.answers)):
+    passes = 0
+    for number in task.passes:
         around = partial(propagating, task.vlm.anatomy)
         with forward(task, number, around=around, checkpoint=checkpoint) as run:
             for row, target, last in run:
                 (slope,) = run.gradients(target, [run.entry], last=last)
-                found = (run.entry.detach().double() * slope.double())[0].sum(-1)
-                rows[row] += spread(task, number, found)
-                backwards += 1
-    return Found(
-        rows, unit="relevance", forwards=len(task.answers), backwards=backwards, about={"checkpoint": checkpoint}
-    )
+                rows[row] = (run.entry[0, : task.fed].detach().double() * run.merged(slope).double()).sum(-1)
+                backwards += len(run.sequences)
+            passes += len(run.sequences)
+    return Found(rows, unit="relevance", forwards=passes, backwards=backwards, about={"checkpoint": checkpoint})
 
 
 @contextmanager

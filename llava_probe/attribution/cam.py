@@ -12,7 +12,7 @@ import torch
 from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
-from llava_probe.errors import BadModel, OutOfRange
+from llava_probe.errors import BadModel, OutOfRange, at_least
 
 
 def llava_cam(task: Task, *, layer: int | None = None) -> Found:
@@ -26,12 +26,13 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
         OutOfRange: there is no such layer, or nothing behind it reads its visual tokens.
     """
     count = task.vlm.anatomy.layers
-    layer = count // 2 if layer is None else layer
-    if not 1 <= layer < count:
+    layer = count // 2 if layer is None else at_least("layer", layer, 1)
+    if layer >= count:
         raise OutOfRange(f"layer {layer} is not there: LLaVA-CAM takes hidden state 1 to {count - 1}")
     values = torch.zeros(len(task.targets), len(task.layout), dtype=torch.float64)
     backwards = 0
-    for number in range(len(task.answers)):
+    passes = 0
+    for number in task.passes:
         with forward(task, number, states=[layer]) as run:
             states = run.states[layer]
             if states.shape[:2] != run.entry.shape[:2]:
@@ -40,10 +41,11 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
                 )
             for row, target, last in run:
                 (slope,) = run.gradients(target, [states], last=last)
-                features, slopes = (each[0, task.places].detach().flatten(1).double() for each in (states, slope))
+                features, slopes = (
+                    each[task.places].flatten(1).double() for each in (states[0].detach(), run.merged(slope))
+                )
                 weights = slopes.clamp(min=0).mean(0)
-                values[row] += (features * weights).mean(1).clamp(min=0).cpu()
-                backwards += 1
-    return Found(
-        values=values, unit="class activation", forwards=len(task.answers), backwards=backwards, about={"layer": layer}
-    )
+                values[row] = (features * weights).mean(1).clamp(min=0).cpu()
+                backwards += len(run.sequences)
+            passes += len(run.sequences)
+    return Found(values=values, unit="class activation", forwards=passes, backwards=backwards, about={"layer": layer})

@@ -1,11 +1,18 @@
 """One teacher-forced pass with a graph that starts where the picture enters the language model.
 
-    with forward(task, 0) as run:
-        gradient, = run.gradients(target, [run.entry])
+    for number in task.passes:
+        with forward(task, number) as run:
+            for row, target, last in run:
+                gradient, = run.gradients(target, [run.entry], last=last)    # [B, P, D]
+                run.merged(gradient)                                         # [fed, D]
 
 The vision tower runs without a graph unless a method asks for it (``pixels=True``). Weights need no gradients, so no
 activations are kept for them. Many targets share the pass; each has a backward pass of its own, and nothing of one is
 left when the next begins.
+
+A word that is weighed against one of several tokens needs two sequences: the answer, and the answer with the contrast
+in its place. Both go through together from the decoder's entry on, and what they begin with in common counts as one,
+as it would if its keys and values came from a cache: the target has one gradient there, the sum of both.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as checkpointed
 from torch.utils.hooks import RemovableHandle
 
+from llava_probe.attribution.side_by_side import AGREEMENT, widened
 from llava_probe.attribution.target import Continuation, Target, Task
 from llava_probe.attribution.watching import Watch, watching
 from llava_probe.capture import in_units
@@ -38,9 +46,9 @@ class Forward:
     """A pass that has run, and its graph.
 
     Attributes:
-        task, number: whose continuation this is.
-        logits: [steps, V] that predict each of its tokens.
-        entry: [1, P, D] what entered the decoder: text embeddings and visual tokens.
+        task, number: the continuation that its targets are weighed against, 0 for none.
+        logits: [B, steps, V] that predict each token of each sequence; the shorter one's go on with what means nothing.
+        entry: [B, P, D] what entered the decoder: text embeddings and visual tokens.
         pixels: the pictures' tensors as the tower read them, where the graph starts there.
         states: hidden states in the graph, by number, where they were asked for.
     """
@@ -53,16 +61,43 @@ class Forward:
     states: dict[int, Tensor] = field(default_factory=dict)
 
     @property
-    def continuation(self) -> Continuation:
-        """What was read."""
-        return self.task.continuations[self.number]
+    def sequences(self) -> tuple[int, ...]:
+        """The continuations that go through side by side: the answer, and what it is weighed against."""
+        return (0, self.number) if self.number else (0,)
+
+    @property
+    def longest(self) -> Continuation:
+        """The one whose inputs are given to the model."""
+        return max((self.task.continuations[number] for number in self.sequences), key=lambda each: len(each.answer))
+
+    @property
+    def shared(self) -> int:
+        """How many positions the sequences begin with in common."""
+        return self.task.continuations[self.number].shared
 
     def mine(self) -> list[tuple[int, Target]]:
-        """The targets that rest on this continuation, with their rows."""
-        return [(row, target) for row, target in enumerate(self.task.targets) if target.of(self.number)]
+        """The targets of this pass, with their rows."""
+        return [(row, target) for row, target in enumerate(self.task.targets) if target.against == self.number]
+
+    def starting(self, target: Target) -> Tensor:
+        """[B, P] the target's share at each position that predicts it, those in common in the first sequence."""
+        exact = torch.promote_types(self.entry.dtype, torch.float32)
+        share = torch.zeros(self.entry.shape[:2], dtype=exact, device=self.entry.device)
+        for sequence, number in enumerate(self.sequences):
+            for step in target.steps(number):
+                place = self.task.position(step)
+                share[sequence if place >= self.shared else 0, place] = 1
+        return share / share.sum()
+
+    def merged(self, found: Tensor) -> Tensor:
+        """[fed, ...] of the trace's own positions from [B, P, ...] values that add up where sequences are the same."""
+        out = found.detach()[0, : self.task.fed].clone()
+        for other in found.detach()[1:]:
+            out[: self.shared] += other[: self.shared]
+        return out
 
     def gradients(self, target: Target, wrt: Sequence[Tensor], *, last: bool = False) -> list[Tensor]:
-        """Gradients of this continuation's part of one target; zero where it does not depend on a tensor.
+        """Gradients of one target; zero where it does not depend on a tensor.
 
         Args:
             target: one of ``mine()``.
@@ -73,14 +108,15 @@ class Forward:
             BadModel: no gradient comes back from the logits.
             NotANumber: a gradient is NaN or infinite.
         """
-        value = target.value(self.number, self.logits, self.task.quantity)
+        parts = zip(self.sequences, self.logits, strict=True)
+        value = torch.stack([target.value(number, logits, self.task.quantity) for number, logits in parts]).sum()
         if not value.requires_grad:
             raise BadModel(_no_gradient(self.task))
         found = torch.autograd.grad(value, list(wrt), retain_graph=not last, allow_unused=True)
         return [torch.zeros_like(tensor) if one is None else one for one, tensor in zip(found, wrt, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[int, Target, bool]]:
-        """Rows and targets of this continuation, and whether each is the last."""
+        """Rows and targets of this pass, and whether each is the last."""
         mine = self.mine()
         for place, (row, target) in enumerate(mine):
             yield row, target, place == len(mine) - 1
@@ -97,10 +133,10 @@ def forward(
     around: Callable[[], Any] | None = None,
     checkpoint: bool = False,
 ) -> Iterator[Forward]:
-    """Run one continuation and keep its graph while the context lasts.
+    """Run the answer, and what it is weighed against, and keep their graph while the context lasts.
 
     Args:
-        task: what is explained; ``number``: which continuation.
+        task: what is explained; ``number``: one of its ``passes``.
         pixels: let the graph start at the tower's pixels.
         states: hidden states of the decoder to keep in the graph.
         watches: attention to watch in the backward passes.
@@ -108,17 +144,21 @@ def forward(
         checkpoint: compute each block of the decoder again in the backward pass instead of keeping what is inside.
 
     Raises:
-        BadModel: pictures that do not enter the decoder as embeddings, or weights that let no gradient through.
+        BadModel: pictures that do not enter the decoder as embeddings, weights that let no gradient through, or a
+            family in which two sequences side by side are not what each is alone.
     """
     anatomy = task.vlm.anatomy
     model: Any = anatomy.model
     run = Forward(task, number)
-    inputs = dict(run.continuation.inputs)
+    inputs = dict(run.longest.inputs)
     with ExitStack() as stack:
         stack.enter_context(alone_with(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(frozen(model))
+        alone = _Alone(run) if number else None
         stack.enter_context(watching(anatomy, watches))
+        for watch in watches:
+            watch.shared = run.shared if number and watch.stack is anatomy.decoder else 0
         if around is not None:
             stack.enter_context(around())
         if pixels:
@@ -128,33 +168,81 @@ def forward(
                 if isinstance(value, Tensor) and value.is_floating_point() and name.startswith("pixel_values")
             }
             inputs |= run.pixels
-        hooks = [_entering(run, pixels), *_keeping(run, states), *_guarding(anatomy.decoder.owner)]
-        if checkpoint:
-            stack.enter_context(_checkpointed(run))
-        else:
-            hooks += _measured(run)
-        for hook in hooks:
+        for hook in [_entering(run, pixels, alone), *_keeping(run, states), *_guarding(anatomy.decoder.owner)]:
             stack.callback(hook.remove)
+        stack.enter_context(_checkpointed(run) if checkpoint else _measured(run))
         with torch.set_grad_enabled(pixels):
             logits = task.vlm.model(**inputs).logits
-        run.logits = logits[0, -len(run.continuation.answer) :]
+        run.logits = logits[:, -len(run.longest.answer) :]
         if not bool(torch.isfinite(run.logits).all()):
             raise NotANumber(_forward_broke(task, number))
+        if alone is not None:
+            alone.check(run.logits)
         yield run
 
 
-def _entering(run: Forward, pixels: bool) -> RemovableHandle:
+class _Alone:
+    """The shorter of two sequences in a pass of its own: its embeddings, and the logits that it must have again."""
+
+    def __init__(self, run: Forward) -> None:
+        longest = run.longest
+        self._row, number = next(
+            (row, number) for row, number in enumerate(run.sequences) if run.task.continuations[number] is not longest
+        )
+        self._model = run.task.vlm.model
+        self._prompt = run.task.trace.prompt_length
+        continuation = run.task.continuations[number]
+        entered: list[Tensor] = []
+
+        def enter(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+            entered.append(_checked(run, kwargs, continuation))
+
+        handle = run.task.vlm.anatomy.decoder.owner.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self._logits = self._model(**continuation.inputs).logits[0, -len(continuation.answer) :]
+        finally:
+            handle.remove()
+        self._own = entered[0][:, self._prompt :]
+
+    def beside(self, entry: Tensor) -> Tensor:
+        """[2, P, D] both sequences, the shorter one filled up with the other's end, which nothing of it sees."""
+        end = self._prompt + self._own.shape[1]
+        own = torch.cat([entry[:, : self._prompt], self._own.to(entry), entry[:, end:]], dim=1)
+        return torch.cat([own, entry] if self._row == 0 else [entry, own])
+
+    def check(self, logits: Tensor) -> None:
+        """Refuse a family in which it is not beside the other what it is alone."""
+        found = logits.detach()[self._row, : len(self._logits)].float()
+        off = (found - self._logits.float()).abs().max() / self._logits.abs().max().clamp(min=1)
+        if not off <= AGREEMENT[logits.dtype]:
+            raise BadModel(
+                f"{type(self._model).__name__} does not give two sequences side by side what it gives each alone, so "
+                "a contrast of several tokens cannot be followed; give one of one token, or use occlusion"
+            )
+
+
+def _checked(run: Forward, kwargs: dict[str, Any], continuation: Continuation) -> Tensor:
+    """What enters the decoder, one row for each token of a continuation."""
+    entry = kwargs.get("inputs_embeds")
+    if entry is None or entry.shape[1] != continuation.inputs["input_ids"].shape[1]:
+        name = type(run.task.vlm.anatomy.model).__name__
+        raise BadModel(f"the pictures of {name} do not enter its decoder as embeddings of the sequence's tokens")
+    return entry  # type: ignore[no-any-return]
+
+
+def _entering(run: Forward, pixels: bool, alone: _Alone | None) -> RemovableHandle:
     """Start the graph at the decoder's entry, or note where it passes by."""
     owner = run.task.vlm.anatomy.decoder.owner
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        entry = kwargs.get("inputs_embeds")
-        if entry is None or entry.shape[1] != run.continuation.inputs["input_ids"].shape[1]:
-            name = type(run.task.vlm.anatomy.model).__name__
-            raise BadModel(f"the pictures of {name} do not enter its decoder as embeddings of the sequence's tokens")
+        entry = _checked(run, kwargs, run.longest)
+        others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
+        if alone is not None:
+            entry, others = alone.beside(entry), widened(others, 2, run.task)
         torch.set_grad_enabled(True)
         run.entry = entry if pixels and entry.requires_grad else entry.detach().clone().requires_grad_()
-        return args, kwargs | {"inputs_embeds": run.entry}
+        return args, others | {"inputs_embeds": run.entry}
 
     return owner.register_forward_pre_hook(enter, with_kwargs=True)
 
@@ -203,12 +291,13 @@ def _guarding(owner: nn.Module) -> list[RemovableHandle]:
     return [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
 
 
-def _measured(run: Forward) -> list[RemovableHandle]:
+@contextmanager
+def _measured(run: Forward) -> Iterator[None]:
     """Tell what the graph will take, where it is much, as soon as its first block is there."""
     decoder = run.task.vlm.anatomy.decoder
     weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
     held: dict[int, int] = {}
-    counting: list[saved_tensors_hooks] = []
+    counting = ExitStack()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -217,15 +306,12 @@ def _measured(run: Forward) -> list[RemovableHandle]:
         return tensor.detach()
 
     def before(_module: Any, _args: Any) -> None:
-        if not counting and torch.is_grad_enabled():
-            counting.append(saved_tensors_hooks(pack, lambda tensor: tensor))
-            counting[0].__enter__()
+        if torch.is_grad_enabled():
+            counting.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
 
     def after(_module: Any, _args: Any, _output: Any) -> None:
-        if not counting or first_done:
-            return
-        first_done.append(True)
-        counting[0].__exit__()
+        counting.close()
+        first.remove()
         total = sum(held.values()) * len(decoder.blocks)
         if total > TELL_ABOVE:
             warnings.warn(
@@ -233,9 +319,14 @@ def _measured(run: Forward) -> list[RemovableHandle]:
                 stacklevel=2,
             )
 
-    first_done: list[bool] = []
-    first = decoder.blocks[0]
-    return [first.register_forward_pre_hook(before), first.register_forward_hook(after, always_call=True)]
+    first = decoder.blocks[0].register_forward_pre_hook(before)
+    done = decoder.blocks[0].register_forward_hook(after)
+    try:
+        yield
+    finally:  # a pass that was broken off inside the block has not come by after it
+        counting.close()
+        for handle in (first, done):
+            handle.remove()
 
 
 @contextmanager
@@ -294,11 +385,3 @@ def _forward_broke(task: Task, number: int) -> str:
             handle.remove()
     where = f"block {broken[0]} of the language model" if broken else "the pictures' embeddings or the final norm"
     return f"NaN or infinity comes from {where}; load the model in bfloat16 or float32"
-
-
-def spread(task: Task, number: int, found: Tensor) -> Tensor:
-    """[fed] values of the trace's own positions from those of a continuation: what it does not share is left out."""
-    out = torch.zeros(task.fed, dtype=torch.float64)
-    shared = min(task.continuations[number].shared, task.fed)
-    out[:shared] = found.detach()[:shared].double().cpu()
-    return out

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.pixels import pixel_cells
 from llava_probe.attribution.target import Task
@@ -52,21 +52,25 @@ def _summed(
     cells = pixel_cells(task) if on == "pixels" else None
     rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
     backwards = 0
-    for number in range(len(task.answers)):
+    passes = 0 if cells is None else 1  # finding out where each pixel goes
+    for number in task.passes:
         with forward(task, number, pixels=cells is not None) as run:
             source = run.entry if cells is None else run.pixels[cells.name]
             for row, target, last in run:
                 (slope,) = run.gradients(target, [source], last=last)
-                products = product(source.detach(), slope)
-                sums = spread(task, number, products[0].sum(-1)) if cells is None else cells.summed(products)
-                rows[row] += shape(sums)
-                backwards += 1
+                if cells is None:
+                    sums = product(source[0, : task.fed].detach(), run.merged(slope)).sum(-1)
+                else:
+                    sums = cells.summed(product(source.detach(), slope))
+                rows[row] = shape(sums)
+                backwards += len(run.sequences)
+            passes += len(run.sequences)
     return Found(
         positions=rows if cells is None else None,
         values=None if cells is None else rows,
         layout=None if cells is None else cells.layout,
         unit=unit,
-        forwards=len(task.answers),
+        forwards=passes,
         backwards=backwards,
         about={"on": on},
     )

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.pixels import pixel_cells
+from llava_probe.attribution.pixels import PixelCells, pixel_cells
 from llava_probe.attribution.replay import baseline_rows, replaying, values_of
 from llava_probe.attribution.target import Task
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, at_least
 from llava_probe.recorder import alone_with
 
 STEPS = 32
@@ -45,14 +45,21 @@ def integrated_gradients(
         raise BadInput("integrated_gradients needs captum: pip install 'llava_probe[attribution]'") from error
     if on not in ("tokens", "pixels") or baseline not in ("mean", "zero"):
         raise BadInput(f'on= takes "tokens" or "pixels", baseline= "mean" or "zero"; got {on!r} and {baseline!r}')
+    at_least("steps", steps, 2)
+    at_least("batch", batch, 1)
     cells = pixel_cells(task) if on == "pixels" else None
     values = torch.zeros(len(task.targets), len(cells.layout if cells else task.layout), dtype=torch.float64)
     deltas = torch.zeros(len(task.targets), dtype=torch.float64)
-    passes = 0
+    forwards = backwards = 0
     for number in range(len(task.answers)):
         with replaying(task, number, graph=True) if cells is None else _reading(task, number, cells.name) as run:
             start = run.entry()
-            ground = _ground(task, start, baseline, on)
+            forwards += 1  # what enters, or where its pixels go
+            if cells is None:
+                ground = start.clone()
+                ground[:, task.places] = baseline_rows(task, start, baseline)
+            else:
+                ground = _ground(cells, start, baseline)
             for row, target in enumerate(task.targets):
                 if not target.of(number):
                     continue
@@ -69,25 +76,24 @@ def integrated_gradients(
                 found = found.double()
                 values[row] += found[0, task.places].sum(-1).cpu() if cells is None else cells.summed(found[0])
                 deltas[row] += float(delta.sum())
-                passes += steps
+                forwards += steps + 2  # both ends, for the delta
+                backwards += steps
     return Found(
         values=values,
         layout=cells.layout if cells else None,
         unit="integrated gradient",
-        forwards=passes,
-        backwards=passes,
+        forwards=forwards,
+        backwards=backwards,
         about={"on": on, "baseline": baseline, "steps": steps, "delta": deltas.tolist()},
     )
 
 
-def _ground(task: Task, start: Tensor, baseline: str, on: str) -> Tensor:
-    """Where the way begins; text tokens stay as they are."""
-    if on == "pixels":
-        channels = -1 if start.ndim < 5 else -3  # rows of patches, or [1, ..., channels, height, width]
-        others = [axis for axis in range(start.ndim) if axis != channels % start.ndim]
-        return torch.zeros_like(start) if baseline == "zero" else start.mean(others, keepdim=True).expand_as(start)
+def _ground(cells: PixelCells, start: Tensor, baseline: str) -> Tensor:
+    """[1, ...] where the way of the pixels begins; those of other pictures stay as they are."""
     ground = start.clone()
-    ground[:, task.places] = baseline_rows(task, start, baseline)
+    parts = ground[0].movedim(cells.channels, -1)  # a view
+    own = (cells.cell >= 0).to(parts.device)
+    parts[own] = 0 if baseline == "zero" else parts[own].mean(0)
     return ground
 
 

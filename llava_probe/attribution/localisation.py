@@ -287,8 +287,8 @@ def components(on: BoolArray) -> IntArray:
 
 def smoothed(values: FloatArray, layout: ImageLayout, sigma: float) -> FloatArray:
     """[..., N] a Gaussian of ``sigma`` tokens, cut at three, over each grid, mirrored at its edges."""
-    if not 0 <= sigma < np.inf:
-        raise BadInput(f"sigma={sigma} is no width in tokens; pass 0 or more")
+    if not isinstance(sigma, int | float) or not 0 <= sigma < np.inf:
+        raise BadInput(f"sigma={sigma!r} is no width in tokens; pass 0 or more")
     out = np.array(values, dtype=np.float64)
     reach = int(3 * sigma + 0.5)
     if not reach:
@@ -312,7 +312,9 @@ def smoothed(values: FloatArray, layout: ImageLayout, sigma: float) -> FloatArra
 def _pairs(heads: Any) -> list[tuple[int, int]]:
     if isinstance(heads, LocalisationHeads):
         heads = heads.heads
-    if heads is None or isinstance(heads, str) or not len(heads):
+    if heads is not None and (isinstance(heads, str) or not isinstance(heads, Iterable)):
+        raise BadInput(f"heads= takes (layer, head) pairs, or what find_heads found; got {heads!r}")
+    if heads is None or not len(heads):
         raise BadInput(
             "localisation_heads needs the model's heads: find them once with "
             "found = find_heads(vlm, samples) from llava_probe.attribution, then pass heads=found"

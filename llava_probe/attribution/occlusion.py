@@ -13,10 +13,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, picture_scores, token_scores
+from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
 from llava_probe.attribution.target import Task
 from llava_probe.attribution.windows import blocks_of, token_windows, within
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, at_least
 from llava_probe.layout import ImageLayout
 
 PICTURE_BASELINES = ("mean", "zero", "blur")
@@ -51,8 +51,8 @@ def occlusion(
     """
     if on not in ("tokens", "pixels"):
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
-    if window < 1:
-        raise BadInput(f"window= takes 1 or more; got {window}")
+    for name, number in (("window", window), ("cells", cells), ("budget", 1 if budget is None else budget)):
+        at_least(name, number, 1)
     if on == "tokens":
         if baseline not in TOKEN_BASELINES:
             raise BadInput(f"on tokens, baseline= takes {' or '.join(map(repr, TOKEN_BASELINES))}; got {baseline!r}")
@@ -67,7 +67,8 @@ def occlusion(
         windows = token_windows(layout, side, stride)
         photograph = task.trace.images[task.image]
         behind = blank(photograph, baseline)
-        pictures = [photograph, *(_covered(photograph, behind, layout, one) for one in windows)]
+        shown = [torch.zeros_like(windows[0]), *windows]
+        pictures = Pictures(len(shown), lambda number: _covered(photograph, behind, layout, shown[number]))
         scores = picture_scores(task, pictures, batch=batch, label="occlusion")
     drops = scores[:1] - scores[1:]  # [W, R]
     covered = windows.double()

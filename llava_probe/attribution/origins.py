@@ -17,6 +17,8 @@ _OFF = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.flo
 _ROUNDING = 0.3
 #: Parts whose gradient is this much weaker than the strongest count as going nowhere.
 _FAINT = 1e-6
+#: Directions that are tried: in one, a part's gradient may be nothing but the rounding of what cancels.
+_TRIALS = 4
 
 
 def depends(tokens: Tensor, source: Tensor) -> bool:
@@ -37,8 +39,19 @@ def origins(tokens: Tensor, source: Tensor, features: int = -1) -> Tensor | None
         Token numbers in the shape of ``source`` without ``features``, -1 where a part goes nowhere; None where a part
         goes into several tokens.
     """
+    out, wrong = _numbered(tokens, source, features, 0)
+    for seed in range(1, _TRIALS):
+        if not bool(wrong.any()):
+            return out
+        number, again = _numbered(tokens, source, features, seed)
+        out, wrong = torch.where(wrong, number, out), wrong & again
+    return None if bool(wrong.any()) else out
+
+
+def _numbered(tokens: Tensor, source: Tensor, features: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The token of each part as one direction of the tokens' features tells it, and where it tells none."""
     count, width = tokens.shape
-    direction = torch.randn(width, generator=torch.Generator().manual_seed(0)).to(tokens)
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(seed)).to(tokens)
 
     def weighed(weights: Tensor) -> Tensor:
         slope = torch.autograd.grad(tokens, source, weights.to(tokens)[:, None] * direction, retain_graph=True)[0]
@@ -47,14 +60,14 @@ def origins(tokens: Tensor, source: Tensor, features: int = -1) -> Tensor | None
     alike = weighed(torch.ones(count))
     strength = alike.norm(dim=-1)
     used = strength > _FAINT * strength.max()
+    wrong = torch.zeros_like(used)
     number = torch.zeros(strength.shape, dtype=torch.long, device=strength.device)
     left, place = torch.arange(count), 1
     while place < count:
         slope = weighed((left % _BASE + 1).float())
         digit = (slope * alike).sum(-1) / strength.square().clamp(min=1e-300)
         off = (slope - digit[..., None] * alike).norm(dim=-1) / slope.norm(dim=-1).clamp(min=1e-300)
-        if bool(((off > _OFF[source.dtype]) | ((digit - digit.round()).abs() > _ROUNDING))[used].any()):
-            return None
+        wrong |= ((off > _OFF[source.dtype]) | ((digit - digit.round()).abs() > _ROUNDING)) & used
         number += place * (digit.round().long() - 1)
         left, place = left // _BASE, place * _BASE
-    return torch.where(used, number, -1)
+    return torch.where(used, number, -1), wrong | (used & ((number < 0) | (number >= count)))

@@ -8,17 +8,19 @@ Visual tokens are changed where they enter the decoder (``replay.py``), photogra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_probe.attribution.replay import AGREEMENT, replaying, values_of
+from llava_probe.attribution.replay import replaying, values_of
+from llava_probe.attribution.side_by_side import AGREEMENT
 from llava_probe.attribution.target import Task, asked_again
-from llava_probe.errors import BadInput, NotANumber
+from llava_probe.errors import BadInput, NotANumber, at_least
 from llava_probe.generation import teacher_forced
 from llava_probe.recorder import alone_with
 
@@ -28,6 +30,25 @@ BATCH = 16
 PATIENCE = 2.0
 
 TOKEN_BASELINES = ("mean", "zero")
+
+
+class Pictures(Sequence[Image.Image]):
+    """Pictures that are drawn when they are read: many large ones would not fit in memory."""
+
+    def __init__(self, count: int, drawn: Callable[[int], Image.Image]) -> None:
+        self._numbers = range(count)
+        self._drawn = drawn
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image.Image]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        found = self._numbers[index]
+        return self._drawn(found) if isinstance(found, int) else [self._drawn(number) for number in found]
 
 
 def token_scores(
@@ -55,9 +76,11 @@ def token_scores(
         raise BadInput(f"baseline= takes {' or '.join(map(repr, TOKEN_BASELINES))}, or a tensor; got {baseline!r}")
     if not len(keep):
         return torch.zeros(0, len(task.targets), dtype=torch.float64)
+    at_least("batch", batch, 1)
     changed = keep < 1
     order = torch.where(changed.any(1), changed.float().argmax(1), keep.shape[1]).argsort(stable=True)
-    out = torch.zeros(len(keep), len(task.targets), dtype=torch.float64)
+    with torch.inference_mode(False):  # what is made inside it cannot be added to outside
+        out = torch.zeros(len(keep), len(task.targets), dtype=torch.float64)
     with tqdm(total=len(keep) * len(task.answers), desc=label, unit="pass", delay=PATIENCE, leave=False) as bar:
         for number in range(len(task.answers)):
             with replaying(task, number, baseline) as replay:
@@ -81,7 +104,9 @@ def picture_scores(
     """
     if task.trace.request.inputs is not None:
         raise BadInput("this trace was asked with ready-made inputs, so changed pictures cannot be put through again")
-    out = torch.zeros(len(pictures), len(task.targets), dtype=torch.float64)
+    at_least("batch", batch, 1)
+    with torch.inference_mode(False):
+        out = torch.zeros(len(pictures), len(task.targets), dtype=torch.float64)
     for number in range(len(task.answers)):
         beside = batch > 1 and _may_batch(task, number)
         with tqdm(total=len(pictures), desc=label, unit="pass", delay=PATIENCE, leave=False) as bar:

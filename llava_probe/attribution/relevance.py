@@ -15,9 +15,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.forward import forward, spread
+from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Target, Task
+from llava_probe.attribution.target import Task
 from llava_probe.attribution.tower import TowerRelevance
 from llava_probe.attribution.watching import Call, Slopes, Watch
 from llava_probe.errors import BadInput, BadModel, NotANumber
@@ -48,37 +48,33 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
         )
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     backwards = 0
-    for number in range(len(task.answers)):
+    passes = 0
+    for number in task.passes:
         pull = Pull("language model")
         tower = TowerRelevance(task, pull, Pull("vision tower")) if through == "tower" else None
         watches = [Watch(task.vlm.anatomy.decoder, pull)] + ([tower.watch] if tower else [])
-        with forward(task, number, pixels=tower is not None, watches=watches, checkpoint=checkpoint) as run:
+        around = tower.keeping if tower else None
+        with forward(
+            task, number, pixels=tower is not None, watches=watches, around=around, checkpoint=checkpoint
+        ) as run:
             if tower is not None:
                 tower.prepare(run)
             for row, target, last in run:
-                pull.start(_starting(task, target, number, run.entry))
+                pull.start(run.starting(target), run.shared)
                 run.gradients(target, list(run.pixels.values()) or [run.entry], last=last)
                 found = pull.finish()
                 if tower is not None:
                     found = tower.finish(found)
-                rows[row] += spread(task, number, found[0])
-                backwards += 1
+                rows[row] = run.merged(found)
+                backwards += len(run.sequences)
+            passes += len(run.sequences)
     return Found(
         rows,
         unit="relevance",
-        forwards=len(task.answers),
+        forwards=passes,
         backwards=backwards,
         about={"through": through, "checkpoint": checkpoint},
     )
-
-
-def _starting(task: Task, target: Target, number: int, entry: Tensor) -> Tensor:
-    """[1, P] the target's share at each position that predicts it."""
-    exact = torch.promote_types(entry.dtype, torch.float32)
-    row = torch.zeros(1, entry.shape[1], dtype=exact, device=entry.device)
-    steps = target.steps(number)
-    row[0, [task.position(step) for step in steps]] = 1 / len(steps)
-    return row
 
 
 class Pull:
@@ -91,12 +87,13 @@ class Pull:
     def __init__(self, where: str) -> None:
         self._where = where
         self.row = torch.empty(0)
+        self._shared = 0
         self._added: dict[int, Tensor] = {}
         self._checks: list[tuple[int, Tensor]] = []
 
-    def start(self, row: Tensor) -> None:
-        """Begin at the last layer with [B, P]."""
-        self.row, self._added, self._checks = row, {}, []
+    def start(self, row: Tensor, shared: int = 0) -> None:
+        """Begin at the last layer with [B, P]; the first ``shared`` positions are the first row's for all."""
+        self.row, self._shared, self._added, self._checks = row, shared, {}, []
 
     def __call__(self, call: Call, slopes: Slopes) -> None:
         """R ← r + r Ā of one call; windows of one layer are pulled side by side."""
@@ -138,4 +135,6 @@ class Pull:
     def _settle(self) -> None:
         for added in self._added.values():
             self.row = self.row.to(added.device) + added
+            self.row[0, : self._shared] += self.row[1:, : self._shared].sum(0)
+            self.row[1:, : self._shared] = 0
         self._added = {}

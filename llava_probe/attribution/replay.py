@@ -6,7 +6,7 @@ the same in a whole batch and is read from a cache, where a trial (four passes m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,10 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from llava_probe.attribution.forward import frozen
+from llava_probe.attribution.side_by_side import AGREEMENT, cut, sliceable, widened
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.recorder import alone_with
-
-#: How far a score may be off for a faster way of computing it, in the target's own unit, relative to its size.
-AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @contextmanager
@@ -95,7 +93,7 @@ class Replay:
 
         def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-            return args, {**_widened(others, len(entry), None, _visual(self.task), ()), "inputs_embeds": entry}
+            return args, {**widened(others, len(entry), self.task), "inputs_embeds": entry}
 
         return values_of(self.task, self.number, self._pass(enter))
 
@@ -156,7 +154,7 @@ class Replay:
         cache = DynamicCache(config=self.task.vlm.anatomy.decoder.owner.config)
 
         def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            if not _sliceable(kwargs):
+            if not sliceable(kwargs):
                 raise BadModel("inputs of the decoder that cannot be cut")
             entry = self._checked(kwargs)
             if changed is not None:
@@ -197,69 +195,12 @@ class Replay:
         weight = keep.to(entry)[..., None]
         batch = entry.expand(count, -1, -1).clone()
         batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
-        visual = _visual(self.task)
         others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-        wide = _widened(others, count, weight, visual, [visual.index(place) for place in places.tolist()])
+        wide = widened(others, count, self.task, weight)
         if not prefix or self._cache is None:
             return {**wide, "inputs_embeds": batch}
-        cut = {name: _cut(name, value, prefix) for name, value in wide.items()}
-        return {**cut, "inputs_embeds": batch[:, prefix:], "past_key_values": _begun(self._cache, prefix, count)}
-
-
-def _visual(task: Task) -> list[int]:
-    """Positions of all visual tokens, of every picture."""
-    return [token.position for token in task.trace.tokens if token.role == "image"]
-
-
-def _widened(value: Any, count: int, weight: Tensor | None, visual: Sequence[int], rows: Sequence[int]) -> Any:
-    """The decoder's other inputs for a batch of ``count``.
-
-    Features that enter deeper layers beside the sequence ([visual tokens, D], as in Qwen3-VL) are blended like the
-    tokens themselves, towards their mean.
-    """
-    if isinstance(value, dict):
-        wide = {name: _widened(part, count, weight, visual, rows) for name, part in value.items()}
-        places = wide.get("position_ids")
-        if isinstance(places, Tensor) and places.ndim == 3 and places.shape[1] == 1:  # axes of a rotary embedding first
-            wide["position_ids"] = places.expand(-1, count, -1)
-        return wide
-    if isinstance(value, list | tuple):
-        return type(value)(_widened(part, count, weight, visual, rows) for part in value)
-    if not isinstance(value, Tensor) or value.ndim < 2:
-        return value
-    if value.ndim == 2 and value.shape[0] == len(visual) and value.is_floating_point():
-        batch = value.expand(count, -1, -1).clone()
-        if weight is None:
-            return batch.flatten(0, 1)
-        own = weight.to(value)
-        batch[:, rows] = own * batch[:, rows] + (1 - own) * value[list(rows)].mean(0)
-        return batch.flatten(0, 1)
-    return value.expand(count, *value.shape[1:]) if value.shape[0] == 1 else value
-
-
-def _sliceable(kwargs: dict[str, Any]) -> bool:
-    """Whether every input of the decoder is one that ``_cut`` understands."""
-    known = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
-    return all(name in known or not _holds_tensor(value) for name, value in kwargs.items())
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_tensor(part) for part in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(part) for part in value)
-    return isinstance(value, Tensor)
-
-
-def _cut(name: str, value: Any, prefix: int) -> Any:
-    """An input of the decoder without the first ``prefix`` queries."""
-    if name == "attention_mask" and isinstance(value, dict):
-        return {kind: _cut(name, part, prefix) for kind, part in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    if name == "attention_mask":
-        return value[:, :, prefix:] if value.ndim == 4 else value
-    return value[..., prefix:] if name in ("position_ids", "cache_position") else value
+        rest = {name: cut(name, value, prefix) for name, value in wide.items()}
+        return {**rest, "inputs_embeds": batch[:, prefix:], "past_key_values": _begun(self._cache, prefix, count)}
 
 
 def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.occlusion import CELLS, blank
-from llava_probe.attribution.perturbing import BATCH, picture_scores, token_scores
+from llava_probe.attribution.perturbing import BATCH, Pictures, picture_scores, token_scores
 from llava_probe.attribution.target import Task
 from llava_probe.attribution.windows import blocks_of
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, at_least
 
 #: Passes where nobody says; the paper takes 4,000 to 8,000.
 BUDGET = 500
@@ -52,20 +52,28 @@ def rise(
     """
     if on not in ("tokens", "pixels"):
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
-    if budget < 2 or cells < 1 or not 0 < keep < 1:
-        raise BadInput(f"rise takes budget >= 2, cells >= 1 and 0 < keep < 1; got {budget}, {cells}, {keep}")
+    for name, number, least in (("budget", budget, 2), ("cells", cells, 1), ("seed", seed, 0)):
+        at_least(name, number, least)
+    if not isinstance(keep, float) or not 0 < keep < 1:
+        raise BadInput(f"keep= takes the chance that a cell is shown, between 0 and 1; got {keep!r}")
     layout = task.layout if on == "tokens" else blocks_of(task.layout.size, max(CELLS, 4 * cells))
     size = torch.tensor(layout.size * 2, dtype=torch.float64)
     boxes = torch.from_numpy(np.asarray(layout.boxes, dtype=np.float64)) / size
     centres = (boxes[:, :2] + boxes[:, 2:]).clamp(0, 2) / 2  # shares of the photograph's width and height
     masks = random_masks(centres, budget, cells, keep, seed)  # [n, N]
+    if not bool(masks.any()):
+        raise BadInput(f"keep={keep} shows nothing in any of {budget} masks; give more of either")
     if on == "tokens":
         scores = token_scores(task, masks, baseline=baseline, batch=batch, label="rise")
     else:
         photograph = task.trace.images[task.image].convert("RGB")
         behind = blank(photograph, baseline)
-        shown = (Image.fromarray((255 * layout.to_pixels(mask)).round().astype(np.uint8)) for mask in masks)
-        pictures = [Image.composite(photograph, behind, mask) for mask in shown]
+
+        def drawn(number: int) -> Image.Image:
+            shown = (255 * layout.to_pixels(masks[number])).round().astype(np.uint8)
+            return Image.composite(photograph, behind, Image.fromarray(shown))
+
+        pictures = Pictures(len(masks), drawn)
         scores = picture_scores(task, pictures, batch=batch, label="rise")
     weights = masks.double()
     values = (scores - scores.mean(0)).T @ weights / (len(weights) * weights.mean())
@@ -83,7 +91,7 @@ def random_masks(centres: Tensor, count: int, cells: int, keep: float, seed: int
 
     A grid of zeros and ones is enlarged bilinearly until a cell measures 1 / cells, and shifted by up to one cell.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     out = torch.empty(count, len(centres))
     for row in out:
         grid = (torch.rand(cells + 2, cells + 2, generator=generator) < keep).float()

@@ -67,6 +67,11 @@ class Target:
     token: Token
     terms: tuple[Term, ...]
 
+    @property
+    def against(self) -> int:
+        """The continuation that it is weighed against; 0 where all its terms are of the answer's own."""
+        return max(term.continuation for term in self.terms)
+
     def of(self, continuation: int) -> tuple[Term, ...]:
         """The terms that one continuation gives."""
         return tuple(term for term in self.terms if term.continuation == continuation)
@@ -147,6 +152,11 @@ class Task:
         return torch.from_numpy(self.layout.positions)
 
     @property
+    def passes(self) -> list[int]:
+        """The continuations that targets are weighed against, 0 for none: one pass with a graph for each."""
+        return sorted({target.against for target in self.targets})
+
+    @property
     def contrasted(self) -> bool:
         """Whether some target is weighed against another word."""
         return any(term.sign < 0 for target in self.targets for term in target.terms)
@@ -156,7 +166,7 @@ class Task:
         """The inputs of each continuation; the processor runs once.
 
         Raises:
-            BadInput: the trace was made by another model or processor.
+            BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
         """
         tensors, prompts = self.vlm.prepare([asked_again(self.trace)], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
@@ -202,7 +212,10 @@ def targets(
     """
     spans = _spans(trace, tokens)
     answers = [tuple(token.id for token in trace.generated)]
-    others = [contrast] * len(spans) if contrast is None or isinstance(contrast, str) else list(contrast)
+    listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
+    others: list[Any] = list(contrast or ()) if listed else [contrast] * len(spans)
+    if not all(other is None or isinstance(other, str) for other in others):
+        raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
     if len(others) != len(spans):
         raise BadInput(f"contrast= takes one word, or one for each of {len(spans)} targets; got {len(others)}")
     found = []
@@ -225,14 +238,14 @@ def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
         return content or words or [list(range(len(trace.generated)))]
     if isinstance(tokens, str):
         return _named(trace, tokens)
-    if not isinstance(tokens, Iterable):
+    if not isinstance(tokens, Iterable) or _single(tokens):
         return [[_step(trace, tokens)]]
     spans = []
     for part in tokens:
         if isinstance(part, str):
             spans += _named(trace, part)
         elif isinstance(part, Iterable) and not _single(part):
-            spans.append([_step(trace, place) for place in part])
+            spans.append(sorted({_step(trace, place) for place in part}))
         else:
             spans.append([_step(trace, part)])
     if not spans or not all(spans):
@@ -316,10 +329,12 @@ def _spelled(vlm: VLM, trace: Trace, span: Sequence[int], word: str) -> tuple[in
     if not word.strip():
         raise BadInput("contrast= takes the word that might have stood there; got an empty text")
     tokenizer = vlm.processor.tokenizer
+    if word.strip() in tokenizer.all_special_tokens:
+        return (tokenizer.convert_tokens_to_ids(word.strip()),)
     own = tuple(token.id for token in trace.generated)
     before = own[: span[0]]
     said = "".join(token.text for token in trace.generated[: span[0]])
-    spaced = trace.generated[span[0]].text[:1].isspace()
+    spaced = trace.generated[span[0]].text[:1].isspace() or bool(before and own[span[0]] in _ended(trace))
     prompt = [token.id for token in trace.tokens[: trace.prompt_length]]
     whole = answer_ids(vlm.processor, asked_again(trace), prompt, f"{said}{' ' * spaced}{word.strip()}")
     if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:

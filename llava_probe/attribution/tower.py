@@ -6,12 +6,15 @@ by the same rule, and gathered by the same patches: where a patch is a token, as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.attribution.origins import depends, origins
+from llava_probe.attribution.side_by_side import visual_positions
 from llava_probe.attribution.watching import Call, Slopes, Watch
 from llava_probe.errors import BadModel
 
@@ -37,13 +40,23 @@ class TowerRelevance:
         self._name = type(task.vlm.anatomy.model).__name__
         if task.vlm.anatomy.vision is None:
             raise BadModel(f'{self._name} has no vision tower that says what its blocks are; pass through="language"')
-        self._places = [token.position for token in task.trace.tokens if token.role == "image"]
+        self._places = visual_positions(task)
         self._language, self._pull = language, tower
+        self._blocks = task.vlm.anatomy.vision.blocks
         self._states: list[Tensor] = []
-        self._handles = [block.register_forward_hook(self._keep) for block in task.vlm.anatomy.vision.blocks]
         self._owner = torch.empty(0, dtype=torch.long)  # [B, S] the visual token of each patch, -1 for none
         self._started = False
         self.watch = Watch(task.vlm.anatomy.vision, self._see)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep the tower's states in the pass that runs while this lasts, for ``prepare``."""
+        handles = [block.register_forward_hook(self._keep) for block in self._blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def prepare(self, run: Forward) -> None:
         """Find out where each patch goes, once a pass.
@@ -51,8 +64,6 @@ class TowerRelevance:
         Raises:
             BadModel: patches that go into several tokens, or tokens that no patch goes into.
         """
-        for handle in self._handles:
-            handle.remove()
         tokens = run.entry[0, self._places]
         used = next((state for state in reversed(self._states) if depends(tokens, state)), None)
         self._states = []
@@ -68,7 +79,7 @@ class TowerRelevance:
         self.watch.length = self._owner.shape[1]
 
     def finish(self, language: Tensor) -> Tensor:
-        """[1, P] with the visual tokens' relevance gathered from the patches that each was made of."""
+        """[B, P] with the visual tokens' relevance gathered from the patches that each was made of."""
         if not self._started:
             self._pull.start(language)  # no block of the tower came by: finishing says so
         self._started = False

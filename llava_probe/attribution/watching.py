@@ -95,11 +95,14 @@ class Watch:
         stack: whose blocks are watched.
         see: called from the last block to the first.
         length: how many tokens the stack reads at once, all windows together; 0 where each call reads all.
+        shared: how many positions the sequences of a batch begin with in common: one thing with one gradient, which the
+            first sequence has.
     """
 
     stack: Stack
     see: See
     length: int = 0
+    shared: int = 0
     _starts: dict[int, int] = field(default_factory=dict)
     _routed: set[int] = field(default_factory=set)
 
@@ -130,7 +133,10 @@ class Watch:
         )
 
         def see(grad: Tensor) -> None:
-            self.see(call, lambda wanted: iter([(wanted, call.weights[:, :, wanted], grad[:, :, wanted])]))  # type: ignore[index]
+            def slopes(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                yield wanted, call.weights[:, :, wanted], _together(grad[:, :, wanted], wanted, self.shared)  # type: ignore[index]
+
+            self.see(call, slopes)
 
         weights.register_hook(see)
 
@@ -204,11 +210,11 @@ class _Seen(torch.autograd.Function):
         layer, module, kwargs, first = ctx.told
         call = Call(layer, module, query, key, value, mask, kwargs, first)
         with torch.no_grad():
-            ctx.watch.see(call, lambda wanted: _slopes(call, grad, wanted))
+            ctx.watch.see(call, lambda wanted: _slopes(call, grad, wanted, ctx.watch.shared))
         return grad, None, None, None, None, None, None
 
 
-def _slopes(call: Call, grad: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _slopes(call: Call, grad: Tensor, wanted: Tensor, shared: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Blocks of some queries: their index, A and ∂y/∂A, both [B, H, block, keys]; ``grad`` is [B, Q, H, d]."""
     batch, kv_heads = call.value.shape[:2]
     grad = grad.transpose(1, 2)
@@ -216,7 +222,16 @@ def _slopes(call: Call, grad: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, 
     for block, weights in call.blocks(wanted):
         value = call.value[:, :, : weights.shape[-1]]
         packed = grad[:, :, block].reshape(batch, kv_heads, heads // kv_heads * len(block), -1)
-        yield block, weights, torch.matmul(packed, value.transpose(2, 3)).view(weights.shape)
+        slope = torch.matmul(packed, value.transpose(2, 3)).view(weights.shape)
+        yield block, weights, _together(slope, block, shared)
+
+
+def _together(slope: Tensor, block: Tensor, shared: int) -> Tensor:
+    """∂y/∂A [B, H, block, keys] with that of queries in common added up in the first sequence."""
+    if not shared or len(slope) == 1:
+        return slope
+    others = slope[1:].sum(0, keepdim=True) * (block < shared).to(slope)[:, None]
+    return torch.cat([slope[:1] + others, slope[1:]])
 
 
 def _reach(call: Call) -> Tensor | None:

@@ -8,9 +8,9 @@ Each line of the file is an object. Relative paths start at the file's folder:
     {"image": "street.jpg", "question": "What is on the left?", "word": "dog", "mask": "dog.png"}
 
 ``mask`` is the path of a lossless picture that is black outside the object, or a COCO run-length mask; without one the
-``box`` (x0, y0, x1, y1) in pixels is the right place. The rest may be left out: ``id``, ``kind``, ``answer`` (what the
-model is made to say), ``occurrence`` (which time the answer says the word, from 0), ``token`` (a number of a generated
-token from 0, in place of a word) and ``function_words``. Without word and token, all content words are meant.
+``box`` (x0, y0, x1, y1) in pixels is the right place. The rest may be left out: ``id``, ``kind``, ``answer`` (the right
+one: others are not scored), ``occurrence`` (which time the answer says the word, from 0), ``token`` (a number of a
+generated token from 0, in place of a word) and ``function_words``. Without word and token the whole answer is meant.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Case:
         question: as it is asked.
         where: the right place: an absolute path, a COCO run-length mask or a bool array [height, width]; None where
             the boxes are.
-        word: of the answer, which is explained; None for all content words. ``occurrence``: which time it is said,
-            from 0, from the end if negative; all of them when None.
+        word: of the answer, which is explained; None for the whole answer. ``occurrence``: which time it is said, from
+            0, from the end if negative; the first when None.
         token: number of the generated token that is explained, from 0, in place of a word.
-        answer: what the model is made to say; None: what it likes.
+        answer: the right one; other answers are not scored. None: any that says the word.
         kind: of question, to report scores by.
         boxes: (x0, y0, x1, y1) in pixels of the picture.
         function_words: words of the answer that name nothing on the picture.

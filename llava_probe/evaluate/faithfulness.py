@@ -23,8 +23,8 @@ from typing import Unpack
 
 import numpy as np
 
-from llava_probe.errors import BadInput
-from llava_probe.evaluate.removing import Options, Step, at_least, removal_of
+from llava_probe.errors import BadInput, at_least
+from llava_probe.evaluate.removing import Options, Step, removal_of
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM

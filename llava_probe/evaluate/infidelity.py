@@ -18,8 +18,8 @@ from torch import Tensor
 
 from llava_probe.attribution.perturbing import BATCH, token_scores
 from llava_probe.attribution.target import QUANTITIES, Task, Tokens
-from llava_probe.errors import BadInput
-from llava_probe.evaluate.removing import at_least, task_of
+from llava_probe.errors import BadInput, at_least
+from llava_probe.evaluate.removing import task_of
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM

@@ -28,7 +28,6 @@ from llava_probe.layout.geometry import FloatArray
 
 #: Measures of one case, all better when larger.
 MEASURES = ("touches", "inside", "precision", "energy", "iou", "otsu")
-DESCRIBED = "describe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,11 @@ class Leaderboard:
         return [line for line in self.lines if line["right"]]
 
     @cached_property
+    def seen(self) -> list[Mapping[str, Any]]:
+        """Questions answered right that need the picture for it."""
+        return [line for line in self.right if not line["blind"]]
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Entries that scored anything, methods first."""
         there = {name for line in self.right for name, found in line["entries"].items() if "cases" in found}
@@ -77,7 +81,7 @@ class Leaderboard:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of question, descriptions left out."""
-        return tuple(dict.fromkeys(line["kind"] for line in self.right if line["kind"] != DESCRIBED))
+        return tuple(dict.fromkeys(line["kind"] for line in self.right if not described(line)))
 
     def refused(self, name: str) -> str | None:
         """Why an entry could not be run, where it could not."""
@@ -113,28 +117,26 @@ class Leaderboard:
 
     def random(self, name: str, measure: str) -> Score | None:
         """An entry's mean with random language layers, over the questions that were explained so."""
-        rows = [
-            (each[measure], line["picture"]) for line in self.right for each in line.get("random", {}).get(name, [])
-        ]
+        rows = [(each[measure], line["picture"]) for line in self.seen for each in line.get("random", {}).get(name, [])]
         return summary(*map(list, zip(*rows, strict=True))) if rows else None  # type: ignore[arg-type]
 
     def trained(self, name: str, measure: str) -> Score | None:
         """An entry's mean over the same questions with the model as it is."""
         rows = [
-            (value, line["picture"]) for line in self.right if "random" in line for value in _cases(line, name, measure)
+            (value, line["picture"]) for line in self.seen if "random" in line for value in _cases(line, name, measure)
         ]
         return summary(*map(list, zip(*rows, strict=True))) if rows else None  # type: ignore[arg-type]
 
     def curve(self, name: str, which: str) -> Score | None:
         """Area under the ``"deletion"`` (low is good) or ``"insertion"`` curve."""
         rows = [
-            (found[which], line["picture"]) for line in self.right if which in (found := line["entries"].get(name, {}))
+            (found[which], line["picture"]) for line in self.seen if which in (found := line["entries"].get(name, {}))
         ]
         return summary(*map(list, zip(*rows, strict=True))) if rows else None  # type: ignore[arg-type]
 
     def words(self, name: str) -> tuple[float, float, float] | None:
         """(Obj-IoU, Func-IoU, F1-IoU) over the descriptions, TAM's measures."""
-        rows = [found["tam"] for line in self.right if "tam" in (found := line["entries"].get(name, {}))]
+        rows = [found["tam"] for line in self.seen if "tam" in (found := line["entries"].get(name, {}))]
         if not rows:
             return None
         objects, functions = (float(value) for value in np.nanmean(np.array(rows, dtype=np.float64), axis=0))
@@ -155,7 +157,7 @@ class Leaderboard:
 
     def agreement(self) -> tuple[list[str], FloatArray] | None:
         """Names, and the mean rank correlation of their maps [names, names]."""
-        found = [line["agreement"] for line in self.right if "agreement" in line]
+        found = [line["agreement"] for line in self.seen if "agreement" in line]
         names = [name for name in self.names if all(name in each["names"] for each in found)]
         if not found:
             return None
@@ -169,15 +171,14 @@ class Leaderboard:
 
     def removal(self, kind: str) -> dict[str, float]:
         """Mean probability of the word with the right place taken away or alone, over one kind of question."""
-        rows = [line["removal"] for line in self.right if "removal" in line and line["kind"] == kind]
+        rows = [line["removal"] for line in self.seen if "removal" in line and line["kind"] == kind]
         return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]} if rows else {}
 
     # --- details ---
 
     def _lines(self, kind: str | None, blind: bool) -> Iterator[Mapping[str, Any]]:
         for line in self.right:
-            wanted = line["kind"] != DESCRIBED if kind is None else line["kind"] == kind
-            if wanted and bool(line["blind"]) == blind:
+            if not described(line) and kind in (None, line["kind"]) and bool(line["blind"]) == blind:
                 yield line
 
     def _column(self, name: str, measure: str, kind: str | None, blind: bool) -> tuple[list[float], list[str]]:
@@ -185,6 +186,11 @@ class Leaderboard:
             raise BadInput(f"a measure is one of {', '.join(MEASURES)}; got {measure!r}")
         rows = [(value, line["picture"]) for line in self._lines(kind, blind) for value in _cases(line, name, measure)]
         return [value for value, _ in rows], [picture for _, picture in rows]
+
+
+def described(line: Mapping[str, Any]) -> bool:
+    """Whether a question is a description, whose words are scored among themselves."""
+    return any("tam" in found for found in line.get("entries", {}).values())
 
 
 def _cases(line: Mapping[str, Any], name: str, measure: str) -> Sequence[float]:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, overload
+from typing import TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 
 from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
-from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, picture_scores, token_scores
+from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
 from llava_probe.attribution.target import Target, Task, Tokens, targets
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.cells import owners
 from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
 from llava_probe.maps import ImageMap
@@ -124,7 +124,14 @@ class Removal:
             keep = torch.from_numpy(np.stack([self.shown(step) for step in distinct])).float()
             scores = token_scores(self.task, keep, baseline=self.baseline, batch=self.batch, label="removing")
         else:
-            scores = picture_scores(self.task, _Pictures(self, distinct), batch=self.batch, label="removing")
+            photograph = self.task.trace.images[self.task.image].convert("RGB")
+            behind = blank(photograph, self.baseline)
+
+            def drawn(number: int) -> Image.Image:
+                shown = self.shown(distinct[number]).reshape(photograph.height, photograph.width)
+                return Image.composite(photograph, behind, Image.fromarray(shown))
+
+            scores = picture_scores(self.task, Pictures(len(distinct), drawn), batch=self.batch, label="removing")
         self.forwards += len(distinct) * len(self.task.answers)
         chances = np.stack(
             [_chance(target, column) for target, column in zip(self.task.targets, scores.numpy().T, strict=True)]
@@ -138,32 +145,6 @@ class Removal:
             whole = (step.count == 0) == step.removed
             return Step(0, 0 if whole else self.parts, True)
         return step
-
-
-class _Pictures(Sequence[Image.Image]):
-    """The photograph at each step, made when it is read: many large ones would not fit in memory."""
-
-    def __init__(self, removal: Removal, steps: Sequence[Step]) -> None:
-        self._removal, self._steps = removal, steps
-        self._photograph = removal.task.trace.images[removal.task.image].convert("RGB")
-        self._behind = blank(self._photograph, removal.baseline)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image.Image]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self._made(step) for step in self._steps[index]]
-        return self._made(self._steps[index])
-
-    def _made(self, step: Step) -> Image.Image:
-        width, height = self._photograph.size
-        shown = self._removal.shown(step).reshape(height, width)
-        return Image.composite(self._photograph, self._behind, Image.fromarray(shown))
 
 
 def removal_of(
@@ -192,6 +173,7 @@ def removal_of(
     if not isinstance(baseline, str) or baseline not in known:
         raise BadInput(f"on {on}, baseline= takes {' or '.join(map(repr, known))}; got {baseline!r}")
     at_least("batch", batch, 1)
+    at_least("seed", seed, 0)
     task, rows = task_of(vlm, trace, m, row, image, tokens, contrast)
     return Removal(task, m, rows, on, baseline, batch, seed)
 
@@ -216,6 +198,9 @@ def task_of(
         OutOfRange: a row or picture that is not there.
     """
     layout = placed(trace, image)
+    made = m.about.get("image")
+    if made is not None and made != image % len(trace.images):
+        raise BadInput(f"this map is of picture {made}; pass image={made}")
     photograph = trace.images[image]
     if m.image.size != photograph.size or m.image.convert("RGB").tobytes() != photograph.convert("RGB").tobytes():
         raise BadInput(
@@ -243,17 +228,6 @@ def token_values(m: ImageMap, row: int, task: Task) -> FloatArray:
     pixels = m.pixels(row)
     seen = task.layout.to_tokens(~np.isnan(pixels)) > 0
     return np.where(seen, task.layout.to_tokens(pixels), -np.inf)
-
-
-def at_least(name: str, number: Any, least: int) -> int:
-    """A whole number of at least ``least``.
-
-    Raises:
-        BadInput: it is none.
-    """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or number < least:
-        raise BadInput(f"{name}= takes a whole number of at least {least}; got {number!r}")
-    return int(number)
 
 
 def _spans(m: ImageMap, trace: Trace) -> list[list[int]]:

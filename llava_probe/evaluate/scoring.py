@@ -40,6 +40,7 @@ from llava_probe.evaluate.pointing import pointing, touches
 from llava_probe.evaluate.precision import average_precision
 from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.ranks import agreement
+from llava_probe.evaluate.run import asked, claim
 from llava_probe.evaluate.tam import tam_scores
 from llava_probe.images import open_image
 from llava_probe.maps import ImageMap
@@ -96,7 +97,8 @@ def score_cases(
         The file.
 
     Raises:
-        BadInput: no cases, or a part that is not there.
+        BadInput: no cases, two of one name, one whose mask does not fit its picture, a part that is not there, or a
+            folder with scores of another model, plan or set of cases.
         BadFile: the folder cannot be written to.
     """
     plan = plan or Plan()
@@ -107,18 +109,28 @@ def score_cases(
     groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.question))]
     if not groups:
         raise BadInput("there are no cases to score")
+    names = [case.id for group in groups for case in group]
+    if len(set(names)) < len(names):
+        raise BadInput(f"two cases have the id {next(name for name in names if names.count(name) > 1)!r}")
     mine = list(enumerate(groups))[number - 1 :: parts]
+    questions = {group[0].id: asked(group) for _, group in mine}
     path = target / f"scores-{number}-of-{parts}.jsonl"
     try:
         target.mkdir(parents=True, exist_ok=True)
+        claim(target, vlm, plan)
         _drop_cut_line(path)
-        done = {line["question"] for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
+        done = {line["question"]: line.get("asked") for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
+        if other := [name for name, digest in questions.items() if done.get(name, digest) != digest]:
+            raise BadInput(
+                f"{target} holds scores of another question, word or mask named {other[0]!r}; give another folder"
+            )
         last: ImageMap | None = None
         with path.open("a", encoding="utf-8") as file:
             for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question"):
                 if group[0].id in done:
                     continue
                 line, last = _scored(vlm, group, index, plan, last)
+                line["asked"] = questions[group[0].id]
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
     except OSError as error:
@@ -133,10 +145,10 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
         if not path.is_file():
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # cut off, perhaps inside a letter
                 continue
 
 
@@ -154,7 +166,7 @@ def _scored(
     first = group[0]
     image = open_image(first.image)
     trace = vlm.generate(image, first.question, capture=_ROWS)
-    spans, told = _spans(trace, group)
+    spans, told = spans_of(trace, group)
     line: dict[str, Any] = {
         "question": first.id,
         "picture": first.picture,
@@ -186,7 +198,7 @@ def _scored(
     return line, like
 
 
-def _spans(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list[str]]:
+def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list[str]]:
     """Positions of each case's word, then of the function words; none where the answer is not right."""
     first = group[0]
     if first.answer is not None and trace.answer.strip(" .").casefold() != first.answer.strip(" .").casefold():

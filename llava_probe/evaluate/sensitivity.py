@@ -20,8 +20,7 @@ from PIL import Image
 from llava_probe.attribution import attribute
 from llava_probe.attribution.target import Tokens, targets
 from llava_probe.capture import Capture
-from llava_probe.errors import BadInput
-from llava_probe.evaluate.removing import at_least
+from llava_probe.errors import BadInput, at_least
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.model import VLM
 from llava_probe.targets import placed
@@ -60,7 +59,7 @@ def sensitivity(
     tokens: Tokens = None,
     *,
     contrast: str | Sequence[str] | None = None,
-    of: str = "logprob",
+    of: str | None = None,
     radius: float = RADIUS,
     samples: int = SAMPLES,
     seed: int = 0,

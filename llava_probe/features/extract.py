@@ -37,7 +37,7 @@ from llava_probe.features.samples import Sample, Samples, digest, read_samples
 from llava_probe.loading import load
 from llava_probe.model import VLM
 from llava_probe.prompts import pose
-from llava_probe.provenance import model_of
+from llava_probe.provenance import model_of, weights_of
 
 #: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
 SHARD_BYTES = 128_000_000
@@ -244,7 +244,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     vlm = extractor.vlm
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
-        "model": {**model_of(vlm.anatomy), "weights": _weights(vlm)},
+        "model": {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)},
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
         "prompt": _prompt(vlm),
         "layers": extractor.wanted.names,
@@ -260,18 +260,6 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
-
-
-def _weights(vlm: VLM) -> str:
-    """A hash of a few numbers of every parameter: another checkpoint of the same name has another."""
-    told = hashlib.sha256()
-    for name, parameter in sorted(vlm.anatomy.model.named_parameters()):
-        told.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.device.type != "meta":
-            flat = parameter.detach().reshape(-1)
-            few = flat[:: max(1, flat.numel() // 16)][:16]
-            told.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()[:32]
 
 
 def _prompt(vlm: VLM) -> str | None:

@@ -12,8 +12,8 @@ machines can share the questions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from llava_probe.attribution import LocalisationHeads, explained_by, find_heads,
 from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.evaluate.cases import Case, read_cases
 from llava_probe.evaluate.entries import ENTRIES
-from llava_probe.evaluate.leaderboard import Leaderboard
-from llava_probe.evaluate.scoring import Plan, score_cases
+from llava_probe.evaluate.leaderboard import Leaderboard, described
+from llava_probe.evaluate.scoring import Plan, score_cases, spans_of
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.images import open_image
 from llava_probe.model import VLM
@@ -105,7 +105,9 @@ def write_leaderboard(
     written = [save_figure(leaderboard_figure(board), target / "leaderboard.png")]
     if board.agreement() is not None:
         written.append(save_figure(agreement_figure(board), target / "leaderboard_agreement.png"))
-    written.append(save_figure(_example(vlm, wanted, board), target / "leaderboard_maps.png"))
+    example = _example(vlm, wanted, board)
+    if example is not None:
+        written.append(save_figure(example, target / "leaderboard_maps.png"))
     page = leaderboard_page(board, model, command, [path.name for path in written])
     try:
         (target / "leaderboard.md").write_text(page, encoding="utf-8")
@@ -123,15 +125,21 @@ def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads |
 
 
 def _example(vlm: VLM, wanted: Wanted, board: Leaderboard) -> Any:
-    """The first question that was answered right, under every entry that runs."""
+    """The first question that was answered right, under every entry that runs; None where none was."""
     choosing, cases = wanted.read()
-    right = {line["question"] for line in board.right if line["kind"] != "describe"}
-    case = next((case for case in islice(cases, 1000) if case.id in right), None)
+    right = {line["question"] for line in board.right if not described(line)}
+    case = next((case for case in cases if case.id in right), None)
     if case is None:
-        raise BadInput("none of the first questions was answered right, so there is no picture to show")
+        return None
     trace = vlm.generate(case.image, case.question)
-    task = prepared(vlm, trace, "attention", tokens="answer" if case.word is None else case.word)
+    spans, _ = spans_of(trace, [case])
+    if not spans:  # not what it answered when it was scored
+        return None
+    task = prepared(vlm, trace, "attention", tokens=spans)
     plan = Plan(heads=_heads(vlm, choosing))
-    runs = {name: entry for name, entry in plan.runs() if name in board.names}
-    maps = {name: explained_by(task, entry.method, plan.options(entry)) for name, entry in runs.items()}
-    return methods_figure(maps, case.mask())
+    maps = {}
+    for name, entry in plan.runs():
+        if name in board.names:
+            with suppress(ProbeError):  # the table says why
+                maps[name] = explained_by(task, entry.method, plan.options(entry))
+    return methods_figure(maps, case.mask()) if maps else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llava_probe.evaluate.entries import BASELINES
+from llava_probe.evaluate.leaderboard import described
 from llava_probe.view.leaderboard_figures import SPOKEN
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _places(board: Leaderboard) -> str:
     )
     some = [name for name in board.methods if (score := board.score(name, "inside")) and score.cases < most]
     fewer = (
-        f" Those that take tens of passes a word or more ({', '.join(some)}) were run on fewer of the same questions; "
-        "differences between two methods are always over the questions that both have."
+        f" Scored on fewer of the same questions: {', '.join(some)}; differences between two methods are always over "
+        "the questions that both have."
         if some
         else ""
     )
@@ -123,11 +124,16 @@ def _intervals(board: Leaderboard) -> str:
         if (score := board.score(name, "inside", blind=True)) is not None
     ]
     apart = f"\n\nPeak inside where a blank picture gets the same answer: {', '.join(blind)}." if blind else ""
-    best = []
-    for kind in board.kinds:
-        ranked = sorted(board.methods, key=lambda name: _mean(board.score(name, "inside", kind)), reverse=True)
-        best.append(f"{_named(kind)} {ranked[0]} ({_interval(board.score(ranked[0], 'inside', kind))})")
-    return f"{told}\n\nThe best of each kind: {'; '.join(best)}.{apart}"
+    best = "; ".join(f"{_named(kind)} {_best(board, kind)}" for kind in board.kinds)
+    return f"{told}\n\nThe best of each kind: {best}.{apart}"
+
+
+def _best(board: Leaderboard, kind: str) -> str:
+    """The method that puts its peak inside most often, or those that share that place."""
+    means = {name: _mean(board.score(name, "inside", kind)) for name in board.methods}
+    first = [name for name, mean in means.items() if mean == max(means.values())]
+    who = first[0] if len(first) == 1 else f"{len(first)} methods alike, {first[0]} and {first[1]} among them"
+    return f"{who} ({_interval(board.score(first[0], 'inside', kind))})"
 
 
 def _mean(score: Score | None) -> float:
@@ -268,7 +274,7 @@ def _descriptions(board: Leaderboard) -> list[str]:
     ]
     if not rows:
         return []
-    count = sum(line["kind"] == "describe" for line in board.right)
+    count = sum(described(line) for line in board.seen)
     return [
         "## The words of a description",
         f"{count} descriptions, each object's word against that object, three function words against darkness (TAM's "

@@ -378,7 +378,7 @@ def test_a_refusal_names_the_module_and_leaves_the_model_as_before(name):
 def test_the_forward_pass_is_the_plain_one(random_vlm):
     task = explained(random_vlm)
     with forward(task, 0, around=lambda: propagating(random_vlm.anatomy)) as run:
-        assert torch.equal(run.logits, plain_logits(random_vlm, task))
+        assert torch.equal(run.logits[0], plain_logits(random_vlm, task))
 
 
 def test_eager_attention_is_refused_with_what_to_type():

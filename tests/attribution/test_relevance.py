@@ -326,7 +326,7 @@ def test_the_graph_starts_at_the_decoders_entry(random_vlm):
     task = prepared(random_vlm, trace, "relevance", tokens=trace.prompt_length)
     with forward(task, 0) as run:
         assert run.entry.is_leaf and run.entry.shape[1] == len(trace.tokens) - 1
-        assert torch.allclose(run.logits.float(), trace.logits, atol=1e-4)
+        assert torch.allclose(run.logits[0].float(), trace.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "mistral3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from llava_probe.evaluate.cases import Case, write_cases
 from llava_probe.evaluate.entries import BASELINES, ENTRIES
 from llava_probe.evaluate.leaderboard import Leaderboard
 from llava_probe.evaluate.randomised import randomised
-from llava_probe.evaluate.scoring import Plan, read_scores, score_cases
+from llava_probe.evaluate.scoring import Plan, read_scores, score_cases, spans_of
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.view.leaderboard_page import leaderboard_page
 
@@ -129,13 +130,92 @@ def test_questions_that_need_no_picture_are_apart(tmp_path):
     rows = [{"inside": 1.0}, {"inside": 0.0}]
     lines = [
         {"question": str(i), "picture": str(i), "kind": "colour", "right": True, "blind": i == 1}
-        | {"entries": {"attention": {"cases": [rows[i]]}}}
+        | {"entries": {"attention": {"cases": [rows[i]], "deletion": i, "insertion": i}}}
+        | {"random": {"attention": [rows[i]]}, "removal": {"whole": i}}
+        | {"agreement": {"names": ["attention"], "values": [[i]]}}
         for i in range(2)
     ]
     (tmp_path / "scores-1-of-1.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     board = Leaderboard.read(tmp_path)
     assert board.score("attention", "inside").mean == 1
     assert board.score("attention", "inside", blind=True).mean == 0
+    assert board.random("attention", "inside").mean == board.trained("attention", "inside").mean == 1
+    assert board.curve("attention", "deletion").mean == board.removal("colour")["whole"] == 0
+    assert board.agreement()[1] == 0
+
+
+def test_lines_that_were_cut_inside_a_letter_or_hold_a_line_separator(tmp_path):
+    path = tmp_path / "scores-1-of-2.jsonl"
+    line = json.dumps({"question": "a\u2028b"}, ensure_ascii=False)
+    path.write_bytes(line.encode() + b"\n" + '{"question": "é'.encode()[:-1])
+    assert [line["question"] for line in read_scores([path])] == ["a\u2028b"]
+
+
+def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm, random_vlm, cases, tmp_path):
+    plan, few = Plan({"attention": ENTRIES["attention"]}), cases[:1]
+    score_cases(tiny_vlm, few, tmp_path, plan)
+    with pytest.raises(lp.BadInput, match="made with other model"):
+        score_cases(random_vlm, few, tmp_path, plan)
+    with pytest.raises(lp.BadInput, match="made with other entries, closer"):
+        score_cases(tiny_vlm, few, tmp_path, Plan(CHEAP, closer=1))
+    changed = tiny_vlm.model.model.language_model.layers[1].self_attn.q_proj.weight
+    kept = changed.detach().clone()
+    try:
+        with torch.no_grad():
+            changed.zero_()
+        with pytest.raises(lp.BadInput, match="made with other model"):
+            score_cases(tiny_vlm, few, tmp_path, plan)
+    finally:
+        with torch.no_grad():
+            changed.copy_(kept)
+    moved = replace(few[0], where=np.roll(few[0].mask(), 20, axis=1))
+    with pytest.raises(lp.BadInput, match="another question, word or mask named"):
+        score_cases(tiny_vlm, [moved], tmp_path, plan)
+    score_cases(tiny_vlm, few, tmp_path, plan)
+    assert len(Leaderboard.read(tmp_path).lines) == 1
+
+
+def test_a_case_that_cannot_be_scored_is_named_before_any_pass(tiny_vlm, cases, tmp_path):
+    plan = Plan({"attention": ENTRIES["attention"]})
+    small, empty = (
+        replace(cases[1], id="odd", where=np.full(shape, shape[0] == 10)) for shape in ((10, 10), (336, 336))
+    )
+    with pytest.raises(lp.BadInput, match=r"case 'odd': its mask is \(10, 10\) pixels"):
+        score_cases(tiny_vlm, [cases[0], small], tmp_path / "small", plan)
+    with pytest.raises(lp.BadInput, match="case 'odd': its mask is empty"):
+        score_cases(tiny_vlm, [cases[0], empty], tmp_path / "empty", plan)
+    with pytest.raises(lp.BadInput, match=f"two cases have the id {cases[0].id!r}"):
+        score_cases(tiny_vlm, [cases[0], replace(cases[1], id=cases[0].id)], tmp_path / "two", plan)
+    assert not list(tmp_path.glob("*/scores-*"))
+
+
+def test_what_a_case_leaves_out(tiny_vlm, cases, tmp_path):
+    """Without a word the whole answer, of a word said twice the first; another answer than the right one: nothing."""
+    case = next(case for case in cases if case.kind == "colour")
+    trace = tiny_vlm.generate(case.image, case.question)
+    whole = [token.position for token in trace.generated if not token.text.startswith("<")]
+    assert spans_of(trace, [replace(case, word=None)]) == ([whole], [])
+    assert spans_of(trace, [replace(case, answer="nothing")]) == ([], [])
+    described = next(case for case in cases if case.kind == "describe")
+    trace = tiny_vlm.generate(described.image, described.question)
+    (first, *_), _ = spans_of(trace, [replace(described, answer=None, word="a", occurrence=None, function_words=())])
+    assert first == list(trace.find("a", role="generated", occurrence=0))
+
+
+def test_a_page_without_a_right_answer_has_no_picture(tmp_path):
+    """A kind of one's own may be called what the tiny model's descriptions are."""
+    found = [replace(case, kind="describe") for case in one_question_a_scene(range(60, 64), described=0)]
+    folder = write_cases(found, tmp_path / "mine").parent
+    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "0"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "out" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "--closer 0 --quick" in page and "| describe: touches" in page
+    folder = write_cases([replace(case, answer="no") for case in found], tmp_path / "wrong").parent
+    arguments[2] = str(folder / "cases.jsonl")
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "none")])
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "none" / "leaderboard_maps.png").exists()
 
 
 def test_no_scores_are_a_sentence(tmp_path):
@@ -154,7 +234,7 @@ def test_the_agreement_matrix_is_symmetric_with_ones_on_its_diagonal(scored):
 def test_the_command_writes_page_and_figures_and_goes_on(tmp_path):
     """Cases of one's own, exported from scenes; the second run scores nothing again."""
     folder = write_cases(one_question_a_scene(range(60, 66), described=0), tmp_path / "mine").parent
-    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "1"]
+    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "2"]
     arguments += ["--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
