@@ -28,7 +28,7 @@ MIXED = (
 #: Why relevance stops at the visual tokens.
 NO_TOWER = {
     "has no vision tower": ("llama4", "gemma4_unified", "fast_vlm", "fuyu", "inkling_mm_model"),
-    "goes into several visual tokens": ("got_ocr2", "got_ocr2 crop", "molmo2", "pp_chart2table", "step3p7"),
+    "goes into several visual tokens": ("got_ocr2", "got_ocr2 crop", "pp_chart2table", "step3p7"),
     "neither goes through transformers' attention interface": ("deepseek_vl_hybrid", "unlimited_ocr"),
     "sequences of different lengths": ("minicpmv4_6", "minicpmv4_7"),
     "could be watched": ("cosmos3_edge",),
@@ -39,6 +39,9 @@ NO_TOWER = {
 NO_PIXELS = (
     *("got_ocr2", "got_ocr2 crop", "fast_vlm", "pp_chart2table", "unlimited_ocr", "step3p7", "lfm3_vl", "fuyu"),
 )
+
+#: Families whose tokens also enter beside the sequence, each by its id, or whose state is one for a whole batch.
+ONE_SEQUENCE = ("gemma4", "qwen4_exp")
 
 #: Families without an eager path to compare with, or whose sparse layers choose other keys there.
 NO_EAGER: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ RUNS = {
     "integrated_gradients": {"steps": 2},
     "relevance": {},
     "relevance through the tower": {"through": "tower"},
+    "relevance against several tokens": {"contrast": "green tree"},
     "occlusion": {"budget": 20},
     "occlusion of pixels": {"on": "pixels", "budget": 9},
     "rise": {"budget": 3},
@@ -75,6 +79,8 @@ def refusal(name: str, run: str) -> str | None:
         return "without attention"
     if run == "input_x_gradient" and name in NO_PIXELS:
         return 'pass on="tokens"'
+    if run == "relevance against several tokens" and name in ONE_SEQUENCE:
+        return "two sequences side by side"
     if run == "relevance through the tower":
         return next((why for why, names in NO_TOWER.items() if name in names), None)
     return None

@@ -12,7 +12,7 @@ from plain_passes import plain_logits, plain_scores
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
-from llava_probe.attribution.perturbing import picture_scores, token_scores
+from llava_probe.attribution.perturbing import Pictures, picture_scores, token_scores
 from llava_probe.attribution.rise import random_masks
 from llava_probe.attribution.windows import token_windows, within
 
@@ -249,6 +249,19 @@ def test_the_model_is_left_as_it_was(asked, monkeypatch):
     last.__dict__.pop("forward", None)  # monkeypatch puts the bound method back as an attribute
     assert state(vlm) == before
     assert torch.equal(vlm.rerun(trace).logits, logits)
+
+
+def test_pictures_are_drawn_when_they_are_read():
+    drawn = []
+
+    def draw(number):
+        drawn.append(number)
+        return photo(seed=number)
+
+    pictures = Pictures(10**6, draw)
+    assert len(pictures) == 10**6 and not drawn
+    assert len(pictures[4:8]) == 4 and drawn == [4, 5, 6, 7]
+    assert pictures[9].tobytes() == photo(seed=9).tobytes()
 
 
 # --- occlusion ---
