@@ -111,7 +111,8 @@ def attribute(
     """Explain tokens of an answer by one picture.
 
     Args:
-        vlm: the model that made the trace; it runs again, teacher-forced.
+        vlm: the model that made the trace; it runs again, teacher-forced. Of another checkpoint with the same tokens,
+            what that one makes of the answer is explained.
         trace: of any capture.
         method: one of ``lp.METHODS``.
         image: which picture.

@@ -40,7 +40,7 @@ NO_PIXELS = (
     *("got_ocr2", "got_ocr2 crop", "fast_vlm", "pp_chart2table", "unlimited_ocr", "step3p7", "lfm3_vl", "fuyu"),
 )
 
-#: Families whose tokens also enter beside the sequence, each by its id, or whose state is one for a whole batch.
+#: Families whose deeper layers look tokens up by their ids, beside the embeddings of the sequence.
 ONE_SEQUENCE = ("gemma4", "qwen4_exp")
 
 #: Families without an eager path to compare with, or whose sparse layers choose other keys there.
