@@ -53,7 +53,7 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
                     raise BadModel(f"no attention of {type(task.vlm.anatomy.model).__name__} could be watched")
                 rows[row] = run.merged(torch.stack(list(looked.values())).mean(0))
                 backwards += len(run.sequences)
-            passes += len(run.sequences)
+            passes += run.forwards
     return Found(
         rows,
         unit="attention × gradient",

@@ -69,7 +69,7 @@ def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
                 (slope,) = run.gradients(target, [run.entry], last=last)
                 rows[row] = (run.entry[0, : task.fed].detach().double() * run.merged(slope).double()).sum(-1)
                 backwards += len(run.sequences)
-            passes += len(run.sequences)
+            passes += run.forwards
     return Found(rows, unit="relevance", forwards=passes, backwards=backwards, about={"checkpoint": checkpoint})
 
 

@@ -47,5 +47,5 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
                 weights = slopes.clamp(min=0).mean(0)
                 values[row] = (features * weights).mean(1).clamp(min=0).cpu()
                 backwards += len(run.sequences)
-            passes += len(run.sequences)
+            passes += run.forwards
     return Found(values=values, unit="class activation", forwards=passes, backwards=backwards, about={"layer": layer})

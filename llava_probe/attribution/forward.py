@@ -17,25 +17,20 @@ as it would if its keys and values came from a cache: the target has one gradien
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint as checkpointed
 from torch.utils.hooks import RemovableHandle
 
+from llava_probe.attribution.graph_memory import checkpointed, measured
 from llava_probe.attribution.side_by_side import AGREEMENT, widened
 from llava_probe.attribution.target import Continuation, Target, Task
 from llava_probe.attribution.watching import Watch, watching
-from llava_probe.capture import in_units
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.generation import TELL_ABOVE
 from llava_probe.recorder import alone_with
 
 _GRADIENTLESS = "a method without gradients: attention, rollout, tam, occlusion, rise"
@@ -64,6 +59,11 @@ class Forward:
     def sequences(self) -> tuple[int, ...]:
         """The continuations that go through side by side: the answer, and what it is weighed against."""
         return (0, self.number) if self.number else (0,)
+
+    @property
+    def forwards(self) -> int:
+        """Sequences that went through the model: of two, the shorter once more alone."""
+        return len(self.sequences) + bool(self.number)
 
     @property
     def longest(self) -> Continuation:
@@ -170,7 +170,8 @@ def forward(
             inputs |= run.pixels
         for hook in [_entering(run, pixels, alone), *_keeping(run, states), *_guarding(anatomy.decoder.owner)]:
             stack.callback(hook.remove)
-        stack.enter_context(_checkpointed(run) if checkpoint else _measured(run))
+        decoder = anatomy.decoder
+        stack.enter_context(checkpointed(decoder) if checkpoint else measured(decoder))
         with torch.set_grad_enabled(pixels):
             logits = task.vlm.model(**inputs).logits
         run.logits = logits[:, -len(run.longest.answer) :]
@@ -289,70 +290,6 @@ def _guarding(owner: nn.Module) -> list[RemovableHandle]:
             )
 
     return [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
-
-
-@contextmanager
-def _measured(run: Forward) -> Iterator[None]:
-    """Tell what the graph will take, where it is much, as soon as its first block is there."""
-    decoder = run.task.vlm.anatomy.decoder
-    weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
-    held: dict[int, int] = {}
-    counting = ExitStack()
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
-
-    def before(_module: Any, _args: Any) -> None:
-        if torch.is_grad_enabled():
-            counting.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
-
-    def after(_module: Any, _args: Any, _output: Any) -> None:
-        counting.close()
-        first.remove()
-        total = sum(held.values()) * len(decoder.blocks)
-        if total > TELL_ABOVE:
-            warnings.warn(
-                f"the graph of this pass takes about {in_units(total)}; checkpoint=True keeps one block's at a time",
-                stacklevel=2,
-            )
-
-    first = decoder.blocks[0].register_forward_pre_hook(before)
-    done = decoder.blocks[0].register_forward_hook(after)
-    try:
-        yield
-    finally:  # a pass that was broken off inside the block has not come by after it
-        counting.close()
-        for handle in (first, done):
-            handle.remove()
-
-
-@contextmanager
-def _checkpointed(run: Forward) -> Iterator[None]:
-    """Blocks whose insides are computed again in the backward pass."""
-    before = [(block, block.__dict__.get("forward")) for block in run.task.vlm.anatomy.decoder.blocks]
-    try:
-        for block, _ in before:
-            block.forward = _again(block.forward)
-        yield
-    finally:
-        for block, own in before:  # accelerate may have put its own there
-            if own is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = own
-
-
-def _again(inside: Callable[..., Any]) -> Callable[..., Any]:
-    def block(*args: Any, **kwargs: Any) -> Any:
-        context = copy_context()  # on a GPU, backward runs in a thread that knows none of our contexts
-        return checkpointed(
-            lambda *given, **named: context.copy().run(inside, *given, **named), *args, use_reentrant=False, **kwargs
-        )
-
-    return block
 
 
 def _no_gradient(task: Task) -> str:

@@ -64,7 +64,7 @@ def _summed(
                     sums = cells.summed(product(source.detach(), slope))
                 rows[row] = shape(sums)
                 backwards += len(run.sequences)
-            passes += len(run.sequences)
+            passes += run.forwards
     return Found(
         positions=rows if cells is None else None,
         values=None if cells is None else rows,

@@ -67,7 +67,7 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
                     found = tower.finish(found)
                 rows[row] = run.merged(found)
                 backwards += len(run.sequences)
-            passes += len(run.sequences)
+            passes += run.forwards
     return Found(
         rows,
         unit="relevance",

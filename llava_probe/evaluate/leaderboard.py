@@ -178,7 +178,8 @@ class Leaderboard:
 
     def _lines(self, kind: str | None, blind: bool) -> Iterator[Mapping[str, Any]]:
         for line in self.right:
-            if not described(line) and kind in (None, line["kind"]) and bool(line["blind"]) == blind:
+            wanted = not described(line) if kind is None else line["kind"] == kind
+            if wanted and bool(line["blind"]) == blind:
                 yield line
 
     def _column(self, name: str, measure: str, kind: str | None, blind: bool) -> tuple[list[float], list[str]]:

@@ -133,7 +133,7 @@ def test_a_contrast_of_several_tokens_is_teacher_forced(tiny_vlm):
     m = lp.attribute(tiny_vlm, trace, "input_x_gradient", contrast="bottom left")
     mine = lp.attribute(tiny_vlm, trace, "input_x_gradient", tokens="top")
     theirs = lp.attribute(tiny_vlm, trace, "input_x_gradient", text="bottom left")
-    assert (m.about["forwards"], m.about["backwards"]) == (2, 2)
+    assert (m.about["forwards"], m.about["backwards"]) == (3, 2)
     assert torch.allclose(m.values, mine.values - theirs.values, rtol=1e-3, atol=1e-4 * float(m.values.abs().max()))
 
 
@@ -343,7 +343,7 @@ def test_relevance_of_other_families_equals_their_eager_path(name):
 
 def test_the_memory_that_is_told_is_what_the_graph_keeps(random_vlm, monkeypatch):
     """Told from the first block; the others are counted here, storage by storage."""
-    monkeypatch.setattr("llava_probe.attribution.forward.TELL_ABOVE", 0)
+    monkeypatch.setattr("llava_probe.attribution.graph_memory.TELL_ABOVE", 0)
     trace = answered(random_vlm)
     task = prepared(random_vlm, trace, "relevance", tokens=trace.prompt_length)
     weights = {each.untyped_storage().data_ptr() for each in random_vlm.model.parameters()}
