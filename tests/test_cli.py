@@ -80,7 +80,7 @@ def test_attribute_is_the_attribution_of_python(picture, tmp_path, tiny_vlm, sce
     word = next(thing.text for thing in scene.objects if thing.text)
     assert told["answer"] == word == "".join(row["word"] for row in told["rows"]).strip()
     assert told["about"]["on"] == "pixels"
-    assert "1 forward, 1 backward" in done.output
+    assert "2 forward, 1 backward" in done.output
     assert "attribution.json, attribution/, figures/" in done.output.replace("\n", " ")
 
 
