@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_probe.errors import BadInput
+from llava_probe.attribution import LocalisationHeads
+from llava_probe.errors import BadInput, shortened
 from llava_probe.evaluate.cases import Case
 from llava_probe.images import open_image
 from llava_probe.model import VLM
@@ -31,7 +32,7 @@ def claim(folder: Path, vlm: VLM, plan: Plan) -> None:
         BadInput: the folder holds scores of another model or plan.
     """
     model = {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)}
-    mine = json.loads(json.dumps({"model": model, **_told(plan)}))
+    mine = json.loads(json.dumps({"model": model, **_told(plan)}, default=_plain))
     path = folder / RUN
     if not path.exists():
         whole = folder / f".{RUN}-{os.getpid()}"  # other parts may look at any moment
@@ -41,18 +42,36 @@ def claim(folder: Path, vlm: VLM, plan: Plan) -> None:
         theirs = json.loads(path.read_bytes())
     except ValueError as error:
         raise BadInput(f"{path} is damaged; delete it, or give another folder for the scores") from error
-    other = [name for name in mine if theirs.get(name) != mine[name]]
+    other = [f"{name}: {old!r}, here {new!r}" for name, old, new in _apart(theirs, mine)]
     if other:
         raise BadInput(
-            f"{folder} holds scores made with other {', '.join(other)} ({RUN} says which); give another folder"
+            f"{folder} holds scores that were made in another way ({shortened('; '.join(other))}); give another folder"
         )
+
+
+def made_with(folder: Path) -> Mapping[str, Any]:
+    """What ``claim`` noted in a folder; empty where nothing is."""
+    try:
+        return dict(json.loads((folder / RUN).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _apart(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of what differs in two records, with both values."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for part in dict.fromkeys([*theirs, *mine]):
+            yield from _apart(theirs.get(part), mine.get(part), f"{name} {part}".strip())
+    elif theirs != mine:
+        yield name, theirs, mine
 
 
 def asked(group: Sequence[Case]) -> str:
     """A digest of one question and its cases, their masks too.
 
     Raises:
-        BadInput: a mask that is empty or of another size than the picture, or cannot be read; the case is named.
+        BadInput: a mask that is empty, covers everything, is of another size than the picture or cannot be read; the
+            case is named.
     """
     size = open_image(group[0].image).size
     digest = hashlib.sha256(group[0].picture.encode())
@@ -63,8 +82,8 @@ def asked(group: Sequence[Case]) -> str:
             raise BadInput(f"case {case.id!r}: {error}") from error
         if mask.shape != size[::-1]:
             raise BadInput(f"case {case.id!r}: its mask is {mask.shape[::-1]} pixels, its picture {size}")
-        if not mask.any():
-            raise BadInput(f"case {case.id!r}: its mask is empty")
+        if not mask.any() or mask.all():
+            raise BadInput(f"case {case.id!r}: its mask {'covers the whole picture' if mask.any() else 'is empty'}")
         told = (case.id, case.question, case.word, case.occurrence, case.token, case.answer, case.kind)
         digest.update(json.dumps([*told, case.function_words]).encode())
         digest.update(mask.tobytes())
@@ -72,5 +91,9 @@ def asked(group: Sequence[Case]) -> str:
 
 
 def _told(plan: Plan) -> Mapping[str, Any]:
-    entries = {name: [entry.method, plan.options(entry)] for name, entry in plan.runs()}
-    return {"entries": json.loads(json.dumps(entries, default=str)), "closer": plan.closer, "random": plan.random}
+    entries = {name: {"method": entry.method, **plan.options(entry)} for name, entry in plan.runs()}
+    return {"entries": entries, "closer": plan.closer, "random": plan.random}
+
+
+def _plain(value: Any) -> Any:
+    return {"samples": value.samples, "chosen": value.heads} if isinstance(value, LocalisationHeads) else repr(value)

@@ -124,12 +124,11 @@ def score_cases(
             raise BadInput(
                 f"{target} holds scores of another question, word or mask named {other[0]!r}; give another folder"
             )
-        last: ImageMap | None = None
         with path.open("a", encoding="utf-8") as file:
             for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question"):
                 if group[0].id in done:
                     continue
-                line, last = _scored(vlm, group, index, plan, last)
+                line = _scored(vlm, group, index, plan, groups[index - 1])
                 line["asked"] = questions[group[0].id]
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
@@ -159,10 +158,8 @@ def _drop_cut_line(path: Path) -> None:
         path.write_bytes(written[: written.rfind(b"\n") + 1])
 
 
-def _scored(
-    vlm: VLM, group: Sequence[Case], index: int, plan: Plan, last: ImageMap | None
-) -> tuple[dict[str, Any], ImageMap | None]:
-    """One question's line, and the attention map that the next one takes for another picture's."""
+def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: Plan, another: Sequence[Case]) -> dict[str, Any]:
+    """One question's line; ``another`` is the question whose attention stands for another picture's."""
     first = group[0]
     image = open_image(first.image)
     trace = vlm.generate(image, first.question, capture=_ROWS)
@@ -177,13 +174,13 @@ def _scored(
         "cases": [case.id for case in group],
     }
     if not spans:
-        return line, last
+        return line
     task = prepared(vlm, trace, "attention", tokens=spans)
     maps, line["entries"] = _maps(task, plan)
     like = maps.get("attention") or next(iter(maps.values()))
     maps |= {"centre prior": centre_prior(like), "edges": edges(like), "random": random(like, seed=index)}
-    if last is not None:
-        maps["attention of another picture"] = of_another(last, like)
+    if another[0].picture != first.picture:
+        maps["attention of another picture"] = of_another(_attention(vlm, another[0]), like)
     masks = [case.mask() for case in group]
     for name, m in maps.items():
         line["entries"].setdefault(name, {})["cases"] = [_judged(m, mask, row) for row, mask in enumerate(masks)]
@@ -195,7 +192,13 @@ def _scored(
         _look_closer(vlm, trace, spans, maps, masks[0], line)
     if index < plan.random and not len(told):
         line["random"] = _on_a_random_model(vlm, trace, spans, plan, masks)
-    return line, like
+    return line
+
+
+def _attention(vlm: VLM, case: Case) -> ImageMap:
+    """Attention of a whole answer, right or not."""
+    trace = vlm.generate(open_image(case.image), case.question, capture=_ROWS)
+    return explained_by(prepared(vlm, trace, "attention", tokens="answer"), "attention")
 
 
 def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list[str]]:
