@@ -141,10 +141,13 @@ class ImageMap:
         return (x0 + x1) / 2, (y0 + y1) / 2
 
     def label(self, row: int | None = None) -> str:
-        """The explained token's text as one word to print, or of all of them."""
-        texts = [token.text for token in self.tokens] if row is None else [self.tokens[self._number(row)].text]
-        told = "".join(texts).strip().replace("\n", "⏎")
-        return told or repr("".join(texts))
+        """The explained token's text as one word to print, or of all of them; with what it is weighed against."""
+        rows = range(len(self)) if row is None else [self._number(row)]
+        texts = [self.tokens[number].text for number in rows]
+        told = "".join(texts).strip().replace("\n", "⏎") or repr("".join(texts))
+        weighed = self.about.get("contrast") or [None] * len(self)
+        others = dict.fromkeys(weighed[number] for number in rows if weighed[number] is not None)
+        return f"{told} rather than {' or '.join(others)}" if others else told
 
     # --- seeing ---
 

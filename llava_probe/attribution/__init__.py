@@ -122,7 +122,7 @@ def attribute(
         contrast: explain why this word rather than that one: their log-probabilities' difference in that place. One
             word, or one for each row. A contrast of several tokens is read beside the answer, as a sequence that begins
             with it, and what gradients are weighed there is the difference's.
-        text: another answer, scored and explained in place of the model's own.
+        text: another answer, scored and explained in place of the model's own; as a whole where ``tokens`` is None.
         of: ``"logprob"`` (nats) or ``"logit"``; what the method was published with when None.
         **options: of the method, as ``lp.METHODS[method].options`` lists them.
 
@@ -158,7 +158,7 @@ def prepared(
     if of is not None and of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
     if contrast is not None and not chosen.contrasts:
-        raise BadInput(f"{method} looks at no particular word, so it knows no contrast; try relevance or occlusion")
+        raise BadInput(f"{method} does not weigh one word against another, so it knows no contrast; try relevance")
     if text is not None:
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
         tokens = "answer" if tokens is None else tokens
@@ -191,6 +191,7 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
             "unit": found.unit,
             "of": task.quantity,
             "image": task.image,
+            "contrast": list(task.contrasts) if task.contrasted else None,
             "positions": [[task.trace.prompt_length + step for step in target.steps(0)] for target in task.targets],
             "forwards": found.forwards,
             "backwards": found.backwards,

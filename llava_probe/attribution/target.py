@@ -62,10 +62,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Target:
-    """What one row of a map explains: a token that stands for all it was spelled with, and its terms."""
+    """What one row of a map explains: a token that stands for all it was spelled with, and its terms.
+
+    Attributes:
+        token, terms: as above; ``contrast``: the word that it is weighed against.
+    """
 
     token: Token
     terms: tuple[Term, ...]
+    contrast: str | None = None
 
     @property
     def against(self) -> int:
@@ -157,6 +162,11 @@ class Task:
         return sorted({target.against for target in self.targets})
 
     @property
+    def contrasts(self) -> tuple[str | None, ...]:
+        """The word that each target is weighed against."""
+        return tuple(target.contrast for target in self.targets)
+
+    @property
     def contrasted(self) -> bool:
         """Whether some target is weighed against another word."""
         return any(term.sign < 0 for target in self.targets for term in target.terms)
@@ -214,6 +224,9 @@ def targets(
     answers = [tuple(token.id for token in trace.generated)]
     listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
     others: list[Any] = list(contrast or ()) if listed else [contrast] * len(spans)
+    if tokens is None and isinstance(contrast, str) and len(spans) > 1:
+        words = ", ".join(repr(_joined(trace, span).text.strip()) for span in spans)
+        raise BadInput(f"contrast= stands against one word, and this answer has {len(spans)} ({words}); give tokens=")
     if not all(other is None or isinstance(other, str) for other in others):
         raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
     if len(others) != len(spans):
@@ -223,7 +236,7 @@ def targets(
         terms = [Term(0, step, answers[0][step]) for step in span]
         if other is not None:
             terms += _against(vlm, trace, answers, span, other)
-        found.append(Target(_joined(trace, span), tuple(terms)))
+        found.append(Target(_joined(trace, span), tuple(terms), other))
     return tuple(found), tuple(answers)
 
 

@@ -12,8 +12,8 @@ pictures again, not cases.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.entries import BASELINES, ENTRIES
+from llava_probe.evaluate.run import made_with
 from llava_probe.evaluate.scoring import read_scores
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
 from llava_probe.layout.geometry import FloatArray
@@ -36,9 +37,11 @@ class Leaderboard:
 
     Attributes:
         lines: one for each question, as ``score_cases`` wrote them.
+        made_with: the model and the plan, as it noted them.
     """
 
     lines: tuple[Mapping[str, Any], ...]
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> Leaderboard:
@@ -52,7 +55,11 @@ class Leaderboard:
         }
         if not found:
             raise BadInput(f"{folder} holds no scores; make them with llava-probe leaderboard")
-        return cls(tuple(found.values()))
+        return cls(tuple(found.values()), made_with(Path(folder).expanduser()))
+
+    def only(self, questions: Collection[str]) -> Leaderboard:
+        """The same of some questions alone, by their ids."""
+        return replace(self, lines=tuple(line for line in self.lines if line["question"] in questions))
 
     # --- what there is ---
 
@@ -119,6 +126,15 @@ class Leaderboard:
         """An entry's mean with random language layers, over the questions that were explained so."""
         rows = [(each[measure], line["picture"]) for line in self.seen for each in line.get("random", {}).get(name, [])]
         return summary(*map(list, zip(*rows, strict=True))) if rows else None  # type: ignore[arg-type]
+
+    def random_beside(self, name: str, other: str, measure: str) -> Difference | None:
+        """What an entry scores with random language layers, less what another scores with the model as it is."""
+        pairs = [
+            (drawn[measure], plain, line["picture"])
+            for line in self.seen
+            for drawn, plain in zip(line.get("random", {}).get(name, ()), _cases(line, other, measure), strict=False)
+        ]
+        return difference(*map(list, zip(*pairs, strict=True))) if pairs else None  # type: ignore[arg-type]
 
     def trained(self, name: str, measure: str) -> Score | None:
         """An entry's mean over the same questions with the model as it is."""

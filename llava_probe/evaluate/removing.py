@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
     Attributes:
         row: of the map; every one when None.
         image: which picture of the trace.
-        tokens, contrast: as they were given to ``lp.attribute``; without ``tokens``, the map's own are read.
+        tokens, contrast: as they were given to ``lp.attribute``; without them, the map's own are read.
         on: what the parts are: ``"tokens"``, or ``"pixels"`` of the photograph.
         baseline: what stands in their place: ``"mean"`` of the picture, ``"zero"``, and for pixels ``"blur"``.
         batch: changed inputs a pass.
@@ -208,6 +208,7 @@ def task_of(
             f"({m.image.size} against {photograph.size} pixels); pass the trace that it was made from"
         )
     m.row(row)  # refuses a row that is not there
+    contrast = m.about.get("contrast") if contrast is None else contrast
     found, answers = targets(vlm, trace, _spans(m, trace) if tokens is None else tokens, contrast)
     told, own = [target.token.position for target in found], [token.position for token in m.tokens]
     if told != own:

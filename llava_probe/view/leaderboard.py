@@ -100,20 +100,24 @@ def write_leaderboard(
         BadInput: no scores there.
         BadFile: the folder cannot be written to.
     """
-    board = Leaderboard.read(scores)
+    choosing, cases = wanted.read()
+    cases = list(cases)
+    board = Leaderboard.read(scores).only({case.id for case in cases})
     target = made(folder)
-    written = [save_figure(leaderboard_figure(board), target / "leaderboard.png")]
+    figures: dict[Path, str] = {}
+    if board.seen:
+        figures[save_figure(leaderboard_figure(board), target / "leaderboard.png")] = ""
     if board.agreement() is not None:
-        written.append(save_figure(agreement_figure(board), target / "leaderboard_agreement.png"))
-    example = _example(vlm, wanted, board)
+        figures[save_figure(agreement_figure(board), target / "leaderboard_agreement.png")] = ""
+    example = _example(vlm, choosing, cases, board)
     if example is not None:
-        written.append(save_figure(example, target / "leaderboard_maps.png"))
-    page = leaderboard_page(board, model, command, [path.name for path in written])
+        figures[save_figure(example[0], target / "leaderboard_maps.png")] = example[1]
+    page = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
     try:
         (target / "leaderboard.md").write_text(page, encoding="utf-8")
     except OSError as error:
         raise BadFile(f"the page could not be written to {target}: {error}") from error
-    return [target / "leaderboard.md", *written]
+    return [target / "leaderboard.md", *figures]
 
 
 def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads | None:
@@ -124,10 +128,11 @@ def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads |
         return None
 
 
-def _example(vlm: VLM, wanted: Wanted, board: Leaderboard) -> Any:
-    """The first question that was answered right, under every entry that runs; None where none was."""
-    choosing, cases = wanted.read()
-    right = {line["question"] for line in board.right if not described(line)}
+def _example(
+    vlm: VLM, choosing: Sequence[tuple[Any, str]], cases: Iterable[Case], board: Leaderboard
+) -> tuple[Any, str] | None:
+    """The first question that was answered right, under every entry that runs, and what is shown; None without one."""
+    right = {line["question"] for line in board.seen if not described(line)}
     case = next((case for case in cases if case.id in right), None)
     if case is None:
         return None
@@ -142,4 +147,8 @@ def _example(vlm: VLM, wanted: Wanted, board: Leaderboard) -> Any:
         if name in board.names:
             with suppress(ProbeError):  # the table says why
                 maps[name] = explained_by(task, entry.method, plan.options(entry))
-    return methods_figure(maps, case.mask()) if maps else None
+    word = task.targets[0].token.text.strip()
+    told = (
+        f"{word!r} in the answer to {case.question!r}, under each of them; outlined: the right place, cross: the peak."
+    )
+    return (methods_figure(maps, case.mask()), told) if maps else None

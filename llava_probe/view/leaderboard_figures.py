@@ -23,6 +23,8 @@ __all__ = ["agreement_figure", "leaderboard_figure", "methods_figure"]
 
 _COLOURS = ("#2b6ca3", "#c96a1b", "#1b8a6b", "#8a3f8f", "#777777", "#a3332b")
 _SMALL = 7.5
+#: Share of a line's height that its dots take, so that lines stand apart.
+_ROOM = 0.7
 #: How kinds of question are called where people read.
 SPOKEN = {"where": "place", "text": "sign"}
 _TITLES = {
@@ -44,7 +46,7 @@ def leaderboard_figure(board: Leaderboard) -> Canvas:
                 score = board.score(name, measure, kind)
                 if score is None:
                     continue
-                y = place + 0.22 * ((len(board.kinds) - 1) / 2 - number)
+                y = place + _ROOM * (0.5 - (number + 0.5) / len(board.kinds))
                 colour = _COLOURS[number % len(_COLOURS)]
                 if score.low == score.low:  # there is an interval
                     axis.plot([score.low, score.high], [y, y], color=colour, linewidth=1.2)
@@ -104,6 +106,9 @@ def agreement_figure(board: Leaderboard) -> Canvas:
 def methods_figure(maps: Mapping[str, ImageMap], mask: Any = None, *, row: int = 0, columns: int = 6) -> Canvas:
     """One word of one picture explained by several methods, each map by its own largest value.
 
+    A map of pixels has its full colour for as many of them as the coarsest map has in one part: a single pixel would
+    not be seen.
+
     Args:
         maps: by name, all of the same picture.
         mask: [height, width] bool of the right place, drawn as an outline.
@@ -120,8 +125,10 @@ def methods_figure(maps: Mapping[str, ImageMap], mask: Any = None, *, row: int =
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
+    parts = min(len(m.layout) for m in maps.values())
     for axis, (name, m) in zip(axes, maps.items(), strict=False):
-        axis.imshow(m.overlay(row))
+        highest = float(m.row(row).abs().double().quantile(1 - 1 / parts)) if len(m.layout) > parts else None
+        axis.imshow(m.overlay(row, highest or None))
         if mask is not None:
             axis.contour(np.asarray(mask, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
         axis.plot(*m.peak(row), marker="+", color="#00e5ff", markersize=6, markeredgewidth=1.2)

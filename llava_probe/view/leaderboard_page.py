@@ -5,7 +5,7 @@ Every sentence with a figure in it is made from the scores, so the page cannot s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
     from llava_probe.evaluate.summary import Difference, Score
 
 
-def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Sequence[str] = ()) -> str:
+def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Mapping[str, str] | None = None) -> str:
     """The page, as Markdown.
 
     Args:
         board: the scores.
         model: what was explained; ``command``: what makes the page again.
-        figures: file names of the figures to show, the leaderboard first.
+        figures: what to say under each figure, by its file name, the leaderboard first.
     """
+    shown = [f"![]({name})" + f"\n\n{told}" * bool(told) for name, told in (figures or {}).items()]
+    if not board.seen:
+        return (
+            "\n\n".join([f"# Which explanation finds the right place? ({model})", _opening(board, model, command)])
+            + "\n"
+        )
     parts = [
         f"# Which explanation finds the right place? ({model})",
         _opening(board, model, command),
-        *[f"![]({name})" for name in figures[:1]],
+        *shown[:1],
         "## Where each method points",
         _places(board),
         _intervals(board),
@@ -43,7 +49,7 @@ def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Sequ
         *_descriptions(board),
         "## Where they disagree",
         _disagreement(board),
-        *[f"![]({name})" for name in figures[1:]],
+        *shown[1:],
         "## What each costs",
         _costs(board),
     ]
@@ -61,18 +67,35 @@ def _opening(board: Leaderboard, model: str, command: str) -> str:
         if model == "tiny"
         else ""
     )
+    apart = (
+        f" {len(blind)} of these get the same answer about a blank grey picture: they are left out of every table here "
+        "and told apart below."
+        if blind
+        else ""
+    )
     return (
         f"{tiny}{len(board.lines)} questions about {pictures} pictures; {len(board.right)} were answered right and are "
-        f"scored. {len(blind)} of these get the same answer about a blank grey picture: they are left out of every "
-        "table here and told apart below. An entry's *top token touches* where the token with its largest value "
+        f"scored.{apart}{_chosen(board)} An entry's *top token touches* where the token with its largest value "
         "overlaps the object, its *peak is inside* where that token's centre is on the object, *average precision* "
-        "ranks all pixels. Intervals are 95 %, from drawing pictures again 2,000 times. Made by\n\n"
+        "ranks all pixels. Intervals are 95 %, from drawing pictures again 2,000 times; where all cases agree, one has "
+        "no width. Made by\n\n"
         f"    {command}"
     )
 
 
+def _chosen(board: Leaderboard) -> str:
+    """What was not scored, because it chose the localisation heads."""
+    if "entries" not in board.made_with:
+        return ""
+    found = board.made_with["entries"].get("localisation heads", {}).get("heads")
+    if found is None:
+        return " No localisation heads could be chosen, so there are none."
+    heads = ", ".join(f"layer {layer} head {head}" for layer, head in found["chosen"])
+    return f" {found['samples']} other questions chose the localisation heads: {heads}."
+
+
 def _named(kind: str) -> str:
-    return SPOKEN.get(kind, kind)
+    return SPOKEN.get(kind, kind or "asked")
 
 
 def _share(score: Score | None) -> str:
@@ -141,7 +164,9 @@ def _mean(score: Score | None) -> float:
 
 
 def _interval(score: Score | None) -> str:
-    return "" if score is None else f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]"
+    if score is None:
+        return ""
+    return f"{score.mean:.2f}" + f" [{score.low:.2f}, {score.high:.2f}]" * (score.low == score.low)
 
 
 def _verdicts(board: Leaderboard) -> str:
@@ -187,7 +212,10 @@ def _verdicts(board: Leaderboard) -> str:
 
 
 def _apart(found: Difference | None) -> str:
-    return "" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+    if found is None:
+        return ""
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" * (found.low == found.low)
+    return f"{found.mean:+.2f}{interval}".replace("-", "−")
 
 
 def _removal(board: Leaderboard) -> str:
@@ -217,16 +245,15 @@ def _random(board: Leaderboard) -> str:
             [
                 name,
                 _share(board.trained(name, "inside")),
-                _share(board.random(name, "inside")),
+                _interval(board.random(name, "inside")),
                 _share(trained),
                 _interval(drawn),
             ]
         )
         for measure in ("inside", "precision"):
-            found = board.random(name, measure)
-            floor = max(_top(board.trained(other, measure)) for other in ("centre prior", "random"))
-            if found is not None and found.low > floor:
-                stay.append(f"{name} ({measure}: {_interval(found)})")
+            floors = [board.random_beside(name, other, measure) for other in ("centre prior", "random")]
+            if all(floor is not None and floor.low > 0 for floor in floors):
+                stay.append(f"{name} ({measure}: {_interval(board.random(name, measure))})")
     if not rows:
         return ""
     for other in ("centre prior", "random", "edges"):
@@ -234,7 +261,8 @@ def _random(board: Leaderboard) -> str:
             [f"*{other}*", _share(board.trained(other, "inside")), "", _interval(board.trained(other, "precision")), ""]
         )
     verdict = (
-        f"These stay above the centre prior and the random map without the model's knowledge: {', '.join(stay)}."
+        "These stay above the centre prior and the random map without the model's knowledge (paired intervals): "
+        f"{', '.join(stay)}."
         if stay
         else "Every method falls to the level of the centre prior or of the random map."
     )
@@ -244,10 +272,6 @@ def _random(board: Leaderboard) -> str:
         f"{count.cases if count else 0} questions; a map that is still right never came from the model. {verdict}\n\n"
         + _table(["", "inside", "inside, random layers", "average precision", "average precision, random layers"], rows)
     )
-
-
-def _top(score: Score | None) -> float:
-    return float("-inf") if score is None else score.high
 
 
 def _curves(board: Leaderboard) -> str:
@@ -302,13 +326,21 @@ def _disagreement(board: Leaderboard) -> str:
 
 def _costs(board: Leaderboard) -> str:
     rows = [
-        [name, f"{cost[0]:.2f}", f"{cost[1]:.0f}", f"{cost[2]:.0f}"]
+        [name, _run_as(board, name), f"{cost[0]:.2f}", f"{cost[1]:.0f}", f"{cost[2]:.0f}"]
         for name in board.methods
         if (cost := board.cost(name)) is not None
     ]
     refused = [f"{name}: {why}" for name in dict.fromkeys(_all_entries(board)) if (why := board.refused(name))]
-    told = _table(["", "seconds a word (median)", "forward passes", "backward passes"], rows)
+    told = _table(["", "run as", "seconds a word (median)", "forward passes", "backward passes"], rows)
     return told + ("\n\nNot run: " + "; ".join(refused) + "." if refused else "")
+
+
+def _run_as(board: Leaderboard, name: str) -> str:
+    """An entry's method with the options that are not its defaults."""
+    entry = dict(board.made_with.get("entries", {}).get(name, {}))
+    method = entry.pop("method", "")
+    told = ", ".join(f"{option}={value!r}" for option, value in entry.items() if option != "heads")
+    return f"`{method}`" + f" {told}" * bool(told) if method else ""
 
 
 def _all_entries(board: Leaderboard) -> list[str]:

@@ -115,3 +115,32 @@ def test_a_special_token_is_a_contrast(tiny_vlm):
     (target,) = prepared(tiny_vlm, trace, "relevance", tokens=last, contrast="There").targets
     word = "".join(tiny_vlm.processor.tokenizer.convert_ids_to_tokens([term.token for term in target.terms[1:]]))
     assert word.strip("Ġ▁ ") == "There" and word != "There"
+
+
+def test_a_map_says_what_it_weighs_against_and_is_judged_by_that(tiny_vlm, tmp_path):
+    from llava_probe import tiny
+
+    trace = tiny_vlm.generate(tiny.scene(34).image, "What colour is the triangle?")
+    m = lp.attribute(tiny_vlm, trace, "gradient", contrast="blue")
+    assert m.about["contrast"] == ["blue"] and m.label(0) == "red rather than blue"
+    m.save(tmp_path / "map")
+    again = lp.ImageMap.load(tmp_path / "map")
+    assert again.label() == "red rather than blue"
+    judged = [
+        float(lp.evaluate.deletion_insertion(tiny_vlm, trace, each, steps=4, **options).deletion_auc[0])
+        for each, options in ((again, {}), (m, {"contrast": "blue"}))
+    ]
+    plain = lp.attribute(tiny_vlm, trace, "gradient")
+    assert plain.about["contrast"] is None and plain.label(0) == "red"
+    assert judged[0] == judged[1]
+
+
+def test_one_contrast_stands_against_one_word(tiny_vlm):
+    from llava_probe import tiny
+
+    trace = tiny_vlm.generate(tiny.scene(92).image, "Where is the red circle?")
+    assert trace.answer == "bottom left"
+    with pytest.raises(lp.BadInput, match=r"this answer has 2 \('bottom', 'left'\); give tokens="):
+        lp.attribute(tiny_vlm, trace, "gradient", contrast="bottom right")
+    m = lp.attribute(tiny_vlm, trace, "gradient", tokens="bottom left", contrast="bottom right")
+    assert m.label(0) == "bottom left rather than bottom right"

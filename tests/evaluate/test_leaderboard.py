@@ -73,6 +73,19 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
             assert again[question]["entries"][name]["cases"] == line["entries"][name]["cases"]
 
 
+def test_a_question_scores_the_same_however_they_are_shared_out(tiny_vlm, cases, scored, tmp_path):
+    """The last part alone, as a run that was cut off would score it: the question before it is another part's."""
+    plan = Plan(CHEAP, closer=3, random=3)
+    score_cases(tiny_vlm, cases, tmp_path, plan, part=(7, 7))
+    whole = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
+    lines = list(read_scores([tmp_path / "scores-7-of-7.jsonl"]))
+    assert lines
+    for line in lines:
+        for name, found in line.get("entries", {}).items():
+            assert found["cases"] == whole[line["question"]]["entries"][name]["cases"], name
+    assert all("attention of another picture" in line["entries"] for line in lines if line["right"])
+
+
 def test_parts_share_the_questions(tiny_vlm, cases, scored, tmp_path):
     plan = Plan({"attention": ENTRIES["attention"]})
     for part in (1, 2):
@@ -107,7 +120,7 @@ def test_randomised_layers_come_back(tiny_vlm):
 
 def test_the_page_says_what_was_measured(scored):
     board = Leaderboard.read(scored)
-    page = leaderboard_page(board, "tiny", "make leaderboard", ["leaderboard.png"])
+    page = leaderboard_page(board, "tiny", "make leaderboard", {"leaderboard.png": ""})
     assert "no evidence for a 7B one" in page
     assert "llava-probe leaderboard --model llava-hf/llava-1.5-7b-hf" in page
     for name in (*CHEAP, *BASELINES):
@@ -154,16 +167,16 @@ def test_lines_that_were_cut_inside_a_letter_or_hold_a_line_separator(tmp_path):
 def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm, random_vlm, cases, tmp_path):
     plan, few = Plan({"attention": ENTRIES["attention"]}), cases[:1]
     score_cases(tiny_vlm, few, tmp_path, plan)
-    with pytest.raises(lp.BadInput, match="made with other model"):
+    with pytest.raises(lp.BadInput, match=r"made in another way \(model"):
         score_cases(random_vlm, few, tmp_path, plan)
-    with pytest.raises(lp.BadInput, match="made with other entries, closer"):
+    with pytest.raises(lp.BadInput, match=r"entries gradient: None, here .*closer: 0, here 1"):
         score_cases(tiny_vlm, few, tmp_path, Plan(CHEAP, closer=1))
     changed = tiny_vlm.model.model.language_model.layers[1].self_attn.q_proj.weight
     kept = changed.detach().clone()
     try:
         with torch.no_grad():
             changed.zero_()
-        with pytest.raises(lp.BadInput, match="made with other model"):
+        with pytest.raises(lp.BadInput, match=r"made in another way \(model"):
             score_cases(tiny_vlm, few, tmp_path, plan)
     finally:
         with torch.no_grad():
@@ -216,6 +229,23 @@ def test_a_page_without_a_right_answer_has_no_picture(tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "none")])
     assert done.exit_code == 0, done.output
     assert not (tmp_path / "none" / "leaderboard_maps.png").exists()
+
+
+def test_some_of_the_questions_alone(scored):
+    board = Leaderboard.read(scored)
+    first = board.lines[0]["question"]
+    assert [line["question"] for line in board.only({first, "none"}).lines] == [first]
+    assert board.only({first}).made_with["closer"] == 3
+
+
+def test_a_page_of_few_cases_claims_no_interval(scored):
+    board = Leaderboard.read(scored)
+    kind = board.kinds[0]
+    one = next(line for line in board.seen if line["kind"] == kind)
+    page = leaderboard_page(board.only({one["question"]}), "mine", "llava-probe leaderboard")
+    assert "nan" not in page
+    none = leaderboard_page(board.only(()), "mine", "llava-probe leaderboard")
+    assert "0 questions about 0 pictures; 0 were answered right" in none and "##" not in none
 
 
 def test_no_scores_are_a_sentence(tmp_path):
