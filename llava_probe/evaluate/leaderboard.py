@@ -12,7 +12,7 @@ pictures again, not cases.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,9 +57,10 @@ class Leaderboard:
             raise BadInput(f"{folder} holds no scores; make them with llava-probe leaderboard")
         return cls(tuple(found.values()), made_with(Path(folder).expanduser()))
 
-    def only(self, questions: Collection[str]) -> Leaderboard:
-        """The same of some questions alone, by their ids."""
-        return replace(self, lines=tuple(line for line in self.lines if line["question"] in questions))
+    def only(self, questions: Iterable[str]) -> Leaderboard:
+        """The same of some questions alone, by their ids, in their order; ids without scores are passed over."""
+        found = {line["question"]: line for line in self.lines}
+        return replace(self, lines=tuple(found[name] for name in dict.fromkeys(questions) if name in found))
 
     # --- what there is ---
 

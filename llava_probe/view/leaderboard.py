@@ -102,7 +102,7 @@ def write_leaderboard(
     """
     choosing, cases = wanted.read()
     cases = list(cases)
-    board = Leaderboard.read(scores).only({case.id for case in cases})
+    board = Leaderboard.read(scores).only(case.id for case in cases)
     target = made(folder)
     figures: dict[Path, str] = {}
     if board.seen:

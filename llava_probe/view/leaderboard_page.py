@@ -236,7 +236,7 @@ def _removal(board: Leaderboard) -> str:
 
 
 def _random(board: Leaderboard) -> str:
-    rows, stay = [], []
+    rows, stay, salient = [], [], []
     for name in board.methods:
         trained, drawn = board.trained(name, "precision"), board.random(name, "precision")
         if drawn is None:
@@ -254,6 +254,8 @@ def _random(board: Leaderboard) -> str:
             floors = [board.random_beside(name, other, measure) for other in ("centre prior", "random")]
             if all(floor is not None and floor.low > 0 for floor in floors):
                 stay.append(f"{name} ({measure}: {_interval(board.random(name, measure))})")
+                edge = board.random_beside(name, "edges", measure)
+                salient += [name] * (edge is not None and edge.low > 0)
     if not rows:
         return ""
     for other in ("centre prior", "random", "edges"):
@@ -262,7 +264,8 @@ def _random(board: Leaderboard) -> str:
         )
     verdict = (
         "These stay above the centre prior and the random map without the model's knowledge (paired intervals): "
-        f"{', '.join(stay)}."
+        f"{', '.join(stay)}. "
+        + (f"Above edges too: {', '.join(dict.fromkeys(salient))}." if salient else "None of them stays above edges.")
         if stay
         else "Every method falls to the level of the centre prior or of the random map."
     )
