@@ -4,10 +4,10 @@
     git clone https://github.com/rachtibat/LRP-eXplains-Transformers lxt
     python benchmarks/references.py --chefer chefer --lxt lxt
 
-On the tiny model and two of its scenes, each token of an answer. Relevance and rollout: all attention
-matrices are kept on the eager path and their gradients taken, and the published rules are applied to them. AttnLRP:
-the published patches of a Llama's modules stand in for them in a pass of their own. Printed: the largest difference of
-any position's value, as a share of the row's largest, over all tokens, in float64 (the published norms: float32).
+On the tiny model and two of its scenes, six tokens of each answer. Relevance and rollout: all attention matrices are
+kept on the eager path and their gradients taken, and the published rules are applied to them. AttnLRP: the published
+patches of a Llama's modules stand in for them in a pass of their own. Printed: the largest difference of any position's
+value, as a share of the row's largest, over all tokens, in float64 (inside norms and eager softmax: float32).
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def main() -> None:
     args = parser.parse_args()
     vlm = lp.load("tiny")
     vlm.model.double()
+    rules = loaded("chefer", args.chefer / "lxmert/lxmert/src/ExplanationGenerator.py")
     theirs = {
-        "relevance": chefer_relevance(loaded("chefer", args.chefer / "lxmert/lxmert/src/ExplanationGenerator.py")),
-        "rollout": chefer_rollout(loaded("chefer", args.chefer / "lxmert/lxmert/src/ExplanationGenerator.py")),
+        "relevance": chefer_relevance(rules),
+        "rollout": chefer_rollout(rules),
         "attnlrp": lxt_relevance(lxt_patches(args.lxt)),
     }
     print(

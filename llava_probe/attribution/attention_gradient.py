@@ -29,14 +29,12 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
     """
     wanted = _chosen(task, layers)
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
-    backwards = 0
-    passes = 0
     looked: dict[int, Tensor] = {}
-    starts: list[Tensor] = []
+    start = torch.empty(0)
 
     def see(call: Call, slopes: Slopes) -> None:
         if call.layer in wanted:
-            share = starts[-1].to(call.device, torch.float64)  # [B, P]
+            share = start.to(call.device, torch.float64)  # [B, P]
             total = share.new_zeros(len(share), call.keys)
             for block, weights, slope in slopes((share != 0).any(0).nonzero().flatten()):
                 products = (weights.double() * slope.double()).clamp(min=0).mean(1)  # [B, block, K]
@@ -47,18 +45,16 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
         with forward(task, number, watches=[Watch(task.vlm.anatomy.decoder, see)]) as run:
             for row, target, last in run:
                 looked.clear()
-                starts.append(run.starting(target))
+                start = run.starting(target)
                 run.gradients(target, [run.entry], last=last)
                 if not looked:
                     raise BadModel(f"no attention of {type(task.vlm.anatomy.model).__name__} could be watched")
                 rows[row] = run.merged(torch.stack(list(looked.values())).mean(0))
-                backwards += len(run.sequences)
-            passes += run.forwards
     return Found(
         rows,
         unit="attention × gradient",
-        forwards=passes,
-        backwards=backwards,
+        forwards=task.forwards,
+        backwards=task.backwards,
         about={"layers": sorted(wanted)},
     )
 

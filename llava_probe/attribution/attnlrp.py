@@ -60,17 +60,15 @@ def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
         BadModel: something in the decoder has no rule; the message names it and the module that computes it.
     """
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
-    backwards = 0
-    passes = 0
     for number in task.passes:
         around = partial(propagating, task.vlm.anatomy)
         with forward(task, number, around=around, checkpoint=checkpoint) as run:
             for row, target, last in run:
                 (slope,) = run.gradients(target, [run.entry], last=last)
                 rows[row] = (run.entry[0, : task.fed].detach().double() * run.merged(slope).double()).sum(-1)
-                backwards += len(run.sequences)
-            passes += run.forwards
-    return Found(rows, unit="relevance", forwards=passes, backwards=backwards, about={"checkpoint": checkpoint})
+    return Found(
+        rows, unit="relevance", forwards=task.forwards, backwards=task.backwards, about={"checkpoint": checkpoint}
+    )
 
 
 @contextmanager

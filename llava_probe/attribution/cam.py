@@ -30,8 +30,6 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
     if layer >= count:
         raise OutOfRange(f"layer {layer} is not there: LLaVA-CAM takes hidden state 1 to {count - 1}")
     values = torch.zeros(len(task.targets), len(task.layout), dtype=torch.float64)
-    backwards = 0
-    passes = 0
     for number in task.passes:
         with forward(task, number, states=[layer]) as run:
             states = run.states[layer]
@@ -46,6 +44,6 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
                 )
                 weights = slopes.clamp(min=0).mean(0)
                 values[row] = (features * weights).mean(1).clamp(min=0).cpu()
-                backwards += len(run.sequences)
-            passes += run.forwards
-    return Found(values=values, unit="class activation", forwards=passes, backwards=backwards, about={"layer": layer})
+    return Found(
+        values=values, unit="class activation", forwards=task.forwards, backwards=task.backwards, about={"layer": layer}
+    )

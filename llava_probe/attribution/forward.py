@@ -61,11 +61,6 @@ class Forward:
         return (0, self.number) if self.number else (0,)
 
     @property
-    def forwards(self) -> int:
-        """Sequences that went through the model: of two, the shorter once more alone."""
-        return len(self.sequences) + bool(self.number)
-
-    @property
     def longest(self) -> Continuation:
         """The one whose inputs are given to the model."""
         return max((self.task.continuations[number] for number in self.sequences), key=lambda each: len(each.answer))

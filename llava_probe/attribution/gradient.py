@@ -51,8 +51,6 @@ def _summed(
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
     cells = pixel_cells(task) if on == "pixels" else None
     rows = torch.zeros(len(task.targets), task.fed if cells is None else len(cells.layout), dtype=torch.float64)
-    backwards = 0
-    passes = 0 if cells is None else 1  # finding out where each pixel goes
     for number in task.passes:
         with forward(task, number, pixels=cells is not None) as run:
             source = run.entry if cells is None else run.pixels[cells.name]
@@ -63,14 +61,12 @@ def _summed(
                 else:
                     sums = cells.summed(product(source.detach(), slope))
                 rows[row] = shape(sums)
-                backwards += len(run.sequences)
-            passes += run.forwards
     return Found(
         positions=rows if cells is None else None,
         values=None if cells is None else rows,
         layout=None if cells is None else cells.layout,
         unit=unit,
-        forwards=passes,
-        backwards=backwards,
+        forwards=task.forwards + (cells is not None),  # finding out where each pixel goes
+        backwards=task.backwards,
         about={"on": on},
     )

@@ -314,7 +314,8 @@ def _pairs(heads: Any) -> list[tuple[int, int]]:
         heads = heads.heads
     if heads is not None and (isinstance(heads, str) or not isinstance(heads, Iterable)):
         raise BadInput(f"heads= takes (layer, head) pairs, or what find_heads found; got {heads!r}")
-    if heads is None or not list(heads):
+    heads = list(heads or ())
+    if not heads:
         raise BadInput(
             "localisation_heads needs the model's heads: find them once with "
             "found = find_heads(vlm, samples) from llava_probe.attribution, then pass heads=found"

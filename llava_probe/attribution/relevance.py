@@ -47,8 +47,6 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
             stacklevel=4,
         )
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
-    backwards = 0
-    passes = 0
     for number in task.passes:
         pull = Pull("language model")
         tower = TowerRelevance(task, pull, Pull("vision tower")) if through == "tower" else None
@@ -66,13 +64,11 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
                 if tower is not None:
                     found = tower.finish(found)
                 rows[row] = run.merged(found)
-                backwards += len(run.sequences)
-            passes += run.forwards
     return Found(
         rows,
         unit="relevance",
-        forwards=passes,
-        backwards=backwards,
+        forwards=task.forwards,
+        backwards=task.backwards,
         about={"through": through, "checkpoint": checkpoint},
     )
 

@@ -162,6 +162,16 @@ class Task:
         return sorted({target.against for target in self.targets})
 
     @property
+    def forwards(self) -> int:
+        """Sequences put through the model for the gradients of every target; a second one goes alone first."""
+        return sum(3 if number else 1 for number in self.passes)
+
+    @property
+    def backwards(self) -> int:
+        """Sequences that the gradients of every target go back through."""
+        return sum(2 if target.against else 1 for target in self.targets)
+
+    @property
     def contrasts(self) -> tuple[str | None, ...]:
         """The word that each target is weighed against."""
         return tuple(target.contrast for target in self.targets)

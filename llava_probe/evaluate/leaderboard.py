@@ -91,6 +91,12 @@ class Leaderboard:
         """Kinds of question, descriptions left out."""
         return tuple(dict.fromkeys(line["kind"] for line in self.right if not described(line)))
 
+    @property
+    def heads(self) -> Mapping[str, Any] | None:
+        """The localisation heads (``chosen``) and how many ``samples`` chose them; None where none could be."""
+        found: Mapping[str, Any] | None = self.made_with.get("entries", {}).get("localisation heads", {}).get("heads")
+        return found
+
     def refused(self, name: str) -> str | None:
         """Why an entry could not be run, where it could not."""
         return next(

@@ -100,8 +100,7 @@ def write_leaderboard(
         BadInput: no scores there.
         BadFile: the folder cannot be written to.
     """
-    choosing, cases = wanted.read()
-    cases = list(cases)
+    cases = list(wanted.read()[1])
     board = Leaderboard.read(scores).only(case.id for case in cases)
     target = made(folder)
     figures: dict[Path, str] = {}
@@ -109,7 +108,7 @@ def write_leaderboard(
         figures[save_figure(leaderboard_figure(board), target / "leaderboard.png")] = ""
     if board.agreement() is not None:
         figures[save_figure(agreement_figure(board), target / "leaderboard_agreement.png")] = ""
-    example = _example(vlm, choosing, cases, board)
+    example = _example(vlm, cases, board)
     if example is not None:
         figures[save_figure(example[0], target / "leaderboard_maps.png")] = example[1]
     page = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
@@ -128,9 +127,7 @@ def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads |
         return None
 
 
-def _example(
-    vlm: VLM, choosing: Sequence[tuple[Any, str]], cases: Iterable[Case], board: Leaderboard
-) -> tuple[Any, str] | None:
+def _example(vlm: VLM, cases: Iterable[Case], board: Leaderboard) -> tuple[Any, str] | None:
     """The first question that was answered right, under every entry that runs, and what is shown; None without one."""
     right = {line["question"] for line in board.seen if not described(line)}
     case = next((case for case in cases if case.id in right), None)
@@ -141,7 +138,7 @@ def _example(
     if not spans:  # not what it answered when it was scored
         return None
     task = prepared(vlm, trace, "attention", tokens=spans)
-    plan = Plan(heads=_heads(vlm, choosing))
+    plan = Plan(heads=board.heads and board.heads["chosen"])
     maps = {}
     for name, entry in plan.runs():
         if name in board.names:

@@ -87,7 +87,7 @@ def _chosen(board: Leaderboard) -> str:
     """What was not scored, because it chose the localisation heads."""
     if "entries" not in board.made_with:
         return ""
-    found = board.made_with["entries"].get("localisation heads", {}).get("heads")
+    found = board.heads
     if found is None:
         return " No localisation heads could be chosen, so there are none."
     heads = ", ".join(f"layer {layer} head {head}" for layer, head in found["chosen"])
