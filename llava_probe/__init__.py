@@ -50,6 +50,7 @@ _NAMES = {
             "BadImage",
             "BadModel",
             "BadFile",
+            "NotActed",
             "NotCaptured",
             "NotANumber",
             "OutOfRange",

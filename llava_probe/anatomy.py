@@ -8,36 +8,41 @@ alone): it is listed as such, with its kind.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from llava_probe.errors import BadModel
+from llava_probe.inside.seam import is_one_of, reads_interface, recorded_classes
+
+#: Parts of a block that mix positions and are no attention over the sequence: what is left feeds each one forward.
+_MIXES = re.compile("Att(entio)?n|Mamba|Conv|Delta|Recurrent|Mixer|Norm")
+
+#: Positions that an output embedding which cannot be read by its rows sees at once: each costs a vocabulary of logits.
+_HEAD_ROWS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stack:
     """A tower of blocks: the decoder, or a vision encoder.
 
     Attributes:
         owner: the model that runs the blocks.
         blocks: in order.
-        attentions: block index of each attention module, by the module's ``id``.
+        attentions: block index of each attention module, in order; a module finds itself in a copy too.
+        feeds: block index of each block's feed-forward part (MLP or experts), where it is a module of its own.
     """
 
     owner: PreTrainedModel
     blocks: tuple[nn.Module, ...]
-    attentions: dict[int, int]
-
-    def attention_modules(self) -> Iterator[nn.Module]:
-        """The attention modules of all blocks."""
-        for block in self.blocks:
-            yield from (module for module in block.modules() if id(module) in self.attentions)
+    attentions: dict[nn.Module, int]
+    feeds: dict[nn.Module, int]
 
     @property
     def other_layers(self) -> dict[int, str]:
@@ -51,7 +56,7 @@ class Stack:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anatomy:
     """The parts of a vision-language model that records are taken from.
 
@@ -72,12 +77,58 @@ class Anatomy:
         """How many blocks the decoder has."""
         return len(self.decoder.blocks)
 
+    def unembed(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """The logits of states behind the final norm, in float32.
+
+        Args:
+            states: [..., D].
+            ids: of which tokens; the whole vocabulary when None.
+
+        Returns:
+            [..., V or ids] as the output embedding gives them: what a family does to its logits behind it (a cap, a
+            scale) is not done here.
+
+        Raises:
+            BadModel: the model has no output embedding.
+        """
+        head = self.output_embedding
+        if head is None:
+            raise BadModel(f"{type(self.model).__name__} has no output embedding; use attention, rollout or occlusion")
+        weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+        chosen: Any = slice(None) if ids is None else list(ids)
+        if isinstance(weight, Tensor) and _readable(weight) and weight.shape[1:] == states.shape[-1:]:
+            logits = states.to(weight.device).float() @ weight[chosen].float().T
+            return logits if bias is None else logits + bias[chosen].float()
+        flat = states.flatten(0, -2)  # quantised or offloaded: it knows itself how to read its rows
+        parts = [head(part)[..., chosen].float() for part in flat.split(_HEAD_ROWS)]
+        return torch.cat(parts).unflatten(0, states.shape[:-1])
+
+    @cached_property
+    def output_embedding(self) -> Any:
+        """The output embedding of the outermost model around the decoder that has one; None where there is none."""
+        around = (
+            part
+            for part in self.model.modules()
+            if isinstance(part, PreTrainedModel) and any(inner is self.decoder.owner for inner in part.modules())
+        )
+        return next((head for part in around if (head := part.get_output_embeddings()) is not None), None)
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """What the last block's output goes through before it is unembedded: the owner's part behind its blocks."""
+        last = self.decoder.blocks[-1]
+        behind = False
+        for child in self.decoder.owner.children():
+            if behind and "Norm" in type(child).__name__:
+                return child
+            behind = behind or any(module is last for module in child.modules())
+        return None
+
     @cached_property
     def head_counts(self) -> dict[int, int]:
         """How many query heads each block with attention has, by the block's index."""
         return {
-            self.decoder.attentions[id(module)]: _head_count(module, self._text_config)
-            for module in self.decoder.attention_modules()
+            layer: _head_count(module, self._text_config) for module, layer in self.decoder.attentions.items()
         }
 
     @property
@@ -158,10 +209,9 @@ def _head_count(module: nn.Module, config: Any) -> int:
     return int(getattr(module, "config", config).num_attention_heads)
 
 
-def reads_interface(module: nn.Module) -> bool:
-    """Whether an attention module looks up its kernel in transformers' ``AttentionInterface`` at each call."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+def _readable(weight: Tensor) -> bool:
+    """Whether single rows of it can be read: neither quantised nor kept elsewhere."""
+    return weight.is_floating_point() and not weight.is_meta
 
 
 def _decoder(model: PreTrainedModel) -> Stack:
@@ -197,29 +247,31 @@ def _stacks(model: nn.Module) -> Iterator[Stack]:
 
 
 def _stack(owner: PreTrainedModel) -> Stack | None:
-    records = getattr(type(owner), "_can_record_outputs", None) or {}
+    records = recorded_classes(owner)
     named = list(owner.named_modules())
-    blocks = tuple(module for name, module in named if _is_one_of(records.get("hidden_states"), name, module))
+    blocks = tuple(module for name, module in named if is_one_of(records.get("hidden_states"), name, module))
     if not blocks:
         return None
     recorded = records.get("attentions")
     attending = {
-        id(module)
+        module
         for name, module in named
         if "Cross" not in type(module).__name__  # its keys are the picture's features, not the sequence
-        and (_is_one_of(recorded, name, module) if recorded else reads_interface(module))
+        and (is_one_of(recorded, name, module) if recorded else reads_interface(module))
     }
     attentions = {
-        id(module): index for index, block in enumerate(blocks) for module in block.modules() if id(module) in attending
+        module: index for index, block in enumerate(blocks) for module in block.modules() if module in attending
     }
-    return Stack(owner, blocks, attentions)
+    feeds = {
+        child: index
+        for index, block in enumerate(blocks)
+        for child in block.children()
+        if not attending.intersection(child.modules()) and not _MIXES.search(type(child).__name__) and _widens(child)
+    }
+    return Stack(owner, blocks, attentions, feeds)
 
 
-def _is_one_of(specs: Any, name: str, module: nn.Module) -> bool:
-    """Whether one entry of ``_can_record_outputs`` means this module: a class, a recorder, or a list of them."""
-    for spec in specs if isinstance(specs, list | tuple) else [specs]:
-        kind = spec if isinstance(spec, type) else getattr(spec, "target_class", None)
-        place = (getattr(spec, "layer_name", None) or "").strip(".")
-        if kind is not None and isinstance(module, kind) and (not place or f".{place}." in f".{name}."):
-            return True
-    return False
+def _widens(part: nn.Module) -> bool:
+    """Whether a part of a block widens and narrows again: two matrices or more, and no look-up table."""
+    matrices = [weight for weight in part.parameters() if weight.ndim > 1]
+    return len(matrices) > 1 and not any(isinstance(module, nn.Embedding) for module in part.modules())

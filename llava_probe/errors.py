@@ -43,6 +43,10 @@ class OutOfRange(ProbeError, IndexError, ValueError):
     """A layer, head, position, image or row that is not there."""
 
 
+class NotActed(ProbeError, RuntimeError):
+    """An intervention changed nothing; the message says why, as far as that can be told."""
+
+
 class NotANumber(ProbeError, ValueError):
     """The model produced NaN where a number was needed."""
 

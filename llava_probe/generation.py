@@ -26,7 +26,8 @@ from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, first_line
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
-from llava_probe.recorder import Prompt, Recorder, recording
+from llava_probe.inside.passes import Prompt
+from llava_probe.recorder import Recorder, recording
 from llava_probe.request import Request
 from llava_probe.spellings import Spellings, spellings
 from llava_probe.tokens import Token, tokens_of
@@ -164,7 +165,7 @@ def run_score(
 ) -> tuple[Recorder, Tensor]:
     """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
     extended = teacher_forced(anatomy.model, inputs, answer)
-    with recording(anatomy, plan, prompts) as recorder, torch.no_grad(), _sentences():
+    with recording(anatomy, plan, prompts, decoding=False) as recorder, torch.no_grad(), _sentences():
         logits = runner(**extended, **_whole_prompt(recorder)).logits
     return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
 
@@ -322,9 +323,9 @@ def _trace(
     hidden_positions: list[int] = []
     attention_positions: list[int] = []
     if plan.hidden.layers:
-        records["hidden"], hidden_positions = recorder.hidden(number, source)
+        records["hidden"], hidden_positions = recorder.hidden_of(number, source)
     if plan.attention.layers:
-        records["attention"], attention_positions = recorder.attention(number, source)
+        records["attention"], attention_positions = recorder.attention_of(number, source)
     return Trace(
         tokens=_tokens(vocabulary, ids, recorder.prompts[number]),
         prompt_length=prompt_length,

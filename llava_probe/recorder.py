@@ -2,22 +2,18 @@
 
     with recording(anatomy, plan, prompts) as recorder:
         out = model.generate(...)
-    recorder.hidden(sample=0, source=[0, 0, 0])
+    recorder.hidden_of(sample=0, source=[0, 0, 0])
 
-Forward hooks on the blocks bring hidden states, the attention twin (``rows.py``) brings rows; both keep only the
-wanted positions and go to the CPU at the end of each step. Everything is undone when the context ends.
+It visits each pass (``inside/passes.py``): the blocks bring hidden states, attention calls bring rows; of both only the
+wanted positions are kept, and go to the CPU at the end of each step.
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,20 +21,9 @@ from torch import Tensor, nn
 from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.capture import Plan, Selection
 from llava_probe.errors import BadInput, BadModel, NotANumber
-from llava_probe.rows import attention_rows, eager_where_unread, routed
+from llava_probe.inside.passes import Prompt, Span, Visitor, visiting
+from llava_probe.rows import Call
 from llava_probe.tower import Tower
-
-_recorder: ContextVar[Recorder | None] = ContextVar("llava_probe_recorder", default=None)
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One sample of a batch: ``length`` tokens after ``padding`` pad tokens, and where its visual tokens are."""
-
-    length: int
-    padding: int
-    image_positions: tuple[int, ...]
 
 
 @dataclass
@@ -50,61 +35,109 @@ class _Kind:
     """
 
     selection: Selection
-    wanted: list[list[int]]
+    wanted: list[list[int]] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     prompt: list[dict[int, list[Tensor]]] = field(default_factory=list)
     current: dict[int, Tensor] = field(default_factory=dict)
 
+    def want(self, prompts: Sequence[Prompt]) -> None:
+        """Settle which positions of each prompt are kept."""
+        self.wanted = [self.selection.in_prompt(each.length, each.image_positions or ()) for each in prompts]
 
-class Recorder:
-    """The sink of one run. Made by ``recording``."""
+
+class Recorder(Visitor):
+    """What one run leaves. Made by ``recording``."""
 
     def __init__(self, anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> None:
         self.anatomy, self.plan, self.prompts = anatomy, plan, list(prompts)
         self.tower = Tower(anatomy) if plan.vision else None
-        self._kinds = [
-            _Kind(selection, [selection.in_prompt(p.length, p.image_positions) for p in self.prompts])
-            for selection in (plan.hidden, plan.attention)
-        ]
+        self._kinds = [_Kind(plan.hidden), _Kind(plan.attention)]
         for name, kind in zip(("positions", "attention_positions"), self._kinds, strict=True):
+            kind.want(self.prompts)
             if kind.selection.layers and not kind.selection.predicting and not all(kind.wanted):
                 places = list(kind.selection.places)
                 raise BadInput(f"Capture({name}={places}) names no position of a prompt without a picture")
             kind.prompt = [{layer: [] for layer in kind.selection.layers} for _ in self.prompts]
         self._hidden, self._attention = self._kinds
-        self._prompt_end = self.prompts[0].length + self.prompts[0].padding
         self._all_heads = all(len(plan.heads) == anatomy.head_counts[layer] for layer in plan.attention.layers)
-        self._batch = self._seen = self._start = self._end = 0
+        self._span: Span | None = None
+        self._predicting = range(0)
         self._widths: dict[int, tuple[int, ...]] = {}
-        self._before = 0  # places ahead of the prompt, where a model puts its picture there itself
-        self._running = self._judging = False
-        self._cache: Any = None
-        self._started = False
         self._releasing = False
+
+    # --- what it hears of ---
+
+    def hears(self, method: str) -> bool:
+        """Of attention only where rows are kept, so that nothing stands in the kernels' place without need."""
+        if method == "attended":
+            return bool(self.plan.attention.layers) or self.tower is not None
+        return super().hears(method)
+
+    def stacks(self, anatomy: Anatomy) -> tuple[Stack | None, ...]:
+        """The decoder, and the tower where it is recorded."""
+        return (anatomy.decoder,) if self.tower is None else (anatomy.decoder, self.tower.stack)
+
+    def unfused(self, anatomy: Anatomy) -> tuple[Stack, ...]:
+        """The decoder, where its rows are kept."""
+        return (anatomy.decoder,) if self.plan.attention.layers else ()
 
     # --- one forward pass ---
 
-    def begin(self, batch: int, queries: int, cache: Any) -> None:
-        """A forward pass of [batch, queries] tokens starts; passes beside the main loop (guidance) are ignored."""
-        if not self._started:
-            self._cache, self._started = cache, True
-            if self.anatomy.generator is not self.anatomy.model and queries < self._prompt_end:
-                self._shorten(self._prompt_end - queries)
-        elif not self._continues(queries, cache):
-            return
-        self._running = True
-        self._batch = batch
-        self._start = 0 if cache is None else self._seen
-        self._end = self._start + queries
-        self._predicting = range(max(self._seen, self._prompt_end - 1), self._end)
+    def begin(self, span: Span) -> None:
+        """A forward pass starts."""
+        if self._span is None and span.prompts[0].length != self.prompts[0].length:
+            self.prompts = list(span.prompts)
+            for kind in self._kinds:
+                kind.want(self.prompts)
+        self._span = span
+        self._predicting = range(max(span.fresh, span.prompt_end - 1), span.stop)
 
-    def end(self) -> None:
-        """The forward pass is over: move its rows to the CPU."""
-        if not self._running:
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
+        """Hidden state ``layer`` of this pass: [batch, queries, width], or with streams before or after the batch."""
+        if stack is not self.anatomy.decoder:
+            if self.tower is not None:
+                self.tower.saw(layer, hidden)
             return
-        self._running, self._judging = False, True
-        self._seen = self._end
-        if self.tower is not None and self._seen >= self._prompt_end:
+        span = self._now
+        if layer in self._hidden.selection.layers:
+            fed = (span.rows, span.length)
+            if hidden.ndim == 4 and hidden.shape[:2] != fed and hidden.shape[1:3] == fed:
+                hidden = hidden.movedim(0, 2)  # [streams, batch, queries, width]
+            self._widths[layer] = tuple(hidden.shape[2:])
+            self._record(self._hidden, layer, hidden.shape[:2], lambda row, at: hidden[row, at])
+        if layer == self.anatomy.layers:
+            self._close()
+
+    def attended(self, call: Call, output: Tensor | None) -> None:
+        """An attention call of the decoder or the vision tower, as the kernel got it."""
+        if call.unread:
+            return
+        if call.stack is not self.anatomy.decoder:
+            if self.tower is not None:
+                self.tower.looked(call.layer, call.rows())
+            return
+        if call.layer not in self._attention.selection.layers:
+            return
+        heads = None if self._all_heads else torch.tensor(self.plan.heads, device=call.device)
+
+        def rows(row: slice, at: slice | Tensor) -> Tensor:
+            index = torch.arange(call.queries, device=call.device)[at]
+            found = call.of_row(row).rows(None if len(index) == call.queries else index, heads)
+            return self._aligned(found).transpose(1, 2)
+
+        self._record(self._attention, call.layer, (call.sizes[0], call.queries), rows)
+
+    def end(self, span: Span, logits: Tensor) -> None:
+        """The logits of the pass that has just ended."""
+        if bool(torch.isnan(logits[:, -1]).any()):
+            raise NotANumber(
+                f"the model's logits are NaN at token {span.stop - span.prompt_end} of the answer; "
+                "float16 overflows in many of these models: load with dtype='bfloat16' or 'float32'"
+            )
+
+    def _close(self) -> None:
+        """The decoder is done: move its rows to the CPU."""
+        if self.tower is not None and self._now.stop >= self._now.prompt_end:
             self.tower.close()
         self._narrow()
         for kind in self._kinds:
@@ -119,70 +152,12 @@ class Recorder:
             rows = [kind.current.pop(layer) for layer in kind.selection.layers]
             kind.steps.append(torch.stack([row.to(rows[0].device) for row in rows], dim=2).cpu())
 
-    def judge(self, logits: Tensor) -> None:
-        """The logits of the pass that has just ended."""
-        if self._judging and bool(torch.isnan(logits[:, -1]).any()):
-            raise NotANumber(
-                f"the model's logits are NaN at token {self._end - self._prompt_end} of the answer; "
-                "float16 overflows in many of these models: load with dtype='bfloat16' or 'float32'"
-            )
-        self._judging = False
-
-    # --- what the hooks call ---
-
-    def state(self, layer: int, hidden: Tensor) -> None:
-        """Hidden state ``layer`` of this pass: [batch, queries, width], or with streams before or after the batch."""
-        if self._running and layer in self._hidden.selection.layers:
-            fed = (self._batch, self._end - self._start)
-            if hidden.ndim == 4 and hidden.shape[:2] != fed and hidden.shape[1:3] == fed:
-                hidden = hidden.movedim(0, 2)  # [streams, batch, queries, width]
-            self._widths[layer] = tuple(hidden.shape[2:])
-            self._record(self._hidden, layer, hidden.shape[:2], lambda row, at: hidden[row, at])
-
-    def attended(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> None:
-        """An attention call of the decoder or the vision tower, as the kernel got it."""
-        layer = self.anatomy.decoder.attentions.get(id(module))
-        if layer is None:
-            if self.tower is not None and id(module) in self.tower.stack.attentions:
-                self.tower.looked(module, attention_rows(module, query, key, mask, kwargs, index=None, start=0))
-            return
-        if not self._running or layer not in self._attention.selection.layers:
-            return
-        heads = None if self._all_heads else torch.tensor(self.plan.heads, device=query.device)
-
-        def rows(row: slice, at: slice | Tensor) -> Tensor:
-            part = {
-                name: value[row] if value is not None and value.shape[0] > 1 else value
-                for name, value in (("mask", mask), ("position_bias", kwargs.get("position_bias")))
-            }
-            index = torch.arange(query.shape[2], device=query.device)[at]
-            found = attention_rows(
-                module,
-                query[row],
-                key[row],
-                part["mask"],
-                kwargs | {"position_bias": part["position_bias"]},
-                index=None if len(index) == query.shape[2] else index,
-                start=self._end + self._before - query.shape[2],
-                heads=heads,
-            )
-            return self._aligned(found).transpose(1, 2)
-
-        self._record(self._attention, layer, (query.shape[0], query.shape[2]), rows)
-
-    def weighed(self, module: nn.Module, weights: Tensor) -> None:
-        """Whole attention weights that an eager module gave of itself: [batch, heads, queries, keys]."""
-        layer = self.anatomy.decoder.attentions.get(id(module))
-        if layer is None:
-            if self.tower is not None:
-                self.tower.looked(module, weights)
-        elif self._running and layer in self._attention.selection.layers:
-            rows = self._aligned(weights[:, list(self.plan.heads)]).transpose(1, 2)
-            self._record(self._attention, layer, rows.shape[:2], lambda row, at: rows[row, at])
-
     # --- reading it back ---
+
+    @property
+    def started(self) -> bool:
+        """Whether a forward pass has begun."""
+        return self._span is not None
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -198,14 +173,14 @@ class Recorder:
         """What is read from now on is read once: let go of each step as it is read, so that nothing is held twice."""
         self._releasing = True
 
-    def hidden(self, sample: int, source: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def hidden_of(self, sample: int, source: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Hidden states of one sequence: [positions, layers, width] and the positions.
 
         ``source[t]`` is the batch row that predicted its token ``t`` (the beam's, under beam search).
         """
         return self._collect(self._hidden, sample, source, keys=None)
 
-    def attention(self, sample: int, source: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def attention_of(self, sample: int, source: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Attention rows of one sequence: [positions, layers, heads, keys], zero where there is no key."""
         prompt = self.prompts[sample]
         last = prompt.length + (len(source) - 1 if self._attention.selection.predicting else 0)
@@ -231,18 +206,11 @@ class Recorder:
 
     # --- details ---
 
-    def _continues(self, queries: int, cache: Any) -> bool:
-        """Whether a pass goes on where the last one ended; some models wrap their cache anew after the first pass."""
-        if cache is None:
-            return self._cache is None and queries == self._seen + 1
-        return cache is self._cache or (self._cache is not None and cache.get_seq_length() == self._seen)
-
-    def _shorten(self, cut: int) -> None:
-        """A wrapper's own ``generate`` may leave out the end of the prompt (the separator of a captioner)."""
-        self._prompt_end -= cut
-        self.prompts = [replace(prompt, length=prompt.length - cut) for prompt in self.prompts]
-        for kind in self._kinds:
-            kind.wanted = [kind.selection.in_prompt(p.length, p.image_positions) for p in self.prompts]
+    @property
+    def _now(self) -> Span:
+        """The pass that runs."""
+        assert self._span is not None
+        return self._span
 
     def _narrow(self) -> None:
         """Hidden states of several streams a layer are left out, unless they alone were asked for."""
@@ -273,17 +241,17 @@ class Recorder:
                 more queries than tokens; one that skips work in its last layers has fewer, the last ones.
             read: ``read(rows, queries)`` of it: [rows, queries, ...].
         """
+        span = self._now
         batch, queries = shape
-        self._before = max(self._before, queries - (self._end - self._start))
-        first = self._end - queries
+        first = span.start_of(queries) - span.before
         if kind.selection.predicting and self._predicting:
             steps = slice(self._predicting.start - first, self._predicting.stop - first)
             kind.current[layer] = read(slice(None), steps).clone()
-        if self._seen >= self._prompt_end:
+        if span.fresh >= span.prompt_end:
             return
         copies = batch // len(self.prompts)
         for sample, (prompt, wanted) in enumerate(zip(self.prompts, kind.wanted, strict=True)):
-            places = [at + prompt.padding for at in wanted if self._seen <= at + prompt.padding < self._end]
+            places = [at + prompt.padding for at in wanted if span.fresh <= at + prompt.padding < span.stop]
             if places and places[0] < first:
                 raise BadModel(
                     f"layer {layer} of {type(self.anatomy.decoder.owner).__name__} runs for the end of the prompt only"
@@ -295,10 +263,10 @@ class Recorder:
 
     def _aligned(self, rows: Tensor) -> Tensor:
         """Rows over exactly the tokens seen: a static cache hands over more keys, a sliding one fewer."""
-        keys = self._before + self._end
+        keys = self._now.before + self._now.stop
         missing = keys - rows.shape[-1]
         rows = rows[..., :keys] if missing <= 0 else nn.functional.pad(rows, (missing, 0))
-        return rows[..., self._before :]
+        return rows[..., self._now.before :]
 
 
 def _padded(chunks: list[Tensor]) -> list[Tensor]:
@@ -315,109 +283,9 @@ def _place(out: Tensor, rows: Tensor, padding: int, keys: int | None) -> None:
         out[..., : rows.shape[-1]] = rows
 
 
-def alone_with(model: nn.Module) -> threading.RLock:
-    """The lock that keeps runs of one model apart: while one records, the model's attention is ours."""
-    return _locks.setdefault(model, threading.RLock())
-
-
 @contextmanager
-def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> Iterator[Recorder]:
+def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt], *, decoding: bool = True) -> Iterator[Recorder]:
     """Record what ``plan`` asks for while the context lasts. One run at a time per model."""
     recorder = Recorder(anatomy, plan, prompts)
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(anatomy.model))
-        token = _recorder.set(recorder)
-        stack.callback(_recorder.reset, token)
-        if plan.attention.layers:
-            stack.enter_context(eager_where_unread(anatomy.decoder.attention_modules()))
-        if plan.attention.layers or plan.vision:
-            stack.enter_context(routed(anatomy.model, _attended))
-        for handle in _hooks(anatomy, plan):
-            stack.callback(handle.remove)
+    with visiting(anatomy, recorder, prompts=prompts, decoding=decoding):
         yield recorder
-
-
-def _hooks(anatomy: Anatomy, plan: Plan) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    yield anatomy.decoder.owner.register_forward_pre_hook(_begin, with_kwargs=True)
-    if plan.hidden.layers:
-        yield from block_hooks(anatomy.decoder, _decoder_state)
-    yield anatomy.decoder.owner.register_forward_hook(_end)
-    for model in {anatomy.model, anatomy.generator}:
-        yield model.register_forward_hook(_judge)
-    if plan.attention.layers:
-        for module in anatomy.decoder.attention_modules():
-            yield module.register_forward_hook(_weighed)
-    if plan.vision and anatomy.vision is not None:
-        yield from block_hooks(anatomy.vision, _vision_state)
-        for module in anatomy.vision.attention_modules():
-            yield module.register_forward_hook(_weighed)
-
-
-def block_hooks(stack: Stack, sink: Any) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Hidden state 0 is the first block's input, ``i + 1`` the output of block ``i``."""
-
-    def first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sink(0, args[0] if args else kwargs["hidden_states"])
-
-    yield stack.blocks[0].register_forward_pre_hook(first, with_kwargs=True)
-    for index, block in enumerate(stack.blocks):
-
-        def after(_module: nn.Module, _args: Any, output: Any, layer: int = index + 1) -> None:
-            sink(layer, output[0] if isinstance(output, tuple) else output)
-
-        yield block.register_forward_hook(after)
-
-
-# Hooks hold no recorder: a compiled graph keeps the hooks it was traced with, so they look up the current one.
-
-
-@torch.compiler.disable
-def _begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    recorder = _recorder.get()
-    if recorder is not None:
-        named = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
-        given = next(tensor for tensor in named if tensor is not None)
-        recorder.begin(given.shape[0], given.shape[1], kwargs.get("past_key_values"))
-
-
-@torch.compiler.disable
-def _end(_module: nn.Module, _args: Any, output: Any) -> None:
-    recorder = _recorder.get()
-    if recorder is not None:
-        recorder.state(recorder.anatomy.layers, output[0])
-        recorder.end()
-
-
-@torch.compiler.disable
-def _judge(_module: nn.Module, _args: Any, output: Any) -> None:
-    recorder = _recorder.get()
-    if recorder is not None and getattr(output, "logits", None) is not None:
-        recorder.judge(output.logits)
-
-
-@torch.compiler.disable
-def _decoder_state(layer: int, hidden: Tensor) -> None:
-    recorder = _recorder.get()
-    if recorder is not None and layer < recorder.anatomy.layers:  # the last one comes after the final norm
-        recorder.state(layer, hidden)
-
-
-@torch.compiler.disable
-def _vision_state(layer: int, hidden: Tensor) -> None:
-    recorder = _recorder.get()
-    if recorder is not None and recorder.tower is not None:
-        recorder.tower.saw(layer, hidden)
-
-
-@torch.compiler.disable
-def _weighed(module: nn.Module, _args: Any, output: Any) -> None:
-    recorder = _recorder.get()
-    if recorder is not None and isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor):
-        recorder.weighed(module, output[1])
-
-
-@torch.compiler.disable
-def _attended(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-    recorder = _recorder.get()
-    if recorder is not None:
-        recorder.attended(module, query, key, mask, kwargs)

@@ -1,298 +1,306 @@
 """Attention rows beside the fast kernel: softmax(q·kᵀ·scaling + mask) of a few queries.
 
-A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. While a
-run is recorded, the entries of transformers' table of kernels are twins: each calls its kernel unchanged and then
-shows the call to the recorder of the current context, if there is one. A model's config keeps the name that it had,
-so a model that asks for that name (to build its mask, to skip work) goes the way that it goes without us. What has to
-touch the call itself (gradients that are watched or changed) stands around the kernel instead (``wrapped``).
+A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. A
+``Call`` is what one attention module handed its kernel: from it the weights of the queries that are wanted are computed
+beside the kernel, for every kernel and every form of mask, and attention to some keys can be taken away.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from torch import Tensor, nn
 
-from llava_probe.anatomy import reads_interface
-from llava_probe.errors import BadModel
+from llava_probe.anatomy import Stack
 
 #: Queries whose rows are computed at once: bounds the float32 softmax when whole matrices are asked for.
 QUERY_BLOCK = 256
 
-Sink = Callable[[torch.nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
+#: Weights of one block of queries, over all heads and keys: as many as stay near the processor (32 MB in float32).
+BLOCK_WEIGHTS = 2**23
 
-#: A kernel with its module, queries, keys, values, mask and other arguments; returns what the kernel would.
-Around = Callable[..., tuple[Tensor, Tensor | None]]
-
-_sink: ContextVar[Sink | None] = ContextVar("llava_probe_sink", default=None)
-_around: ContextVar[Around | None] = ContextVar("llava_probe_around", default=None)
-_wrapping = 0  # runs with something around their kernels; a compiled graph without any is not broken up for them
-_switching = threading.Lock()
-_users: Counter[tuple[int, str]] = Counter()
-_kernels: dict[tuple[int, str], Any] = {}
+#: Kernels of transformers that take a mask [B, H, Q, K] of truth values, and of numbers to add.
+_TAKES_TRUTH, _TAKES_NUMBERS = "sdpa", "eager"
 
 
-@contextmanager
-def routed(model: PreTrainedModel, sink: Sink) -> Iterator[None]:
-    """Tell ``sink`` of every attention call of ``model`` while this context lasts; the tables are then as before.
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One attention call: what its kernel got.
 
-    Raises:
-        BadModel: flex attention, whose block mask cannot be read row by row.
+    Attributes:
+        module: that called.
+        layer: which block of ``stack`` it is in; -1 and None where it is in no stack that we know.
+        query: [B, H, Q, d]; ``key``, ``value``: [B, H_kv, K, d]; queries and keys after rotary embedding.
+        mask: what the kernel got: [B, 1, Q, K] of truth values or numbers, [B, K] (flash), or None.
+        kwargs: its other arguments (``scaling``, ``softcap``, ``position_bias``, ``s_aux``, ``cu_seq_lens_q`` ...).
+        start: how many tokens were seen before its first query.
+        kernel: the kernel's name in transformers' table.
+        weights: [B, H, Q, K], where the kernel gave them of itself.
+        emptied: [B, 1 or H, Q, 1] queries that were left without a key: their weights and their output are 0.
     """
-    token = _sink.set(sink)
-    try:
-        with _twins(model):
-            yield
-    finally:
-        _sink.reset(token)
 
+    module: nn.Module
+    stack: Stack | None
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    kwargs: Mapping[str, Any]
+    start: int = 0
+    kernel: str = "sdpa"
+    weights: Tensor | None = None
+    emptied: Tensor | None = None
 
-@contextmanager
-def wrapped(model: PreTrainedModel, around: Around) -> Iterator[None]:
-    """Let ``around`` call the kernels of ``model`` while this context lasts; the tables are then as before.
+    @property
+    def unread(self) -> bool:
+        """Whether nothing is known of it: a module with a kernel of its own that keeps its weights to itself."""
+        return self.weights is None and not self.query.numel()
 
-    Raises:
-        BadModel: flex attention, as for ``routed``.
-    """
-    global _wrapping
-    token = _around.set(around)
-    with _switching:
-        _wrapping += 1
-    try:
-        with _twins(model):
-            yield
-    finally:
-        _around.reset(token)
-        with _switching:
-            _wrapping -= 1
+    # --- its sizes ---
 
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Batch rows, heads, queries and keys."""
+        if self.weights is not None:
+            return tuple(self.weights.shape)  # type: ignore[return-value]
+        return (*self.query.shape[:3], self.key.shape[2])
 
-@contextmanager
-def _twins(model: PreTrainedModel) -> Iterator[None]:
-    """The twins of the kernels that ``model`` uses, in whatever table it looks them up."""
-    names = {part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)}
-    if "flex_attention" in names:
-        raise BadModel("attention rows cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
-    shared = AttentionInterface()  # a table without entries of its own shows those that all share
-    with ExitStack() as stack:
-        for name in names & set(shared):
-            stack.enter_context(twinned(AttentionInterface.register, (0, name), shared[name], _twin))
-        for table in _tables(model):
-            for name in names & set(table):
-                if table[name] is not shared.get(name):
-                    stack.enter_context(twinned(table.__setitem__, (id(table), name), table[name], _twin))
-        yield
+    @property
+    def queries(self) -> int:
+        """How many queries it has."""
+        return self.sizes[2]
 
+    @property
+    def keys(self) -> int:
+        """How many keys it has."""
+        return self.sizes[3]
 
-@contextmanager
-def eager_where_unread(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Let attention modules that call a kernel of their own, past the tables, compute whole matrices meanwhile."""
-    own = [module for module in modules if not reads_interface(module)]
-    configs = {id(config): config for module in own if (config := getattr(module, "config", None)) is not None}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    before = [(config, name) for config, name in before if name not in (None, "eager")]
-    if before:
-        warnings.warn(
-            f"{type(own[0]).__name__} does not go through transformers' attention interface, so its layers run in "
-            "eager attention while their rows are recorded: time and memory grow with the square of the prompt; "
-            "Capture(attention=False) avoids it",
-            stacklevel=2,
+    @property
+    def first_key(self) -> int:
+        """Where its first key stands in the sequence: a sliding cache hands over the last ones only."""
+        return max(0, self.start + self.queries - self.keys)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are computed."""
+        return self.query.device if self.weights is None else self.weights.device
+
+    def of_row(self, row: slice) -> Call:
+        """The same of some rows of the batch."""
+
+        def part(tensor: Any) -> Any:
+            return tensor[row] if isinstance(tensor, Tensor) and tensor.shape[0] == batch > 1 else tensor
+
+        batch = self.sizes[0]
+        bias = self.kwargs.get("position_bias")
+        return replace(
+            self,
+            query=part(self.query),
+            key=part(self.key),
+            value=part(self.value),
+            mask=part(self.mask),
+            kwargs=self.kwargs if bias is None else {**self.kwargs, "position_bias": part(bias)},
+            weights=part(self.weights),
+            emptied=part(self.emptied),
         )
-    try:
-        for config, _ in before:
-            config._attn_implementation_internal = "eager"
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
+
+    # --- its weights ---
+
+    def allowed(self, queries: Tensor | None = None) -> Tensor:
+        """Which keys some queries may attend to, whatever the form of the mask.
+
+        Args:
+            queries: their indices; all when None.
+
+        Returns:
+            Truth values [B or 1, H or 1, queries, K].
+        """
+        index = torch.arange(self.queries, device=self.device) if queries is None else queries.to(self.device)
+        if self.mask is not None and self.mask.ndim == 4:
+            return _allows(_part(self.mask[..., : self.keys], index, None))
+        ruled = self._ruled(index)
+        if ruled is None:
+            return torch.ones(1, 1, len(index), self.keys, dtype=torch.bool, device=self.device)
+        return ruled
+
+    def rows(self, queries: Tensor | None = None, heads: Tensor | None = None) -> Tensor:
+        """The attention weights of some queries.
+
+        Args:
+            queries: their indices; all when None (every step but the first has one).
+            heads: which query heads; all when None.
+
+        Returns:
+            [B, heads, queries, K] in the query's dtype; the softmax itself in float32 at least. Exactly 0 where a key
+            may not be seen.
+        """
+        if self.weights is not None:
+            weights = self.weights if queries is None else self.weights[:, :, queries.to(self.device)]
+            weights = weights if heads is None else weights[:, heads]
+            return self._without_emptied(weights, queries, heads)
+        if queries is None and self.queries > QUERY_BLOCK:
+            queries = torch.arange(self.queries, device=self.device)
+        if queries is None or len(queries) <= QUERY_BLOCK:
+            return self._block(queries, heads, self.keys)
+        return torch.cat([self._block(block, heads, self.keys) for block in queries.split(QUERY_BLOCK)], dim=2)
+
+    def blocks(self, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some queries, a block at a time: their index, and their weights [B, H, block, keys up to the last seen]."""
+        batch, heads, _, keys = self.sizes
+        if self.weights is not None:
+            yield wanted, self.rows(wanted)
+            return
+        reach = self._reach()
+        for block in wanted.split(max(16, BLOCK_WEIGHTS // (batch * heads * keys))):
+            end = keys if reach is None else max(int(reach[block].max()), int(block.max()) + 1)
+            yield block, self._block(block, None, end)
+
+    # --- taking keys away ---
+
+    def without(self, hidden: Tensor) -> Call:
+        """The same call where some queries may not see some keys.
+
+        A query that is left without any key attends to nothing: its weights and its output are 0.
+
+        Args:
+            hidden: truth values that broadcast to [B, H, Q, K].
+        """
+        allowed = self.allowed()
+        kept = allowed & ~hidden
+        emptied = ~kept.any(-1, keepdim=True)
+        seen = kept | (emptied & allowed)  # the kernel gets no empty row, which would be NaN to it
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
+            seen = mask[..., : self.keys].masked_fill(~seen, torch.finfo(mask.dtype).min)
+        elif self.kernel == _TAKES_NUMBERS:
+            lowest = torch.finfo(self.query.dtype).min
+            seen = torch.zeros(seen.shape, dtype=self.query.dtype, device=seen.device).masked_fill(~seen, lowest)
+        before = False if self.emptied is None else self.emptied
+        return replace(self, mask=seen, emptied=emptied | before)
+
+    def through(self, kernel: Any) -> tuple[Tensor, Tensor | None]:
+        """The kernel's output [B, Q, H, d], and its weights where it gives them.
+
+        A kernel that takes no mask of any shape (flash) is stood in for by the sum that it stands for.
+        """
+        if self.emptied is None:
+            output, weights = kernel(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
+            return output, weights
+        if self.kernel in (_TAKES_TRUTH, _TAKES_NUMBERS):
+            output, weights = kernel(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
+        else:
+            output, weights = self._summed(), None
+        weights = None if weights is None else weights.masked_fill(self.emptied, 0)
+        return output.masked_fill(self.emptied.transpose(1, 2), 0), weights
+
+    # --- details ---
+
+    def _summed(self) -> Tensor:
+        """Σ weights · values, a block of queries at a time: [B, Q, H, d]."""
+        batch, heads, queries, _ = self.sizes
+        kv_heads = self.value.shape[1]
+        parts = []
+        for block in torch.arange(queries, device=self.device).split(QUERY_BLOCK):
+            packed = self._block(block, None, self.keys).reshape(batch, kv_heads, heads // kv_heads * len(block), -1)
+            parts.append(torch.matmul(packed, self.value).view(batch, heads, len(block), -1))
+        return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+    def _block(self, index: Tensor | None, heads: Tensor | None, end: int) -> Tensor:
+        """Weights of one block of queries over the first ``end`` keys."""
+        query, key, kwargs = self.query, self.key[:, :, :end], self.kwargs
+        batch, n_heads, _, _ = query.shape
+        groups = n_heads // key.shape[1]
+        chosen = query if index is None else query[:, :, index]
+        if heads is not None:
+            chosen, key = chosen[:, heads], key[:, heads // groups]
+            groups = 1
+        packed = chosen.reshape(batch, key.shape[1], groups * chosen.shape[2], -1)
+        logits = torch.matmul(packed, key.transpose(2, 3)).view(batch, -1, chosen.shape[2], key.shape[2])
+        scaling = kwargs.get("scaling")
+        logits = logits * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if (cap := kwargs.get("softcap")) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        if (bias := kwargs.get("position_bias")) is not None:
+            logits = logits + _part(bias[..., :end], index, heads)
+        logits = self._masked(logits, index, heads)
+        if (sinks := kwargs.get("s_aux")) is not None:
+            sinks = sinks if heads is None else sinks[heads]
+            logits = torch.cat([logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1).to(logits.dtype)], dim=-1)
+        exact = torch.promote_types(query.dtype, torch.float32)
+        weights = torch.softmax(logits, dim=-1, dtype=exact).to(query.dtype)
+        return self._without_emptied(weights[..., :-1] if sinks is not None else weights, index, heads)
+
+    def _without_emptied(self, weights: Tensor, index: Tensor | None, heads: Tensor | None) -> Tensor:
+        if self.emptied is None:
+            return weights
+        return weights.masked_fill(_part(self.emptied, index, heads), 0)
+
+    def _masked(self, logits: Tensor, index: Tensor | None, heads: Tensor | None) -> Tensor:
+        if self.mask is not None and self.mask.ndim == 4:
+            part = _part(self.mask[..., : logits.shape[-1]], index, heads)
+            if part.dtype != torch.bool:
+                return logits + part
+            return logits.masked_fill(~part, torch.finfo(logits.dtype).min)
+        allowed = self._ruled(index)
+        if allowed is None:
+            return logits
+        return logits.masked_fill(~allowed[..., : logits.shape[-1]], torch.finfo(logits.dtype).min)
+
+    def _ruled(self, index: Tensor | None) -> Tensor | None:
+        """What the kernel hides by rule where no [B, 1, Q, K] says it; None where it hides nothing."""
+        queries, keys = self.queries, self.keys
+        varied = self.kernel not in (_TAKES_TRUTH, _TAKES_NUMBERS)  # these two ignore the lengths that flash goes by
+        lengths = self.kwargs.get("cu_seq_lens_q") if varied else None
+        window = self.kwargs.get("sliding_window")
+        causal = self._causal
+        alone = queries == 1 and keys <= self.start + 1 and window is None
+        if self.mask is None and lengths is None and (not causal or alone):
+            return None
+        at = torch.arange(queries, device=self.device) if index is None else index.to(self.device)
+        allowed = torch.ones(1, 1, len(at), keys, dtype=torch.bool, device=self.device)
+        if lengths is not None:  # pictures or windows one behind the other: each sees itself
+            ends = self.kwargs.get("cu_seq_lens_k")
+            key_ends = lengths if ends is None else ends
+            own = torch.searchsorted(lengths.to(at), at, right=True)
+            other = torch.searchsorted(key_ends.to(at), torch.arange(keys, device=self.device), right=True)
+            allowed = allowed & (own[:, None] == other)
+        if causal:
+            key_at = torch.arange(keys, device=self.device) + self.first_key
+            query_at = (self.start + at).unsqueeze(-1)
+            allowed = allowed & (key_at <= query_at)
+            if window is not None:
+                allowed = allowed & (key_at > query_at - window)
+        if self.mask is not None:
+            allowed = allowed & self.mask[:, None, None, -keys:].bool()
+        return allowed
+
+    @property
+    def _causal(self) -> bool:
+        """Whether the kernel hides what comes later where no mask says so; an eager one only adds what it is given."""
+        if self.kernel == _TAKES_NUMBERS:
+            return False
+        causal = self.kwargs.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if causal is None else causal)
+
+    def _reach(self) -> Tensor | None:
+        """[Q] how many keys each query may see at most, where they are not all; None where every one is seen."""
+        queries, keys, mask = self.queries, self.keys, self.mask
+        if queries != keys:
+            return None
+        if mask is None or mask.ndim == 2:
+            return torch.arange(1, queries + 1, device=self.device) if self._causal else None
+        columns = torch.arange(1, keys + 1, device=mask.device)
+        last = (_allows(mask[..., :keys]).any(1).any(0) * columns).amax(-1)
+        return last.clamp(min=1) if last.numel() == queries and int(last[0]) < keys else None
 
 
-def _tables(model: torch.nn.Module) -> list[AttentionInterface]:
-    """The table of kernels of transformers, and those that a modeling file keeps for itself."""
-    files = {base.__module__ for kind in {type(module) for module in model.modules()} for base in kind.__mro__}
-    tables = [getattr(sys.modules.get(file), "ALL_ATTENTION_FUNCTIONS", None) for file in files]
-    return list({id(table): table for table in tables if isinstance(table, AttentionInterface)}.values())
-
-
-@contextmanager
-def twinned(
-    put: Callable[[str, Any], None], place: tuple[int, str], kernel: Any, twin: Callable[[Any], Any]
-) -> Iterator[None]:
-    """Let ``twin(kernel)`` stand in a table of transformers while this lasts.
-
-    Runs of several models share the tables: the first puts the twin there, the last puts the kernel back.
-
-    Args:
-        put: writes an entry.
-        place: the table (a number of its own) and the entry's name.
-        kernel: what stands there, where nobody has a twin yet.
-        twin: makes what does the same and more.
-    """
-    with _switching:
-        _users[place] += 1
-        if _users[place] == 1:
-            _kernels[place] = kernel
-            put(place[1], twin(kernel))
-    try:
-        yield
-    finally:
-        with _switching:
-            _users[place] -= 1
-            if not _users[place]:
-                put(place[1], _kernels.pop(place))
-
-
-@torch.compiler.disable
-def _tell(module: torch.nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-    sink = _sink.get()
-    if sink is not None:
-        sink(module, query, key, mask, kwargs)
-
-
-@cache
-def _twin(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    def attention(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:  # some towers pass the mask by this name
-        if _wrapping:
-            return _call(kernel, module, query, key, value, attention_mask, kwargs)
-        output = kernel(module, query, key, value, attention_mask, **kwargs)
-        _tell(module, query, key, attention_mask, kwargs)
-        return output
-
-    return attention
-
-
-@torch.compiler.disable
-def _call(
-    kernel: Callable[..., Any],
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    around = _around.get()
-    if around is not None:
-        output = around(kernel, module, query, key, value, mask, kwargs)
-    else:
-        output = kernel(module, query, key, value, mask, **kwargs)
-    _tell(module, query, key, mask, kwargs)
-    return output
-
-
-def attention_rows(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-    *,
-    index: Tensor | None,
-    start: int,
-    heads: Tensor | None = None,
-) -> Tensor:
-    """The attention weights of some queries of one call.
-
-    Args:
-        module: the attention module that called.
-        query: [B, H, Q, d]; ``key``: [B, H_kv, K, d]; both after rotary embedding.
-        mask: what the kernel got: [B, 1, Q, K] bool or additive, [B, K] (flash), or None.
-        kwargs: the call's other arguments (``scaling``, ``softcap``, ``position_bias``, ``s_aux`` ...).
-        index: which of the Q queries; all when None (every step but the first has one).
-        start: how many tokens were seen before this call.
-        heads: which query heads; all when None.
-
-    Returns:
-        [B, heads, len(index), K] in the query's dtype; the softmax itself in float32 at least.
-    """
-    if index is None and query.shape[2] > QUERY_BLOCK:
-        index = torch.arange(query.shape[2], device=query.device)
-    if index is None or len(index) <= QUERY_BLOCK:
-        return _rows_of_block(module, query, key, mask, kwargs, index, start, heads)
-    blocks = [
-        _rows_of_block(module, query, key, mask, kwargs, block, start, heads) for block in index.split(QUERY_BLOCK)
-    ]
-    return torch.cat(blocks, dim=2)
-
-
-def _rows_of_block(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-    index: Tensor | None,
-    start: int,
-    heads: Tensor | None,
-) -> Tensor:
-    batch, n_heads, n_queries, _ = query.shape
-    groups = n_heads // key.shape[1]
-    chosen = query if index is None else query[:, :, index]
-    if heads is not None:
-        chosen, key = chosen[:, heads], key[:, heads // groups]
-        groups = 1
-    packed = chosen.reshape(batch, key.shape[1], groups * chosen.shape[2], -1)
-    logits = torch.matmul(packed, key.transpose(2, 3)).view(batch, -1, chosen.shape[2], key.shape[2])
-    scaling = kwargs.get("scaling")
-    logits = logits * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if (cap := kwargs.get("softcap")) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    if (bias := kwargs.get("position_bias")) is not None:
-        logits = logits + _part(bias[..., : key.shape[2]], index, heads)
-    logits = _masked(module, logits, mask, kwargs, index, start, n_queries, heads)
-    if (sinks := kwargs.get("s_aux")) is not None:
-        sinks = sinks if heads is None else sinks[heads]
-        logits = torch.cat([logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1).to(logits.dtype)], dim=-1)
-    exact = torch.promote_types(query.dtype, torch.float32)
-    weights = torch.softmax(logits, dim=-1, dtype=exact).to(query.dtype)
-    return weights[..., :-1] if sinks is not None else weights
-
-
-def _masked(
-    module: torch.nn.Module,
-    logits: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-    index: Tensor | None,
-    start: int,
-    n_queries: int,
-    heads: Tensor | None,
-) -> Tensor:
-    keys = logits.shape[-1]
-    if mask is not None and mask.ndim == 4:
-        part = _part(mask[..., :keys], index, heads)
-        if part.dtype != torch.bool:
-            return logits + part
-        return logits.masked_fill(~part, torch.finfo(logits.dtype).min)
-    window = kwargs.get("sliding_window")
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    if mask is None and (not causal or (n_queries == 1 and keys <= start + 1 and window is None)):
-        return logits
-    allowed = torch.ones(1, 1, logits.shape[2], keys, dtype=torch.bool, device=logits.device)
-    if causal:
-        # A sliding cache hands over only its last keys: place them where they are in the sequence.
-        key_at = torch.arange(keys, device=logits.device) + max(0, start + n_queries - keys)
-        queries = torch.arange(n_queries, device=logits.device) if index is None else index
-        query_at = (start + queries).unsqueeze(-1)
-        allowed = allowed & (key_at <= query_at)
-        if window is not None:
-            allowed = allowed & (key_at > query_at - window)
-    if mask is not None:
-        allowed = allowed & mask[:, None, None, -keys:].bool()
-    return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+def _allows(mask: Tensor) -> Tensor:
+    """Where a mask lets attention through: numbers far below any logit do not."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _part(whole: Tensor, index: Tensor | None, heads: Tensor | None) -> Tensor:

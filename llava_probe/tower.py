@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel
@@ -45,10 +45,9 @@ class Tower:
         if self._reading:
             self._hidden.setdefault(layer, []).append(hidden.cpu())
 
-    def looked(self, module: nn.Module, weights: Tensor) -> None:
+    def looked(self, layer: int, weights: Tensor) -> None:
         """Attention weights of one call of a block: over all patches, or over one window of them."""
-        layer = self.stack.attentions.get(id(module))
-        if self._reading and layer is not None:
+        if self._reading:
             runs = self._attention.setdefault(layer, [])
             runs.extend([] for _ in range(len(self._hidden.get(0, [])) - len(runs)))
             runs[-1].append(weights.cpu())

@@ -31,7 +31,7 @@ from llava_probe.attribution.side_by_side import AGREEMENT, widened
 from llava_probe.attribution.target import Continuation, Target, Task
 from llava_probe.attribution.watching import Watch, watching
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 _GRADIENTLESS = "a method without gradients: attention, rollout, tam, occlusion, rise"
 

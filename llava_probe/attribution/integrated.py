@@ -19,7 +19,7 @@ from llava_probe.attribution.pixels import PixelCells, pixel_cells
 from llava_probe.attribution.replay import baseline_rows, replaying, values_of
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput, at_least
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 STEPS = 32
 

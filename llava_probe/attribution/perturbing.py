@@ -22,7 +22,7 @@ from llava_probe.attribution.side_by_side import AGREEMENT
 from llava_probe.attribution.target import Task, asked_again
 from llava_probe.errors import BadInput, NotANumber, at_least
 from llava_probe.generation import teacher_forced
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 #: Changed inputs that go through the model together.
 BATCH = 16

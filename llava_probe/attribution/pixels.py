@@ -22,7 +22,7 @@ from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.isolation import isolated
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 
 @dataclass(frozen=True, eq=False)

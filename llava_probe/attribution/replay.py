@@ -20,7 +20,7 @@ from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.side_by_side import AGREEMENT, cut, sliceable, widened
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.attribution.watching import Call
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 from llava_probe.rows import eager_where_unread, routed
 
 

@@ -16,7 +16,7 @@ import torch
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.model import VLM
-from llava_probe.recorder import alone_with
+from llava_probe.inside.passes import alone_with
 
 
 @contextmanager
