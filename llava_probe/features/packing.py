@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel
 from llava_probe.features.packs import Pack
-from llava_probe.rows import twinned
+from llava_probe.inside import seam
+from llava_probe.inside.kernels import put_twin
+from llava_probe.inside.passes import Others, Visitor
+from llava_probe.inside.undo import undoing
 
 #: Implementations whose kernels take a mask of any shape.
 MASKABLE = ("sdpa", "eager")
@@ -63,7 +65,7 @@ def refusal(anatomy: Anatomy) -> str | None:
     name = type(anatomy.model).__name__
     if anatomy.other_layers:
         return f"{name} has layers without attention, which carry a state from one question to the next"
-    implementation = anatomy.decoder.owner.config._attn_implementation
+    implementation = seam.implementation(anatomy.decoder.owner.config)
     if implementation not in MASKABLE:
         return f"{implementation} takes no mask of packed questions; load with attn_implementation='sdpa'"
     if "position_ids" not in inspect.signature(anatomy.decoder.owner.forward).parameters:
@@ -72,8 +74,8 @@ def refusal(anatomy: Anatomy) -> str | None:
 
 
 @contextmanager
-def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[None]:
-    """Let a forward pass of these packs, padded to ``width``, keep their branches apart.
+def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[tuple[Visitor, ...]]:
+    """What visits a forward pass of these packs, padded to ``width``, so that it keeps their branches apart.
 
     Raises:
         Unpackable: the family's rule lets the prefix see a question, or no mask was made the known way.
@@ -81,14 +83,14 @@ def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[None]
     owner = anatomy.decoder.owner
     elsewhere = None if anatomy.vision is None else anatomy.vision.owner.config
     state = _Apart(elsewhere, *_indices(packs, width, next(owner.parameters()).device))
-    name = owner.config._attn_implementation
+    name = seam.implementation(owner.config)
     table, place = ALL_MASK_ATTENTION_FUNCTIONS, (id(ALL_MASK_ATTENTION_FUNCTIONS), name)
-    with ExitStack() as stack:
-        stack.callback(_running.reset, _running.set(state))
-        stack.callback(owner.register_forward_pre_hook(_restart, with_kwargs=True).remove)
-        twin = partial(_twin, additive=name == "eager")
-        stack.enter_context(twinned(AttentionMaskInterface.register, place, table[name], twin))
-        yield
+    with undoing() as undo:
+        before = _running.get()
+        undo(lambda: _running.set(before))
+        _running.set(state)
+        put_twin(AttentionMaskInterface.register, place, table[name], _twin, undo)
+        yield (_Restarted(state.origin),)
     if not state.calls:
         raise Unpackable(f"{type(anatomy.model).__name__} makes its masks in a way of its own")
 
@@ -107,19 +109,26 @@ def _indices(packs: Sequence[Pack], width: int, device: torch.device) -> tuple[T
     return origin.to(device), visible.to(device), ahead.to(device)
 
 
-def _restart(_owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+class _Restarted(Visitor):
     """Positions of each branch as behind the prefix: those that the model gave the tokens at their own indices."""
-    state = _running.get()
-    if state is None:
-        return args, kwargs
-    given = kwargs.get("position_ids")
-    if given is None:
-        return args, {**kwargs, "position_ids": state.origin}
-    given = given.expand(*given.shape[:-2], *state.origin.shape)
-    return args, {**kwargs, "position_ids": given.gather(-1, state.origin.expand(given.shape))}
+
+    changes = True
+
+    def __init__(self, origin: Tensor) -> None:
+        self._origin = origin
+
+    def entry(self, embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others]:
+        """The same with positions of its own for each token."""
+        given = others.get("position_ids")
+        if given is None:
+            return embeddings, {**others, "position_ids": self._origin}
+        given = given.expand(*given.shape[:-2], *self._origin.shape)
+        return embeddings, {**others, "position_ids": given.gather(-1, self._origin.expand(given.shape))}
 
 
-def _twin(kernel: Callable[..., Any], additive: bool) -> Callable[..., Any]:
+def _twin(kernel: Callable[..., Any], name: str) -> Callable[..., Any]:
+    additive = name == "eager"
+
     def mask(*args: Any, **kwargs: Any) -> Any:
         state = _running.get()
         lengths = (kwargs.get("batch_size"), kwargs.get("q_length"), kwargs.get("kv_length"))

@@ -20,6 +20,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.generation import lengthened
+from llava_probe.inside.passes import Prompt
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.prompts import Question, answer_ids, pose
@@ -91,6 +92,20 @@ class Batch:
     def samples(self) -> list[Sample]:
         """All of them, pack by pack."""
         return [branch.sample for pack in self.packs for branch in pack.branches]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What each row holds, for what visits its pass: one sample's prompt and answer, or a pack's prefix."""
+        return [
+            Prompt(
+                len(pack.branches[0].prompt) if len(pack.branches) == 1 else pack.prefix,
+                0,
+                pack.visual,
+                tuple(pack.ids),
+                pack.branches[0].sample.question if len(pack.branches) == 1 else None,
+            )
+            for pack in self.packs
+        ]
 
     @property
     def packed(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from llava_probe.features.packs import Batch, Unshared, batch_of
 from llava_probe.features.passes import Reading, read
 from llava_probe.features.samples import Sample
+from llava_probe.inside.passes import Others, Visitor
 from llava_probe.model import VLM
 
 #: How far hidden states may be from those of a sample alone, relative to their length: rounding, no more.
@@ -76,18 +76,12 @@ def _differing(name: str, together: _States, alone: Sequence[_States]) -> str | 
 
 def _states(vlm: VLM, batch: Batch) -> _States:
     """[samples, layers, D] at each last prompt token, and the positions [..., tokens] that each sample was given."""
-    given: list[Any] = []
-
-    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        given.append(kwargs.get("position_ids"))
-
+    noted = _Positions()
     last = [[branch.place(len(branch.prompt) - 1) for branch in pack.branches] for pack in batch.packs]
-    reading = Reading(tuple(range(vlm.anatomy.layers + 1)), last)
-    watch = partial(vlm.anatomy.decoder.owner.register_forward_pre_hook, note, with_kwargs=True)
-    out = read(vlm.anatomy, vlm.model, batch, reading, watch)
+    out = read(vlm.anatomy, vlm.model, batch, Reading(tuple(range(vlm.anatomy.layers + 1)), last), noted)
     widths = {tuple(states.shape[1:]) for states in out.states.values()}
     kept = [states for states in out.states.values() if tuple(states.shape[1:]) == max(widths)]
-    positions = given[0] if given else None
+    positions = noted.given
     found: list[Tensor | None] = []
     for row, pack in enumerate(batch.packs):
         for branch in pack.branches:
@@ -98,6 +92,16 @@ def _states(vlm: VLM, batch: Batch) -> _States:
             row_of = row if positions.shape[-2] > 1 else 0
             found.append(positions[..., row_of, columns].cpu())
     return torch.stack(kept, dim=1).cpu(), found
+
+
+class _Positions(Visitor):
+    """Notes the positions that the decoder is given."""
+
+    given: Any = None
+
+    def entry(self, embeddings: Tensor | None, others: Others) -> None:
+        """They are among the rest."""
+        self.given = others.get("position_ids")
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
