@@ -76,7 +76,7 @@ class VLM:
             warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
         image, video = (token_id(self.anatomy.model, processor, kind) for kind in ("image", "video"))
         self._vocabulary = Vocabulary(processor.tokenizer, image, video)
-        self.layouts = Layouts(self.anatomy.model, processor, layout)
+        self.layouts = Layouts(self.anatomy, processor, layout)
 
     def __repr__(self) -> str:
         inside = self.anatomy

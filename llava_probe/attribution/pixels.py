@@ -7,10 +7,7 @@ where a processor flattens patches into rows, a token's rows are one cell: the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +17,9 @@ from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.origins import depends, origins
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
+from llava_probe.inside.passes import ENTRY, alone_with, visiting
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.isolation import isolated
-from llava_probe.inside.passes import alone_with
+from llava_probe.layout.isolation import Entry, isolated
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,42 +91,19 @@ def _least(token: np.ndarray, values: np.ndarray) -> np.ndarray:
     return out
 
 
-class _Reached(Exception):
-    """The decoder was reached."""
-
-
 def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
     """The pixels, and the visual tokens made of them with each patch alone; both in one graph."""
-    model: Any = task.vlm.anatomy.model
+    anatomy = task.vlm.anatomy
     inputs = dict(task.continuations[0].inputs)
     names = [name for name, value in inputs.items() if name.startswith("pixel_values") and isinstance(value, Tensor)]
-    entered: list[Tensor] = []
-
-    def stop(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("inputs_embeds") is not None:
-            entered.append(kwargs["inputs_embeds"])
-        raise _Reached
-
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(frozen(model))
-        stack.enter_context(isolated(model))
-        stack.enter_context(_stopping(model, stop))
+    with alone_with(anatomy.model), torch.inference_mode(False), frozen(anatomy.model), isolated(anatomy.model):
         for name in names:
             pixels = inputs[name].detach().clone().requires_grad_()
-            with torch.enable_grad(), suppress(_Reached):
-                model(**{**inputs, name: pixels})
-            tokens = entered.pop()[0, task.places] if entered else None
+            entry = Entry()
+            with torch.enable_grad(), visiting(anatomy, entry, until=ENTRY, apart=True):
+                task.vlm.model(**{**inputs, name: pixels})
+            tokens = None if entry.embeddings is None else entry.embeddings[0, task.places]
             if tokens is not None and tokens.requires_grad and depends(tokens, pixels):
                 return name, pixels, tokens
-    raise BadModel(f'the visual tokens of {type(model).__name__} cannot be followed back to pixels; pass on="tokens"')
-
-
-@contextmanager
-def _stopping(model: Any, stop: Any) -> Iterator[None]:
-    handle = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    name = type(anatomy.model).__name__
+    raise BadModel(f'the visual tokens of {name} cannot be followed back to pixels; pass on="tokens"')

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from llava_probe.errors import BadModel
 
@@ -96,3 +97,23 @@ def strip_hooks(module: nn.Module, ours: type) -> None:
                 module._forward_pre_hooks_with_kwargs,
             ):
                 flags.pop(key, None)
+
+
+# --- modes of torch ---
+
+
+def modes_as_now() -> Callable[[], None]:
+    """How to make torch's modes what they are now: an interrupt can come between a mode's start and its end."""
+    gradients, functions = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+
+    def restore() -> None:
+        torch._C._set_grad_enabled(gradients)
+        while torch._C._len_torch_function_stack() > functions:
+            torch._C._pop_torch_function_stack()
+
+    return restore
+
+
+def takes_sdpa(part: PreTrainedModel) -> bool:
+    """Whether a model's modules may call torch's fused attention."""
+    return bool(part._supports_sdpa)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadInput
 from llava_probe.layout import anyres, crop, frames, stretched, tiled
 from llava_probe.layout.asking import Probe
@@ -95,15 +96,15 @@ class Layouts:
     """The layouts of one model and processor, each worked out once for a set of picture sizes.
 
     Args:
-        model: the unmodified model.
+        anatomy: of the unmodified model.
         processor: its processor, whole.
         how: one of ``HOW``.
     """
 
-    def __init__(self, model: Any, processor: Any, how: str = "auto") -> None:
+    def __init__(self, anatomy: Anatomy, processor: Any, how: str = "auto") -> None:
         if how not in HOW:
             raise BadInput(f"layout= takes one of {', '.join(HOW)}; got {how!r}")
-        self._model, self._processor, self.how = model, processor, how
+        self._anatomy, self._processor, self.how = anatomy, processor, how
         self._known: OrderedDict[Any, list[Placement]] = OrderedDict()
 
     @property
@@ -112,7 +113,7 @@ class Layouts:
         return self._way(WAYS)
 
     def _way(self, ways: dict[str, Way]) -> Way | None:
-        config = self._model.config
+        config = self._anatomy.model.config
         vision = getattr(config, "vision_config", None)
         kinds = (getattr(vision, "model_type", None), config.model_type)
         return None if self.how != "auto" else next((ways[kind] for kind in kinds if kind in ways), None)
@@ -151,7 +152,7 @@ class Layouts:
         key = (tuple(sizes), clips.counts, order, repr(settings), frames.pruned(inputs))
         if key not in self._known:
             kinds: list[_Kind] = []
-            by = partial(Prepared.by, self._model, self._processor, settings or {})
+            by = partial(Prepared.by, self._anatomy.model, self._processor, settings or {})
             if stills:
                 kinds.append((self.way, by(sizes[:stills], inputs, first), np.flatnonzero(~filmed)))
             if clips.counts:
@@ -184,7 +185,7 @@ class Layouts:
         if len(placements) == len(sizes):
             return placements
         try:
-            measured = measure(self._model, probe, sizes, videos, tokens)
+            measured = measure(self._anatomy, probe, sizes, videos, tokens)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError):  # a model that refuses its inputs says so again when it is asked

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.anatomy import Anatomy
+from llava_probe.inside.passes import alone_with
 from llava_probe.layout.geometry import BoolArray, FloatArray
 from llava_probe.layout.isolation import entering, isolated
 from llava_probe.layout.patches import Patches, channels_first
@@ -40,14 +42,14 @@ class Asker:
     """One measurement's runs of the vision path.
 
     Args:
-        model: the unmodified model.
+        anatomy: of the unmodified model.
         probe: how its inputs are sent.
         inputs: the model inputs of plain pictures; what is asked replaces their numbers.
         positions: sequence positions of the visual tokens.
     """
 
-    def __init__(self, model: Any, probe: Probe, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
-        self._model, self._probe, self._inputs = model, probe, inputs
+    def __init__(self, anatomy: Anatomy, probe: Probe, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
+        self._anatomy, self._probe, self._inputs = anatomy, probe, inputs
         self._at = torch.as_tensor(list(positions))
         self._batch: int | None = None  # found out when there is a first batch
         self._cut: Patches | None = None
@@ -62,7 +64,7 @@ class Asker:
             self._cut = cut
             self._noise = [[_noisy(cut, n, generator) for n in range(len(cut.sources))] for _ in range(2)]
             asked = [np.zeros(len(cut), dtype=bool), *asked]
-        with isolated(self._model):
+        with alone_with(self._anatomy.model), isolated(self._anatomy.model):
             found = self._together(asked)
         if len(asked) > len(changes):
             self._still, found = found[0], found[1:]
@@ -87,7 +89,7 @@ class Asker:
     def _run(self, batch: Sequence[BoolArray]) -> Tensor:
         many = [{**self._inputs, **self._changed(patches)} for patches in batch]
         stacked = {name: _stacked([each[name] for each in many]) for name in self._inputs}
-        return entering(self._model, self._probe.send(stacked))[:, self._at].float().cpu()
+        return entering(self._anatomy, self._probe.send(stacked))[:, self._at].float().cpu()
 
     def _changed(self, patches: BoolArray) -> dict[str, Tensor]:
         assert self._cut is not None

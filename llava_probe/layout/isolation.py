@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from llava_probe.errors import BadModel
+from llava_probe.anatomy import Anatomy
+from llava_probe.inside import seam
+from llava_probe.inside.passes import ENTRY, Others, Visitor, entered, visiting
+from llava_probe.inside.undo import undoing
 
 _SOFTMAX = (torch.softmax, functional.softmax, Tensor.softmax)
 
@@ -45,43 +48,37 @@ _QKV = ("query", "key", "value")
 def isolated(model: PreTrainedModel) -> Iterator[None]:
     """Each patch alone while this context lasts; the model is then as before."""
     parts = {id(part.config): part for part in model.modules() if isinstance(part, PreTrainedModel)}
-    before = [(part.config, part.config._attn_implementation) for part in parts.values()]
-    try:
+    with undoing() as undo:
         for part in parts.values():
-            part.config._attn_implementation_internal = "sdpa" if part._supports_sdpa else "eager"
+            config, before = part.config, seam.implementation(part.config)
+            undo(lambda config=config, before=before: seam.set_implementation(config, before))  # type: ignore[misc]
+            seam.set_implementation(config, "sdpa" if seam.takes_sdpa(part) else "eager")
+        undo(seam.modes_as_now())
         with _Alone():
             yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
 
 
-class _Reached(Exception):
-    """The decoder was reached, with these embeddings."""
+class Entry(Visitor):
+    """Keeps what enters the decoder.
 
-    def __init__(self, embeddings: Tensor) -> None:
-        super().__init__()
+    Attributes:
+        embeddings: [B, P, D], None where it embeds ids itself or no pass came.
+    """
+
+    embeddings: Tensor | None = None
+
+    def entry(self, embeddings: Tensor | None, others: Others) -> None:
+        """The embeddings, with whatever graph they are in."""
         self.embeddings = embeddings
 
 
-def entering(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[B, P, D] what enters the decoder: embedded text and visual tokens. The decoder itself is not run.
+def entering(anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[B, P, D] what enters the decoder of the model as it is: text and visual tokens. The decoder itself is not run.
 
     Raises:
         BadModel: its pictures do not enter it as embeddings in the sequence.
     """
-
-    def stop(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        embeddings = kwargs.get("inputs_embeds")
-        if embeddings is not None:
-            raise _Reached(embeddings)
-
-    handle = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            model(**inputs, use_cache=False)
-    except _Reached as reached:
-        return reached.embeddings
-    finally:
-        handle.remove()
-    raise BadModel(f"the pictures of {type(model).__name__} do not enter its decoder as embeddings")
+    entry, model = Entry(), cast(Any, anatomy.model)
+    with visiting(anatomy, entry, until=ENTRY, apart=True), torch.no_grad():
+        model(**inputs, use_cache=False)
+    return entered(anatomy, entry.embeddings)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.anatomy import Anatomy
 from llava_probe.layout.asking import Asker, Probe
 from llava_probe.layout.geometry import LEAST, BoolArray, FloatArray, IntArray, Placement, grid_of
 from llava_probe.layout.patches import Patches, patches
@@ -47,7 +48,7 @@ NOWHERE = Placement(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int6
 
 
 def measure(
-    model: Any,
+    anatomy: Anatomy,
     probe: Probe,
     sizes: Sequence[tuple[int, int]],
     videos: Sequence[int] = (),
@@ -56,7 +57,7 @@ def measure(
     """Where the visual tokens of pictures of these sizes lie, one placement a picture.
 
     Args:
-        model: the unmodified model.
+        anatomy: of the unmodified model.
         probe: how to ask it.
         sizes: (width, height) of each picture; frames of videos last.
         videos: how many frames each video has.
@@ -65,18 +66,19 @@ def measure(
     Returns:
         Placements without tokens where these have no place.
     """
+    config = anatomy.model.config
     inputs = probe.encode(plain(sizes, DARK))
     positions = probe.find(inputs["input_ids"][0])
-    cut = patches(sources(probe.encode, sizes), model.config)
+    cut = patches(sources(probe.encode, sizes), config)
     if cut is None or not len(positions) or tokens not in (None, len(positions)):
         return [NOWHERE for _ in sizes]
-    ask = Asker(model, probe, inputs, positions)
-    cut = _told_apart(ask, cut, model.config)
+    ask = Asker(anatomy, probe, inputs, positions)
+    cut = _told_apart(ask, cut, config)
     reach = _reach(ask.moves(cut, _apart(cut)))
     if reach == "everywhere":
         return [NOWHERE for _ in sizes]
     if reach == "around":
-        cut = patches(cut.sources, model.config, _stride(cut, len(positions))) or cut
+        cut = patches(cut.sources, config, _stride(cut, len(positions))) or cut
     questions = _questions(cut)
     moves = ask.moves(cut, [_patches_of(cut, question) for question in questions])
     members = _members(cut, questions, moves, _MAIN if reach == "around" else LEAST)

@@ -83,7 +83,7 @@ def test_the_tokens_that_move_are_those_of_the_changed_frame(name):
     with isolated(vlm.anatomy.model):
         for one in films:
             inputs, _ = vlm.model_inputs(question="what", video=one, processor_kwargs=WHOLE.get(name, {}))
-            embedded.append(entering(vlm.anatomy.model, inputs)[0])
+            embedded.append(entering(vlm.anatomy, inputs)[0])
     moves = torch.stack(embedded[1:]).sub(embedded[0]).norm(dim=-1).numpy()
     usual = np.median(moves.max(axis=1))
     for (frame, x, y), move in zip(changes, moves, strict=True):

@@ -101,7 +101,7 @@ def moves_of(vlm, picture, changes):
             name: torch.cat([one[name] for one in batch]) if torch.is_tensor(value) else [*value] * len(batch)
             for name, value in batch[0].items()
         }
-        return entering(vlm.anatomy.model, stacked)[:, at].double()
+        return entering(vlm.anatomy, stacked)[:, at].double()
 
     with isolated(vlm.anatomy.model):
         size = 17
