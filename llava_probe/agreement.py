@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.inside.passes import alone_with
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.inside.passes import alone_with
 from llava_probe.trace import Trace
 
 #: How far numbers may lie apart where two kernels add in another order, by dtype: float32 leaves 1e-5; bfloat16

@@ -127,9 +127,7 @@ class Anatomy:
     @cached_property
     def head_counts(self) -> dict[int, int]:
         """How many query heads each block with attention has, by the block's index."""
-        return {
-            layer: _head_count(module, self._text_config) for module, layer in self.decoder.attentions.items()
-        }
+        return {layer: _head_count(module, self._text_config) for module, layer in self.decoder.attentions.items()}
 
     @property
     def heads(self) -> int:

@@ -24,9 +24,9 @@ from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, in_units, nbytes
 from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, first_line
+from llava_probe.inside.passes import Prompt
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
-from llava_probe.inside.passes import Prompt
 from llava_probe.recorder import Recorder, recording
 from llava_probe.request import Request
 from llava_probe.spellings import Spellings, spellings

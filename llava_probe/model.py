@@ -33,10 +33,10 @@ from llava_probe.generation import (
     scored_trace,
     traces_of,
 )
+from llava_probe.inside.passes import Prompt, alone_with
 from llava_probe.layout import Clips, ImageLayout, Layouts, Probe
 from llava_probe.prompts import Question, answer_ids, encode, marked, pose, token_id
 from llava_probe.provenance import provenance_of
-from llava_probe.inside.passes import Prompt, alone_with
 from llava_probe.request import Request, unsaved
 from llava_probe.trace import Trace
 

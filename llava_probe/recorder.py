@@ -42,7 +42,7 @@ class _Kind:
 
     def want(self, prompts: Sequence[Prompt]) -> None:
         """Settle which positions of each prompt are kept."""
-        self.wanted = [self.selection.in_prompt(each.length, each.image_positions or ()) for each in prompts]
+        self.wanted = [self.selection.in_prompt(each.length, each.image_positions) for each in prompts]
 
 
 class Recorder(Visitor):

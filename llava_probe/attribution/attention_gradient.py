@@ -13,8 +13,9 @@ from llava_probe.analyzers.attention import Numbers, numbers
 from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
-from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.attribution.watching import Slopes, Watch
 from llava_probe.errors import BadModel, OutOfRange
+from llava_probe.rows import Call
 
 
 def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
@@ -42,7 +43,7 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
             looked[call.layer] = total.cpu()
 
     for number in task.passes:
-        with forward(task, number, watches=[Watch(task.vlm.anatomy.decoder, see)]) as run:
+        with forward(task, number, Watch(task.vlm.anatomy.decoder, see)) as run:
             for row, target, last in run:
                 looked.clear()
                 start = run.starting(target)

@@ -18,21 +18,20 @@ does what a softmax keeps of its logits' relevance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from llava_probe.anatomy import Anatomy
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.attribution.forward import forward
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
-from llava_probe.rows import wrapped
+from llava_probe.inside.passes import Others, Visitor
+from llava_probe.rows import Call
 
 #: Operations of autograd that are linear in what the graph gives them: their gradient is the ε-rule.
 LINEAR = {
@@ -61,8 +60,7 @@ def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
     """
     rows = torch.zeros(len(task.targets), task.fed, dtype=torch.float64)
     for number in task.passes:
-        around = partial(propagating, task.vlm.anatomy)
-        with forward(task, number, around=around, checkpoint=checkpoint) as run:
+        with forward(task, number, Propagating(), checkpoint=checkpoint) as run:
             for row, target, last in run:
                 (slope,) = run.gradients(target, [run.entry], last=last)
                 rows[row] = (run.entry[0, : task.fed].detach().double() * run.merged(slope).double()).sum(-1)
@@ -71,53 +69,62 @@ def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
     )
 
 
-@contextmanager
-def propagating(anatomy: Anatomy) -> Iterator[None]:
-    """Let gradients be relevances, by the rules above, in passes that begin while this lasts.
+class Propagating(Visitor):
+    """Lets gradients be relevances, by the rules above, in a pass.
 
     Raises:
         BadModel: in the pass, at the first operation without a rule.
     """
-    graph = _Graph()
-    rules = _Rules()
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    changes = True
+
+    def __init__(self) -> None:
+        self._graph, self._rules = _Graph(), _Rules()
+
+    def stacks(self, anatomy: Anatomy) -> tuple[Stack | None, ...]:
+        """All attention, in a stack or not."""
+        return anatomy.decoder, anatomy.vision, None
+
+    def modules(self, anatomy: Anatomy) -> Iterator[nn.Module]:
+        """Every one."""
+        return anatomy.model.modules()
+
+    def before(self, module: nn.Module, args: Any, kwargs: Others) -> tuple[Any, Others]:
+        """Products that enter a module are halved."""
         args = tuple(_halved(given) for given in args)
-        graph.read((args, kwargs))
-        graph.inside.append(module)
+        self._graph.read((args, kwargs))
+        self._graph.inside.append(module)
         return args, kwargs
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        output = _halved(rules.applied(module, args, output))
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """A module's own rule, where it has one."""
+        output = _halved(self._rules.applied(module, args, output))
         if isinstance(module, nn.Linear):  # quantised ones compute it in operations of their own
-            graph.trust(output)
-        graph.read(output)
-        graph.inside.pop()
+            self._graph.trust(output)
+        self._graph.read(output)
+        self._graph.inside.pop()
         return output
 
-    def around(
-        kernel: Any, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        if not query.requires_grad and not key.requires_grad:
-            return kernel(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
-        if kwargs.get("softcap") is not None:
-            raise BadModel(_unruled("softcap", [module]))
-        if any(tensor.requires_grad for tensor in _tensors((mask, kwargs))):
-            raise BadModel(_unruled("a mask or bias that depends on the sequence", [module]))
+    def attention(self, call: Call) -> Call | None:
+        """A half to v, a quarter to q and to k."""
+        if not call.query.requires_grad and not call.key.requires_grad:
+            return None
+        if call.kernel == "eager":
+            raise BadModel(_unruled("a softmax", [call.module]))
+        if call.kwargs.get("softcap") is not None:
+            raise BadModel(_unruled("softcap", [call.module]))
+        if any(tensor.requires_grad for tensor in _tensors((call.mask, call.kwargs))):
+            raise BadModel(_unruled("a mask or bias that depends on the sequence", [call.module]))
         query, key, value = (
-            _Shared.apply(_halved(given), share) for given, share in ((query, 0.25), (key, 0.25), (value, 0.5))
-        )  # type: ignore[no-untyped-call]
-        graph.read((query, key, value))
-        output = kernel(module, query, key, value, mask, **kwargs)
-        graph.trust(output)
-        return output  # type: ignore[no-any-return]
+            _Shared.apply(_halved(given), share)  # type: ignore[no-untyped-call]
+            for given, share in ((call.query, 0.25), (call.key, 0.25), (call.value, 0.5))
+        )
+        self._graph.read((query, key, value))
+        return replace(call, query=query, key=key, value=value)
 
-    with ExitStack() as stack:
-        stack.enter_context(wrapped(anatomy.model, around))
-        for module in anatomy.model.modules():
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after).remove)
-        yield
+    def attended(self, call: Call, output: Tensor | None) -> None:
+        """What the kernel did is known."""
+        self._graph.trust(output)
 
 
 # --- rules ---

@@ -17,21 +17,23 @@ as it would if its keys and values came from a cache: the target has one gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.attribution.graph_memory import checkpointed, measured
 from llava_probe.attribution.side_by_side import AGREEMENT, widened
 from llava_probe.attribution.target import Continuation, Target, Task
-from llava_probe.attribution.watching import Watch, watching
+from llava_probe.attribution.watching import Watch
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.inside.passes import alone_with
+from llava_probe.inside import seam
+from llava_probe.inside.passes import Entry, Others, Visitor, alone_with, entered, visiting
+from llava_probe.inside.undo import undoing
 
 _GRADIENTLESS = "a method without gradients: attention, rollout, tam, occlusion, rise"
 
@@ -121,21 +123,18 @@ class Forward:
 def forward(
     task: Task,
     number: int,
-    *,
+    *visitors: Visitor,
     pixels: bool = False,
     states: Sequence[int] = (),
-    watches: Sequence[Watch] = (),
-    around: Callable[[], Any] | None = None,
     checkpoint: bool = False,
 ) -> Iterator[Forward]:
     """Run the answer, and what it is weighed against, and keep their graph while the context lasts.
 
     Args:
         task: what is explained; ``number``: one of its ``passes``.
+        *visitors: of the pass: attention to watch in the backward passes, rules of propagation.
         pixels: let the graph start at the tower's pixels.
-        states: hidden states of the decoder to keep in the graph.
-        watches: attention to watch in the backward passes.
-        around: makes one more context for the pass (rules of propagation, say).
+        states: hidden states of the decoder to keep in the graph, 1 to L - 1.
         checkpoint: compute each block of the decoder again in the backward pass instead of keeping what is inside.
 
     Raises:
@@ -143,19 +142,16 @@ def forward(
             family in which two sequences side by side are not what each is alone.
     """
     anatomy = task.vlm.anatomy
-    model: Any = anatomy.model
     run = Forward(task, number)
     inputs = dict(run.longest.inputs)
     with ExitStack() as stack:
-        stack.enter_context(alone_with(model))
+        stack.enter_context(alone_with(anatomy.model))
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(frozen(model))
+        stack.enter_context(frozen(anatomy.model))
         alone = _Alone(run) if number else None
-        stack.enter_context(watching(anatomy, watches))
-        for watch in watches:
-            watch.shared = run.shared if number and watch.stack is anatomy.decoder else 0
-        if around is not None:
-            stack.enter_context(around())
+        for watch in visitors:
+            if isinstance(watch, Watch):
+                watch.shared = run.shared if number and watch.stack is anatomy.decoder else 0
         if pixels:
             run.pixels = {
                 name: value.detach().clone().requires_grad_()
@@ -163,10 +159,10 @@ def forward(
                 if isinstance(value, Tensor) and value.is_floating_point() and name.startswith("pixel_values")
             }
             inputs |= run.pixels
-        for hook in [_entering(run, pixels, alone), *_keeping(run, states), *_guarding(anatomy.decoder.owner)]:
-            stack.callback(hook.remove)
-        decoder = anatomy.decoder
-        stack.enter_context(checkpointed(decoder) if checkpoint else measured(decoder))
+        ours = (_Start(run, pixels, alone), _Kept(run, states), _Guard())
+        memory = stack.enter_context(checkpointed(anatomy.decoder) if checkpoint else measured(anatomy.decoder))
+        prompts = [task.prompt(run.task.continuations.index(run.longest))]
+        stack.enter_context(visiting(anatomy, *visitors, *ours, *memory, prompts=prompts))
         with torch.set_grad_enabled(pixels):
             logits = task.vlm.model(**inputs).logits
         run.logits = logits[:, -len(run.longest.answer) :]
@@ -181,25 +177,16 @@ class _Alone:
     """The shorter of two sequences in a pass of its own: its embeddings, and the logits that it must have again."""
 
     def __init__(self, run: Forward) -> None:
-        longest = run.longest
+        longest, task = run.longest, run.task
         self._row, number = next(
-            (row, number) for row, number in enumerate(run.sequences) if run.task.continuations[number] is not longest
+            (row, number) for row, number in enumerate(run.sequences) if task.continuations[number] is not longest
         )
-        self._model = run.task.vlm.model
-        self._prompt = run.task.trace.prompt_length
-        continuation = run.task.continuations[number]
-        entered: list[Tensor] = []
-
-        def enter(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            entered.append(_checked(run, kwargs, continuation))
-
-        handle = run.task.vlm.anatomy.decoder.owner.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self._logits = self._model(**continuation.inputs).logits[0, -len(continuation.answer) :]
-        finally:
-            handle.remove()
-        self._own = entered[0][:, self._prompt :]
+        self._name = type(task.vlm.anatomy.model).__name__
+        self._prompt = task.trace.prompt_length
+        continuation, entry = task.continuations[number], Entry()
+        with torch.no_grad():
+            self._logits = task.logits(number, entry)[0, -len(continuation.answer) :]
+        self._own = entered(task.vlm.anatomy, entry.embeddings, continuation.length)[:, self._prompt :]
 
     def beside(self, entry: Tensor) -> Tensor:
         """[2, P, D] both sequences, the shorter one filled up with the other's end, which nothing of it sees."""
@@ -213,78 +200,82 @@ class _Alone:
         off = (found - self._logits.float()).abs().max() / self._logits.abs().max().clamp(min=1)
         if not off <= AGREEMENT[logits.dtype]:
             raise BadModel(
-                f"{type(self._model).__name__} does not give two sequences side by side what it gives each alone, so "
+                f"{self._name} does not give two sequences side by side what it gives each alone, so "
                 "a contrast of several tokens cannot be followed; give one of one token, or use occlusion"
             )
 
 
-def _checked(run: Forward, kwargs: dict[str, Any], continuation: Continuation) -> Tensor:
-    """What enters the decoder, one row for each token of a continuation."""
-    entry = kwargs.get("inputs_embeds")
-    if entry is None or entry.shape[1] != continuation.inputs["input_ids"].shape[1]:
-        name = type(run.task.vlm.anatomy.model).__name__
-        raise BadModel(f"the pictures of {name} do not enter its decoder as embeddings of the sequence's tokens")
-    return entry  # type: ignore[no-any-return]
+class _Start(Visitor):
+    """Starts the graph at the decoder's entry, or notes where it passes by."""
 
+    changes = True
 
-def _entering(run: Forward, pixels: bool, alone: _Alone | None) -> RemovableHandle:
-    """Start the graph at the decoder's entry, or note where it passes by."""
-    owner = run.task.vlm.anatomy.decoder.owner
+    def __init__(self, run: Forward, pixels: bool, alone: _Alone | None) -> None:
+        self._run, self._pixels, self._alone = run, pixels, alone
 
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        entry = _checked(run, kwargs, run.longest)
-        others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-        if alone is not None:
-            entry, others = alone.beside(entry), widened(others, 2, run.task)
+    def entry(self, embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
+        """The embeddings as the leaf of a graph, two sequences side by side where a word is weighed against another."""
+        run = self._run
+        entry = entered(run.task.vlm.anatomy, embeddings, run.longest.length)
+        if self._alone is not None:
+            entry, others = self._alone.beside(entry), widened(others, 2, run.task)
         torch.set_grad_enabled(True)
-        run.entry = entry if pixels and entry.requires_grad else entry.detach().clone().requires_grad_()
-        return args, others | {"inputs_embeds": run.entry}
-
-    return owner.register_forward_pre_hook(enter, with_kwargs=True)
+        run.entry = entry if self._pixels and entry.requires_grad else entry.detach().clone().requires_grad_()
+        return run.entry, others
 
 
-def _keeping(run: Forward, states: Sequence[int]) -> list[RemovableHandle]:
-    """Keep hidden states of the decoder that the graph passes through."""
-    anatomy = run.task.vlm.anatomy
+class _Kept(Visitor):
+    """Keeps hidden states of the decoder that the graph passes through."""
 
-    def keep(layer: int) -> Callable[..., None]:
-        def after(_module: Any, _args: Any, output: Any) -> None:
-            run.states[layer] = output if isinstance(output, Tensor) else output[0]
+    def __init__(self, run: Forward, states: Sequence[int]) -> None:
+        self._run, self._states = run, set(states)
 
-        return after
+    def hears(self, method: str) -> bool:
+        """Of states where some are kept."""
+        return bool(self._states) and super().hears(method)
 
-    return [anatomy.decoder.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in states if layer]
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
+        """Keep it as it is in the graph."""
+        if layer in self._states:
+            self._run.states[layer] = hidden
+
+
+class _Guard(Visitor):
+    """Refuses projections that let no gradient through: the rest of the graph would go on and be wrong in silence."""
+
+    def modules(self, anatomy: Anatomy) -> list[nn.Module]:
+        """Every projection of the decoder, quantised ones too."""
+        return [module for module in anatomy.decoder.owner.modules() if "Linear" in type(module).__name__]
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Look whether the graph goes on behind it."""
+        given = args[0] if args else None
+        if not torch.is_grad_enabled():  # an indexer that only chooses keys
+            return
+        if not isinstance(given, Tensor) or not given.requires_grad or not isinstance(output, Tensor):
+            return
+        if seam.is_cut(output):
+            raise BadModel(
+                f"{type(module).__module__.split('.')[0]}'s {type(module).__name__} lets no gradient through; "
+                f"load the model unquantised, or use {_GRADIENTLESS}"
+            )
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No weight needs a gradient meanwhile."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
+
+    def learn() -> None:
         for parameter in learning:
             parameter.requires_grad_(True)
 
-
-def _guarding(owner: nn.Module) -> list[RemovableHandle]:
-    """Refuse projections that let no gradient through: the rest of the graph would go on and be wrong in silence."""
-
-    def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        given = args[0] if args else None
-        if not torch.is_grad_enabled():  # an indexer that only chooses keys
-            return
-        if not isinstance(given, Tensor) or not given.requires_grad or not isinstance(output, Tensor):
-            return
-        if output.grad_fn is None or "NotImplemented" in output.grad_fn.name():
-            raise BadModel(
-                f"{type(module).__module__.split('.')[0]}'s {type(module).__name__} lets no gradient through; "
-                f"load the model unquantised, or use {_GRADIENTLESS}"
-            )
-
-    return [module.register_forward_hook(check) for module in owner.modules() if "Linear" in type(module).__name__]
+    with undoing() as undo:
+        undo(seam.modes_as_now())
+        undo(learn)
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
 
 
 def _no_gradient(task: Task) -> str:
@@ -295,25 +286,33 @@ def _no_gradient(task: Task) -> str:
     )
 
 
+class _Broken(Visitor):
+    """Finds the first block whose output is no number."""
+
+    first: int | None = None
+
+    def __init__(self, stack: Stack) -> None:
+        self._blocks = list(stack.blocks)
+
+    def modules(self, anatomy: Anatomy) -> list[nn.Module]:
+        """Every block."""
+        return self._blocks
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Look at what it gives."""
+        state = output if isinstance(output, Tensor) else output[0]
+        if self.first is None and not bool(torch.isfinite(state).all()):
+            self.first = self._blocks.index(module)
+
+
 def _forward_broke(task: Task, number: int) -> str:
     """Which block first gave what is no number."""
-    anatomy = task.vlm.anatomy
-    broken: list[int] = []
-
-    def check(layer: int) -> Callable[..., None]:
-        def after(_module: Any, _args: Any, output: Any) -> None:
-            state = output if isinstance(output, Tensor) else output[0]
-            if not bool(torch.isfinite(state).all()):
-                broken.append(layer)
-
-        return after
-
-    handles = [block.register_forward_hook(check(layer)) for layer, block in enumerate(anatomy.decoder.blocks)]
-    try:
-        with torch.no_grad():
-            task.vlm.model(**task.continuations[number].inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    where = f"block {broken[0]} of the language model" if broken else "the pictures' embeddings or the final norm"
+    broken = _Broken(task.vlm.anatomy.decoder)
+    with torch.no_grad():
+        task.logits(number, broken)
+    where = (
+        "the pictures' embeddings or the final norm"
+        if broken.first is None
+        else f"block {broken.first} of the language model"
+    )
     return f"NaN or infinity comes from {where}; load the model in bfloat16 or float32"

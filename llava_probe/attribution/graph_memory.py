@@ -9,73 +9,74 @@ from contextvars import copy_context
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llava_probe.anatomy import Stack
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.capture import in_units
 from llava_probe.generation import TELL_ABOVE
+from llava_probe.inside.passes import Others, Visitor, instead
+from llava_probe.inside.undo import undoing
 
 
 @contextmanager
-def measured(decoder: Stack) -> Iterator[None]:
-    """Tell what the graph of a pass will take, where it is much, as soon as its first block is there."""
-    weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
-    held: dict[int, int] = {}
-    counting = ExitStack()
+def measured(decoder: Stack) -> Iterator[tuple[Visitor, ...]]:
+    """Tells what the graph of a pass will take, where it is much, as soon as its first block is there."""
+    graph = _Graph(decoder)
+    with undoing() as undo:
+        undo(graph.counting.close)
+        yield (graph,)
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
 
-    def before(_module: Any, _args: Any) -> None:
-        if torch.is_grad_enabled():
-            counting.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
+class _Graph(Visitor):
+    """Counts what the graph keeps of the first block."""
 
-    def after(_module: Any, _args: Any, _output: Any) -> None:
-        counting.close()
-        first.remove()
-        total = sum(held.values()) * len(decoder.blocks)
-        if total > TELL_ABOVE:
+    def __init__(self, decoder: Stack) -> None:
+        self._blocks = decoder.blocks
+        self._weights = {each.untyped_storage().data_ptr() for each in decoder.blocks[0].parameters()}
+        self._held: dict[int, int] = {}
+        self._done = False
+        self.counting = ExitStack()
+
+    def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
+        """The first block."""
+        return (self._blocks[0],)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Others) -> None:
+        """Count from here."""
+        if torch.is_grad_enabled() and not self._done:
+            self.counting.enter_context(saved_tensors_hooks(self._pack, lambda tensor: tensor))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Tell, once."""
+        self.counting.close()
+        total = sum(self._held.values()) * len(self._blocks)
+        if total > TELL_ABOVE and not self._done:
             warnings.warn(
                 f"the graph of this pass takes about {in_units(total)}; checkpoint=True keeps one block's at a time",
                 stacklevel=2,
             )
+        self._done = True
 
-    first = decoder.blocks[0].register_forward_pre_hook(before)
-    done = decoder.blocks[0].register_forward_hook(after)
-    try:
-        yield
-    finally:  # a pass that was broken off inside the block has not come by after it
-        counting.close()
-        for handle in (first, done):
-            handle.remove()
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._held[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
 
 
 @contextmanager
-def checkpointed(decoder: Stack) -> Iterator[None]:
+def checkpointed(decoder: Stack) -> Iterator[tuple[Visitor, ...]]:
     """Blocks whose insides are computed again in the backward pass."""
-    before = [(block, block.__dict__.get("forward")) for block in decoder.blocks]
-    try:
-        for block, _ in before:
-            block.forward = _again(block.forward)
-        yield
-    finally:
-        for block, own in before:  # accelerate may have put its own there
-            if own is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = own
+    with ExitStack() as stack:
+        for block in decoder.blocks:
+            stack.enter_context(instead(block, _again))
+        yield ()
 
 
-def _again(inside: Callable[..., Any]) -> Callable[..., Any]:
-    def block(*args: Any, **kwargs: Any) -> Any:
-        context = copy_context()  # on a GPU, backward runs in a thread that knows none of our contexts
-        return recomputed(
-            lambda *given, **named: context.copy().run(inside, *given, **named), *args, use_reentrant=False, **kwargs
-        )
-
-    return block
+def _again(inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    context = copy_context()  # on a GPU, backward runs in a thread that knows none of our contexts
+    return recomputed(
+        lambda *given, **named: context.copy().run(inside, *given, **named), *args, use_reentrant=False, **kwargs
+    )

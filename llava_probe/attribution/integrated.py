@@ -111,8 +111,7 @@ class _Reader:
 
     def entered(self, pixels: Tensor) -> Tensor:
         """[n, R] values with pixels [n, ...]."""
-        inputs = self.task.continuations[self.number].inputs
-        parts = (self.task.vlm.model(**{**inputs, self.name: one}).logits for one in pixels)
+        parts = (self.task.logits(self.number, **{self.name: one}) for one in pixels)
         return torch.cat([values_of(self.task, self.number, logits) for logits in parts])
 
 

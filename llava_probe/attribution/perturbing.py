@@ -22,7 +22,6 @@ from llava_probe.attribution.side_by_side import AGREEMENT
 from llava_probe.attribution.target import Task, asked_again
 from llava_probe.errors import BadInput, NotANumber, at_least
 from llava_probe.generation import teacher_forced
-from llava_probe.inside.passes import alone_with
 
 #: Changed inputs that go through the model together.
 BATCH = 16
@@ -135,8 +134,8 @@ def _pictured(task: Task, number: int, pictures: Sequence[Image.Image]) -> Tenso
     if any(prompt.padding or row.tolist() != own for prompt, row in zip(prompts, tensors["input_ids"], strict=True)):
         raise BadInput("a changed picture gives other tokens than the original; keep its size")
     inputs = teacher_forced(task.vlm.anatomy.model, tensors, task.answers[number]) | task.vlm.anatomy.everywhere
-    with alone_with(task.vlm.anatomy.model), torch.no_grad():
-        return values_of(task, number, task.vlm.model(**inputs).logits).double().cpu()
+    with torch.no_grad():
+        return values_of(task, number, task.logits(number, **inputs)).double().cpu()
 
 
 def _may_batch(task: Task, number: int) -> bool:

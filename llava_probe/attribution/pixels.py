@@ -17,9 +17,9 @@ from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.origins import depends, origins
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
-from llava_probe.inside.passes import ENTRY, alone_with, visiting
+from llava_probe.inside.passes import ENTRY, Entry, alone_with, visiting
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.isolation import Entry, isolated
+from llava_probe.layout.isolation import isolated
 
 
 @dataclass(frozen=True, eq=False)

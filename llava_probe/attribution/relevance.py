@@ -50,11 +50,8 @@ def relevance(task: Task, *, through: str = "language", checkpoint: bool = False
     for number in task.passes:
         pull = Pull("language model")
         tower = TowerRelevance(task, pull, Pull("vision tower")) if through == "tower" else None
-        watches = [Watch(task.vlm.anatomy.decoder, pull)] + ([tower.watch] if tower else [])
-        around = tower.keeping if tower else None
-        with forward(
-            task, number, pixels=tower is not None, watches=watches, around=around, checkpoint=checkpoint
-        ) as run:
+        watches = (Watch(task.vlm.anatomy.decoder, pull), *(tower.visitors if tower else ()))
+        with forward(task, number, *watches, pixels=tower is not None, checkpoint=checkpoint) as run:
             if tower is not None:
                 tower.prepare(run)
             for row, target, last in run:
@@ -97,7 +94,7 @@ class Pull:
             self._settle()
             self._added[call.layer] = torch.zeros_like(self.row)
         added = self._added[call.layer]
-        span = slice(call.first, call.first + call.queries)
+        span = slice(call.start, call.start + call.queries)
         row = self.row.to(added.device)[:, span]
         if row.shape[1] != span.stop - span.start:
             raise BadModel(f"blocks of the {self._where} read sequences of different lengths, so relevance is lost")

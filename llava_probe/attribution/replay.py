@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
@@ -20,7 +20,10 @@ from llava_probe.attribution.forward import frozen
 from llava_probe.attribution.side_by_side import AGREEMENT, cut, sliceable, widened
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel
-from llava_probe.inside.passes import alone_with
+from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
+
+#: Makes of what enters the decoder what shall enter it; None leaves it.
+Enter = Callable[[Tensor | None, Others], Any]
 
 
 @contextmanager
@@ -32,15 +35,16 @@ def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph
         stack.enter_context(torch.set_grad_enabled(graph))
         stack.enter_context(frozen(task.vlm.anatomy.model))
         vision = task.vlm.anatomy.vision
-        memory = None if vision is None else stack.enter_context(_Memory(vision.owner))
+        memory = None if vision is None else _Memory()
+        if vision is not None and memory is not None:
+            stack.enter_context(instead(vision.owner, memory))
         yield Replay(task, number, baseline, memory)
 
 
 class _Memory:
-    """Lets a module answer each later pass with what it gave in the first, call by call."""
+    """Answers each later pass with what a module gave in the first, call by call."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._inside, self._before = module, module.forward, module.__dict__.get("forward")
+    def __init__(self) -> None:
         self._held: list[Any] = []
         self._passes = self._calls = 0
 
@@ -48,22 +52,26 @@ class _Memory:
         """A pass of the model begins."""
         self._passes, self._calls = self._passes + 1, 0
 
-    def __enter__(self) -> _Memory:
-        self._module.forward = self._forward  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is None:
-            self._module.__dict__.pop("forward", None)
-        else:  # accelerate has put its own there
-            self._module.forward = self._before  # type: ignore[method-assign]
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What ``inside`` gave the first time."""
         if self._passes <= 1:
-            self._held.append(self._inside(*args, **kwargs))
+            self._held.append(inside(*args, **kwargs))
         self._calls += 1
         held = self._held[self._calls - 1]
         return type(held)(**held) if isinstance(held, ModelOutput) else held  # models write into what they are given
+
+
+class _Enter(Visitor):
+    """Puts something else where the sequence enters the decoder."""
+
+    changes = True
+
+    def __init__(self, enter: Enter) -> None:
+        self._enter = enter
+
+    def entry(self, embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others] | None:
+        """What ``enter`` makes of it."""
+        return self._enter(embeddings, others)
 
 
 @dataclass
@@ -91,29 +99,20 @@ class Replay:
     def entered(self, entry: Tensor) -> Tensor:
         """[n] values of each target's part, [n, R], with whole embeddings [n, P, D] where the sequence enters."""
 
-        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
-            return args, {**widened(others, len(entry), self.task), "inputs_embeds": entry}
+        def enter(_embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
+            return entry, widened(others, len(entry), self.task)
 
         return values_of(self.task, self.number, self._pass(enter))
 
     def entry(self) -> Tensor:
         """[1, P, D] the unchanged embeddings."""
         seen: list[Tensor] = []
-
-        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.append(self._checked(kwargs))
-
         with torch.no_grad():
-            self._pass(enter)
+            self._pass(lambda embeddings, others: seen.append(self._checked(embeddings)))
         return seen[0].detach()
 
-    def _checked(self, kwargs: dict[str, Any]) -> Tensor:
-        entry = kwargs.get("inputs_embeds")
-        if entry is None or entry.shape[1] != self._length:
-            name = type(self.task.vlm.anatomy.model).__name__
-            raise BadModel(f"the pictures of {name} do not enter its decoder as embeddings of the sequence's tokens")
-        return entry  # type: ignore[no-any-return]
+    def _checked(self, embeddings: Tensor | None) -> Tensor:
+        return entered(self.task.vlm.anatomy, embeddings, self._length)
 
     def _prefix(self, keep: Tensor) -> int:
         """How many positions are the same in the whole batch."""
@@ -153,15 +152,15 @@ class Replay:
         """Keys and values of the sequence, one token of it made noise if asked; None where the family keeps others."""
         cache = DynamicCache(config=self.task.vlm.anatomy.decoder.owner.config)
 
-        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            if not sliceable(kwargs):
+        def enter(embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
+            if not sliceable(others):
                 raise BadModel("inputs of the decoder that cannot be cut")
-            entry = self._checked(kwargs)
+            entry = self._checked(embeddings)
             if changed is not None:
                 entry = entry.clone()
                 noise = torch.randn(entry.shape[2], generator=torch.Generator().manual_seed(0))
                 entry[:, changed] = noise.to(entry) * entry.std()
-            return args, {**kwargs, "inputs_embeds": entry, "past_key_values": cache, "use_cache": True}
+            return entry, {**others, "past_key_values": cache, "use_cache": True}
 
         self._pass(enter)
         plain = all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
@@ -169,38 +168,28 @@ class Replay:
 
     @property
     def _length(self) -> int:
-        return int(self.task.continuations[self.number].inputs["input_ids"].shape[1])
+        return self.task.continuations[self.number].length
 
     def _run(self, keep: Tensor, prefix: int) -> Tensor:
-        def enter(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            return args, self._changed(kwargs, keep, prefix)
+        found = self._pass(lambda embeddings, others: self._changed(self._checked(embeddings), others, keep, prefix))
+        return values_of(self.task, self.number, found).double().cpu()
 
-        return values_of(self.task, self.number, self._pass(enter)).double().cpu()
-
-    def _pass(self, enter: Callable[..., Any]) -> Tensor:
-        anatomy = self.task.vlm.anatomy
-        handle = anatomy.decoder.owner.register_forward_pre_hook(enter, with_kwargs=True)
+    def _pass(self, enter: Enter) -> Tensor:
         if self.memory is not None:
             self.memory.begin()
-        inputs = self.task.continuations[self.number].inputs
-        try:
-            return self.task.vlm.model(**inputs).logits  # type: ignore[no-any-return]
-        finally:
-            handle.remove()
+        return self.task.logits(self.number, _Enter(enter))
 
-    def _changed(self, kwargs: dict[str, Any], keep: Tensor, prefix: int) -> dict[str, Any]:
+    def _changed(self, entry: Tensor, others: Others, keep: Tensor, prefix: int) -> tuple[Tensor, Others]:
         """The decoder's inputs for a batch: its visual tokens blended, what is shared cut off."""
-        entry = self._checked(kwargs)
         count, places = len(keep), self.task.places
         weight = keep.to(entry)[..., None]
         batch = entry.expand(count, -1, -1).clone()
         batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
-        others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
         wide = widened(others, count, self.task, weight)
         if not prefix or self._cache is None:
-            return {**wide, "inputs_embeds": batch}
+            return batch, wide
         rest = {name: cut(name, value, prefix) for name, value in wide.items()}
-        return {**rest, "inputs_embeds": batch[:, prefix:], "past_key_values": _begun(self._cache, prefix, count)}
+        return batch[:, prefix:], {**rest, "past_key_values": _begun(self._cache, prefix, count)}
 
 
 def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:

@@ -7,18 +7,17 @@ keeps each layer's queries and keys, a few numbers a token; a row is then pulled
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
-from llava_probe.attribution.watching import Call
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.inside.passes import alone_with
-from llava_probe.rows import eager_where_unread, routed
+from llava_probe.inside.passes import Visitor
+from llava_probe.rows import Call
 
 
 def rollout(task: Task) -> Found:
@@ -48,34 +47,35 @@ def _calls(task: Task) -> list[Call]:
         raise BadModel(
             f"rollout cannot be followed through the layers of {name} without attention: {anatomy.other_layers}"
         )
-    found: dict[int, Call] = {}
-
-    def keep(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-        layer = anatomy.decoder.attentions.get(id(module))
-        if layer is not None:
-            found[layer] = Call(layer, module, query, key, key, mask, kwargs)
-
-    def weighed(module: nn.Module, _args: Any, output: Any) -> None:
-        layer = anatomy.decoder.attentions[id(module)]
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if layer not in found and isinstance(weights, Tensor):  # an eager module: its heads' mean is all we need
-            nothing = weights.new_empty(0)
-            mean = weights.mean(1, keepdim=True)
-            found[layer] = Call(layer, module, nothing, nothing, nothing, None, {}, weights=mean)
-
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(anatomy.model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(eager_where_unread(anatomy.decoder.attention_modules()))
-        stack.enter_context(routed(anatomy.model, keep))
-        for module in anatomy.decoder.attention_modules():
-            stack.callback(module.register_forward_hook(weighed).remove)
-        task.vlm.model(**task.continuations[0].inputs)
+    calls = _Calls()
+    with torch.no_grad():
+        task.logits(0, calls)
+    found = calls.found
     if len(found) != anatomy.layers:
         raise BadModel(f"the attention of {name} does not go through transformers' interface, so it cannot be read")
     if any(call.queries != task.fed for call in found.values()):
         raise BadModel(f"layers of {name} do not read the whole sequence, so rollout cannot be followed through them")
     return [call for _, call in sorted(found.items())]
+
+
+class _Calls(Visitor):
+    """Keeps the queries and keys of each layer's call, or the mean of its heads' weights where it gives them."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Call] = {}
+
+    def unfused(self, anatomy: Anatomy) -> tuple[Stack, ...]:
+        """The decoder."""
+        return (anatomy.decoder,)
+
+    def attended(self, call: Call, output: Tensor | None) -> None:
+        """Keep it without its values."""
+        if call.weights is not None:
+            nothing = call.weights.new_empty(0)
+            mean = call.rows().mean(1, keepdim=True)
+            call = replace(call, query=nothing, key=nothing, value=nothing, mask=None, weights=mean, emptied=None)
+        if not call.unread:
+            self.found[call.layer] = replace(call, value=call.key)
 
 
 def _step(call: Call, rows: Tensor) -> Tensor:

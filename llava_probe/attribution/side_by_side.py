@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.target import Task, visual_positions
 
 #: How far a value may be off for another way of computing it, in its own unit, relative to its size.
 AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-
-
-def visual_positions(task: Task) -> list[int]:
-    """Positions of all visual tokens, of every picture."""
-    return [token.position for token in task.trace.tokens if token.role == "image"]
 
 
 def widened(others: dict[str, Any], count: int, task: Task, weight: Tensor | None = None) -> dict[str, Any]:
@@ -30,7 +25,7 @@ def widened(others: dict[str, Any], count: int, task: Task, weight: Tensor | Non
             layers beside the sequence ([visual tokens, D], as in Qwen3-VL) are blended like the tokens themselves,
             towards their mean.
     """
-    visual = visual_positions(task)
+    visual = visual_positions(task.trace)
     rows = [] if weight is None else [visual.index(place) for place in task.places.tolist()]
     wide: dict[str, Any] = _widened(others, count, weight, visual, rows)
     return wide

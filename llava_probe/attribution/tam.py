@@ -23,22 +23,18 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from llava_probe.anatomy import Anatomy
+from llava_probe.anatomy import Stack
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel, NotANumber
+from llava_probe.inside.passes import Visitor
 from llava_probe.layout.geometry import FloatArray, tile_grids
-from llava_probe.inside.passes import alone_with
 from llava_probe.targets import queries
 from llava_probe.tokens import Token
 
 #: Spreads are taken no smaller than this share of the mean: the filter then takes the median, its limit.
 _LEAST_SPREAD = 1e-12
-
-#: Positions that a head which cannot be read by its rows sees at once: each costs a whole vocabulary of logits.
-_HEAD_ROWS = 64
 
 
 def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> Found:
@@ -152,50 +148,27 @@ def _visual(task: Task) -> Tensor:
 def _activations(task: Task, ids: Sequence[int]) -> Tensor:
     """[fed, ids] max(0, logit) of some tokens at every position, on the CPU."""
     anatomy = task.vlm.anatomy
-    name = type(anatomy.model).__name__
-    states = _states(task)
-    head = _head(anatomy)
-    if head is None:
-        raise BadModel(f"{name} has no output embedding; use attention, rollout, occlusion or rise")
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    last = _Last(anatomy.layers)
     with torch.no_grad():
-        if isinstance(weight, Tensor) and _readable(weight) and weight.shape[1:] == states.shape[1:]:
-            chosen = torch.tensor(ids, device=weight.device)
-            logits = states.to(weight.device).float() @ weight[chosen].float().T
-            if bias is not None:
-                logits += bias[chosen].float()
-        else:  # quantised or offloaded: it knows itself how to read its rows
-            logits = torch.cat([head(part)[..., list(ids)].float() for part in states.split(_HEAD_ROWS)])
+        task.logits(0, last)
+        if last.states.shape[1] < task.fed:
+            raise BadModel(f"layers of {type(anatomy.model).__name__} do not read the whole sequence at once")
+        logits = anatomy.unembed(last.states[0, -task.fed :], ids)
     if not bool(torch.isfinite(logits).all()):
+        name = type(anatomy.model).__name__
         raise NotANumber(f"states behind the final norm of {name} are NaN or infinite; load it in bfloat16 or float32")
     return logits.clamp(min=0).double().cpu()
 
 
-def _readable(weight: Tensor) -> bool:
-    """Whether single rows of it can be read: neither quantised nor kept elsewhere."""
-    return weight.is_floating_point() and not weight.is_meta
+class _Last(Visitor):
+    """Keeps the states behind the final norm, [B, P, D]."""
 
+    states = torch.empty(0, 0, 0)
 
-def _head(anatomy: Anatomy) -> Any:
-    """The output embedding of the outermost model around the decoder that has one."""
-    around = (
-        part
-        for part in anatomy.model.modules()
-        if isinstance(part, PreTrainedModel) and any(inner is anatomy.decoder.owner for inner in part.modules())
-    )
-    return next((head for part in around if (head := part.get_output_embeddings()) is not None), None)
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
 
-
-def _states(task: Task) -> Tensor:
-    """[fed, D] states behind the final norm, of one teacher-forced pass."""
-    anatomy = task.vlm.anatomy
-    kept: list[Tensor] = []
-    with alone_with(anatomy.model), torch.no_grad():
-        handle = anatomy.decoder.owner.register_forward_hook(lambda _module, _args, output: kept.append(output[0]))
-        try:
-            task.vlm.model(**task.continuations[0].inputs)
-        finally:
-            handle.remove()
-    if kept[-1].shape[1] < task.fed:
-        raise BadModel(f"layers of {type(anatomy.model).__name__} do not read the whole sequence at once")
-    return kept[-1][0, -task.fed :]
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
+        """The last one."""
+        if layer == self._layer:
+            self.states = hidden

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.generation import teacher_forced
+from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.prompts import Question, answer_ids
@@ -117,6 +118,11 @@ class Continuation:
     answer: tuple[int, ...]
     shared: int  # positions that it has in common with the trace's own sequence
 
+    @property
+    def length(self) -> int:
+        """How many tokens it feeds to the model."""
+        return int(self.inputs["input_ids"].shape[1])
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -203,9 +209,34 @@ class Task:
             for answer in self.answers
         )
 
+    def prompt(self, number: int) -> Prompt:
+        """What a pass of one continuation holds, for what visits it."""
+        trace = self.trace
+        ids = (*(token.id for token in trace.tokens[: trace.prompt_length]), *self.answers[number][:-1])
+        return Prompt(
+            trace.prompt_length, 0, tuple(visual_positions(trace)), ids, getattr(trace.request, "question", None)
+        )
+
+    def logits(self, number: int, *visitors: Visitor, **changed: Any) -> Tensor:
+        """[B, steps, V] of one pass over a continuation, under whatever is in force.
+
+        Args:
+            number: of the continuation.
+            *visitors: of this pass.
+            **changed: inputs in the place of its own.
+        """
+        inputs = {**self.continuations[number].inputs, **changed}
+        with visiting(self.vlm.anatomy, *visitors, prompts=[self.prompt(number)]):
+            return self.vlm.model(**inputs).logits  # type: ignore[no-any-return]
+
     def position(self, step: int) -> int:
         """The sequence position whose logits predict a step."""
         return self.trace.prompt_length - 1 + step
+
+
+def visual_positions(trace: Trace) -> list[int]:
+    """Positions of all visual tokens, of every picture."""
+    return [token.position for token in trace.tokens if token.role == "image"]
 
 
 def asked_again(trace: Trace) -> Question:

@@ -6,17 +6,18 @@ by the same rule, and gathered by the same patches: where a patch is a token, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.attribution.origins import depends, origins
-from llava_probe.attribution.side_by_side import visual_positions
-from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.attribution.target import visual_positions
+from llava_probe.attribution.watching import Slopes, Watch
 from llava_probe.errors import BadModel
+from llava_probe.inside.passes import Visitor
+from llava_probe.rows import Call
 
 if TYPE_CHECKING:
     from llava_probe.attribution.forward import Forward
@@ -40,23 +41,17 @@ class TowerRelevance:
         self._name = type(task.vlm.anatomy.model).__name__
         if task.vlm.anatomy.vision is None:
             raise BadModel(f'{self._name} has no vision tower that says what its blocks are; pass through="language"')
-        self._places = visual_positions(task)
+        self._places = visual_positions(task.trace)
         self._language, self._pull = language, tower
-        self._blocks = task.vlm.anatomy.vision.blocks
         self._states: list[Tensor] = []
         self._owner = torch.empty(0, dtype=torch.long)  # [B, S] the visual token of each patch, -1 for none
         self._started = False
         self.watch = Watch(task.vlm.anatomy.vision, self._see)
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Keep the tower's states in the pass that runs while this lasts, for ``prepare``."""
-        handles = [block.register_forward_hook(self._keep) for block in self._blocks]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @property
+    def visitors(self) -> tuple[Visitor, ...]:
+        """What visits the pass: the tower's attention is watched, and its states kept for ``prepare``."""
+        return self.watch, _States(self.watch.stack, self._states)
 
     def prepare(self, run: Forward) -> None:
         """Find out where each patch goes, once a pass.
@@ -66,7 +61,7 @@ class TowerRelevance:
         """
         tokens = run.entry[0, self._places]
         used = next((state for state in reversed(self._states) if depends(tokens, state)), None)
-        self._states = []
+        self._states.clear()
         if used is None:
             raise BadModel(f'no visual token of {self._name} depends on its vision tower; pass through="language"')
         owner = origins(tokens, used)
@@ -89,9 +84,6 @@ class TowerRelevance:
         out[0, self._places] = visual
         return out
 
-    def _keep(self, _module: Any, _args: Any, output: Any) -> None:
-        self._states.append(output if isinstance(output, Tensor) else output[0])
-
     def _see(self, call: Call, slopes: Slopes) -> None:
         if not self._started:
             self._started = True
@@ -100,3 +92,19 @@ class TowerRelevance:
             shared = torch.cat([visual / sizes, visual.new_zeros(1)])  # the last is for patches without a token
             self._pull.start(shared[self._owner])
         self._pull(call, slopes)
+
+
+class _States(Visitor):
+    """Keeps the states of the tower's blocks, in order."""
+
+    def __init__(self, stack: Stack, states: list[Tensor]) -> None:
+        self._stack, self._states = stack, states
+
+    def stacks(self, anatomy: Anatomy) -> tuple[Stack | None, ...]:
+        """The tower."""
+        return (self._stack,)
+
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
+        """The output of a block."""
+        if layer:
+            self._states.append(hidden)

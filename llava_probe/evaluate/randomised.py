@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import torch
 
 from llava_probe.errors import BadInput, BadModel
-from llava_probe.model import VLM
 from llava_probe.inside.passes import alone_with
+from llava_probe.model import VLM
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One forward pass over a batch of packs, and only the hidden states that were asked for.
 
-A visitor of the pass picks the wanted rows of each layer; when the deepest one is there, the pass ends: what lies behind
-it, the projection to the vocabulary included, is not computed unless somebody wants the answer's confidence.
+A visitor of the pass picks the wanted rows of each layer; when the deepest one is there, the pass ends: what lies
+behind it, the projection to the vocabulary included, is not computed unless somebody wants the answer's confidence.
 """
 
 from __future__ import annotations
@@ -90,11 +90,14 @@ def read(anatomy: Anatomy, runner: Any, batch: Batch, reading: Reading, *visitor
         extra["logits_to_keep"] = torch.tensor(reading.predicting, device=batch.inputs["input_ids"].device)
     until = None if reading.predicting else reading.deepest
     out = reader.out
-    with apart(anatomy, batch.packs, width) if batch.packed else nullcontext(()) as keeping:
-        with visiting(anatomy, *keeping, reader, *visitors, prompts=batch.prompts, until=until), torch.inference_mode():
-            result = runner(**{**batch.inputs, **extra})
-            if reading.predicting:
-                out.logits = result.logits
+    with (
+        apart(anatomy, batch.packs, width) if batch.packed else nullcontext(()) as keeping,
+        visiting(anatomy, *keeping, reader, *visitors, prompts=batch.prompts, until=until),
+        torch.inference_mode(),
+    ):
+        result = runner(**{**batch.inputs, **extra})
+        if reading.predicting:
+            out.logits = result.logits
     if out.logits is not None and "logits_to_keep" not in extra:
         out.logits = out.logits[:, list(reading.predicting)]
     if reader.tower is not None:
@@ -151,9 +154,7 @@ class _Reader(Visitor):
             name = type(self._anatomy.decoder.owner).__name__
             raise BadModel(f"layer {layer} of {name} runs for the end of the prompt only")
         places = [
-            row * hidden.shape[1] + before + column
-            for row, kept in enumerate(self._reading.tokens)
-            for column in kept
+            row * hidden.shape[1] + before + column for row, kept in enumerate(self._reading.tokens) for column in kept
         ]
         index = torch.tensor(places, dtype=torch.long, device=hidden.device)
         self.out.states[layer] = hidden.flatten(0, 1)[index]

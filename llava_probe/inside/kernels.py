@@ -48,7 +48,9 @@ def twins(anatomy: Anatomy, visitors: Sequence[Visitor], undo: Undo) -> Iterator
     if not any(visitor.hears("attention") or visitor.hears("attended") for visitor in visitors):
         yield
         return
-    with eager_where_unread([module for each in visitors for stack in each.unfused(anatomy) for module in stack.attentions]):
+    with eager_where_unread(
+        [module for each in visitors for stack in each.unfused(anatomy) for module in stack.attentions]
+    ):
         if any(each.hears("attention") or (each.changes and each.hears("attended")) for each in visitors):
             _reach(undo)
         _put_twins(anatomy.model, undo)

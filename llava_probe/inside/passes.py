@@ -28,7 +28,19 @@ from llava_probe.inside.spans import Course, Prompt, Span
 from llava_probe.inside.undo import undoing
 from llava_probe.inside.visitor import Others, Visitor
 
-__all__ = ["ENTRY", "Others", "Prompt", "Span", "Visitor", "alone_with", "entered", "instead", "visiting", "visitors_of"]
+__all__ = [
+    "ENTRY",
+    "Entry",
+    "Others",
+    "Prompt",
+    "Span",
+    "Visitor",
+    "alone_with",
+    "entered",
+    "instead",
+    "visiting",
+    "visitors_of",
+]
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
@@ -91,6 +103,20 @@ def visitors_of(anatomy: Anatomy) -> tuple[Visitor, ...]:
     """What visits a model in this context: what changes before what looks."""
     scene = scene_of(anatomy.model)
     return () if scene is None else scene.visitors
+
+
+class Entry(Visitor):
+    """Keeps what enters the decoder.
+
+    Attributes:
+        embeddings: [B, P, D], None where it embeds ids itself or no pass came.
+    """
+
+    embeddings: Tensor | None = None
+
+    def entry(self, embeddings: Tensor | None, others: Others) -> None:
+        """The embeddings, with whatever graph they are in."""
+        self.embeddings = embeddings
 
 
 def entered(anatomy: Anatomy, embeddings: Tensor | None, length: int | None = None) -> Tensor:

@@ -38,9 +38,7 @@ class Scene:
     _hearing: dict[tuple[str, int], tuple[Visitor, ...]] = field(default_factory=dict)
     _modules: dict[int, frozenset[nn.Module]] = field(default_factory=dict)
 
-    def hearing(
-        self, method: str, stack: Stack | None = None, of: nn.Module | None = None
-    ) -> tuple[Visitor, ...]:
+    def hearing(self, method: str, stack: Stack | None = None, of: nn.Module | None = None) -> tuple[Visitor, ...]:
         """The visitors that want to hear of one kind of thing, in a stack or of a module."""
         place = method, id(stack if of is None else of)
         if place not in self._hearing:

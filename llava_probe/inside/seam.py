@@ -117,3 +117,8 @@ def modes_as_now() -> Callable[[], None]:
 def takes_sdpa(part: PreTrainedModel) -> bool:
     """Whether a model's modules may call torch's fused attention."""
     return bool(part._supports_sdpa)
+
+
+def is_cut(output: torch.Tensor) -> bool:
+    """Whether the graph ends at a tensor that was made of something in it: a quantised product, say."""
+    return output.grad_fn is None or "NotImplemented" in output.grad_fn.name()

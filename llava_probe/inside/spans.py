@@ -19,16 +19,18 @@ class Prompt:
 
     Attributes:
         length: how many tokens its prompt has; ``padding``: pad tokens ahead of it.
-        image_positions: where its visual tokens are; None where nobody has looked.
+        image_positions: where its visual tokens are.
         ids: its prompt's ids, and those of an answer that is fed with it; empty where they are not known.
         question: as it was asked, where that is known.
+        read: whether this was read from what the model is given, so that nobody has looked for its visual tokens.
     """
 
     length: int
     padding: int
-    image_positions: tuple[int, ...] | None
+    image_positions: tuple[int, ...]
     ids: tuple[int, ...] = ()
     question: str | None = None
+    read: bool = False
 
     @property
     def stop(self) -> int:
@@ -170,7 +172,7 @@ class Course:
         known = ids is not None and not cached and ids.shape == (rows, columns)
         held = ids.tolist() if known and ids is not None else [[]] * rows
         return tuple(
-            Prompt(cached + columns - ahead, ahead, None, tuple(own[ahead:]))
+            Prompt(cached + columns - ahead, ahead, (), tuple(own[ahead:]), read=True)
             for ahead, own in zip(padding, held, strict=True)
         )
 

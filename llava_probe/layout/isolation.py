@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llava_probe.anatomy import Anatomy
 from llava_probe.inside import seam
-from llava_probe.inside.passes import ENTRY, Others, Visitor, entered, visiting
+from llava_probe.inside.passes import ENTRY, Entry, entered, visiting
 from llava_probe.inside.undo import undoing
 
 _SOFTMAX = (torch.softmax, functional.softmax, Tensor.softmax)
@@ -56,20 +56,6 @@ def isolated(model: PreTrainedModel) -> Iterator[None]:
         undo(seam.modes_as_now())
         with _Alone():
             yield
-
-
-class Entry(Visitor):
-    """Keeps what enters the decoder.
-
-    Attributes:
-        embeddings: [B, P, D], None where it embeds ids itself or no pass came.
-    """
-
-    embeddings: Tensor | None = None
-
-    def entry(self, embeddings: Tensor | None, others: Others) -> None:
-        """The embeddings, with whatever graph they are in."""
-        self.embeddings = embeddings
 
 
 def entering(anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 
 import llava_probe as lp
 from llava_probe.attribution import prepared
-from llava_probe.attribution.attnlrp import _rule, _Rules, attnlrp, propagating
+from llava_probe.attribution.attnlrp import Propagating, _rule, _Rules, attnlrp
 from llava_probe.attribution.forward import forward
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -377,7 +377,7 @@ def test_a_refusal_names_the_module_and_leaves_the_model_as_before(name):
 
 def test_the_forward_pass_is_the_plain_one(random_vlm):
     task = explained(random_vlm)
-    with forward(task, 0, around=lambda: propagating(random_vlm.anatomy)) as run:
+    with forward(task, 0, Propagating()) as run:
         assert torch.equal(run.logits[0], plain_logits(random_vlm, task))
 
 
@@ -389,7 +389,7 @@ def test_eager_attention_is_refused_with_what_to_type():
 
 def test_capped_attention_is_refused(random_vlm):
     task = explained(random_vlm)
-    for module in random_vlm.anatomy.decoder.attention_modules():
+    for module in random_vlm.anatomy.decoder.attentions:
         module.forward = partial(module.forward, softcap=50.0)
     with pytest.raises(lp.errors.BadModel, match="no rule for softcap in LlamaAttention"):
         attnlrp(task)
