@@ -52,10 +52,10 @@ def demo(
         asked = "What is the text on the stop sign?"
         trace = vlm.generate(scene.image, asked)
         written = _write(trace, out)
-        show(trace, asked)
+        show(trace)
         described = vlm.generate(scene.image, "Describe the image.")
         _write(described, out / "describe")
-        show(described, "Describe the image.")
+        show(described)
         typer.echo(f"\nEverything is in {_told(out, written)} (and describe/)")
         typer.echo(f"A photograph of your own:  llava-probe run PHOTO 'QUESTION' --model {EXAMPLE}")
 
@@ -97,7 +97,7 @@ def run(
             _warn_tiny()
         trace = generated(vlm, pictures, question, max_new_tokens, flags, seed)
         written = _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
-        show(trace, question)
+        show(trace)
         typer.echo(f"\nEverything is in {_told(out, written)}")
 
 
@@ -141,7 +141,7 @@ def attribute(
             trace, tokens = vlm.score(pictures, question, text, capture=kept), tokens or "answer"
         m = explain(vlm, trace, method, picture, tokens, contrast=contrast, **options)
         written = write_attribution(trace, m, out)
-        show_map(trace, question, m)
+        show_map(trace, m)
         typer.echo(f"\nEverything is in {_told(out, written)}")
 
 

@@ -20,6 +20,8 @@ class Request:
 
     Attributes:
         prompt: the text the processor was given, image places included; None when ``inputs`` were ready made.
+        question: the words as they were asked, before any template: of a chat, the user's last; None where only a
+            ready-made prompt or inputs were given.
         messages: the chat it came from, if any, without its pictures.
         inputs: ready-made model inputs by name, if they were given.
         videos: how many frames each video has; these are the last of the pictures.
@@ -41,6 +43,7 @@ class Request:
     batch: int = 1
     sequence: int = 0
     capture: Capture = field(default_factory=Capture)
+    question: str | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from llava_probe.errors import BadInput, NotCaptured, OutOfRange
 from llava_probe.html import trace_html
 from llava_probe.layout import ImageLayout
 from llava_probe.request import Request, to_plain
+from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import ROLES, Token, find
 
@@ -50,11 +51,13 @@ class Trace:
         prompt_length: P.
         answer: the generated text, special tokens left out.
         images: the upright RGB originals; ``layouts``: where their visual tokens lie, one per image.
-        request: what was asked; ``provenance``: with what (model, dtype, versions, hashes).
+        request: what was asked; ``sizes``: of the model that answered.
+        provenance: with what (model, dtype, versions, hashes), for people to read.
         records: the tensors by name; read them through the properties below.
         hidden_layers, hidden_positions: what the two first axes of the kept hidden states are.
         attention_layers, attention_heads, attention_positions: likewise for attention rows.
         spellings: what the ids of the kept logits and scores spell.
+        ends: the ids that are no words of an answer: special ones, and what ends it.
         sequence_score: under beam search, the sum of the chosen tokens' scores over length**length_penalty.
         alternatives: the other returned sequences, each a trace.
     """
@@ -65,6 +68,7 @@ class Trace:
     images: tuple[Image.Image, ...]
     layouts: tuple[ImageLayout, ...]
     request: Request
+    sizes: Sizes
     provenance: Mapping[str, Any]
     records: Mapping[str, Tensor]
     hidden_layers: tuple[int, ...] = ()
@@ -73,6 +77,7 @@ class Trace:
     attention_heads: tuple[int, ...] = ()
     attention_positions: tuple[int, ...] = ()
     spellings: Spellings = field(default_factory=Spellings)
+    ends: frozenset[int] = frozenset()
     sequence_score: float | None = None
     alternatives: tuple[Trace, ...] = ()
 
@@ -87,6 +92,11 @@ class Trace:
     def generated(self) -> tuple[Token, ...]:
         """The generated tokens."""
         return self.tokens[self.prompt_length :]
+
+    @property
+    def question(self) -> str | None:
+        """The words as they were asked, before any template; None where only a prompt or inputs were given."""
+        return self.request.question
 
     @property
     def scored(self) -> bool:
@@ -172,7 +182,7 @@ class Trace:
         if "hidden" not in self.records:
             raise NotCaptured("hidden states were not kept; pass Capture(hidden_states=True)")
         rows = self._rows(at, self.hidden_positions, "hidden states", "positions")
-        columns = self._columns(layer, self.hidden_layers, "hidden_layer_count", "hidden states of layer", "layers")
+        columns = self._columns(layer, self.hidden_layers, self.sizes.hidden_layers, "hidden states of layer", "layers")
         return _squeezed(_picked(self.records["hidden"], rows, columns), at, layer)
 
     def rows(
@@ -189,9 +199,10 @@ class Trace:
         if "attention" not in self.records:
             raise NotCaptured("attention rows were not kept; pass Capture(attention=True)")
         rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
-        columns = self._columns(layer, self.attention_layers, "layer_count", "attention of layer", "attention_layers")
-        heads = self._columns(head, self.attention_heads, "head_count", "attention of head", "heads")
-        return _squeezed(_picked(self.records["attention"], rows, columns, heads), at, layer, head)
+        layers, heads = self.sizes.layers, self.sizes.heads
+        columns = self._columns(layer, self.attention_layers, layers, "attention of layer", "attention_layers")
+        among = self._columns(head, self.attention_heads, heads, "attention of head", "heads")
+        return _squeezed(_picked(self.records["attention"], rows, columns, among), at, layer, head)
 
     @property
     def vision_hidden_states(self) -> Tensor:
@@ -219,10 +230,6 @@ class Trace:
         """Read a saved trace; no model is needed."""
         return trace_file.load(path, cls)
 
-    def without_alternatives(self) -> Trace:
-        """This sequence alone."""
-        return replace(self, alternatives=())
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):
             return NotImplemented
@@ -238,11 +245,13 @@ class Trace:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        held = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.records.items() if "." not in name)
-        return f"Trace({self.answer!r}, {self.prompt_length} + {len(self.generated)} tokens, {held})"
+        lengths = f"{self.prompt_length} + {len(self.generated)} tokens"
+        return f"Trace({self.answer!r}, {lengths}, {_kept(self.records)})"
 
     def _repr_html_(self) -> str:
-        return trace_html(self)
+        asked = "".join(token.text for token in self.tokens[: self.prompt_length] if token.role == "prompt")
+        said = [token.text for token in self.generated]
+        return trace_html(self.images, asked, said, self._probabilities(), _kept(self.records))
 
     # --- details ---
 
@@ -257,6 +266,16 @@ class Trace:
         if name == "scores" and self.scored:
             raise NotCaptured("a scored answer has no scores: nothing was sampled; read trace.logits")
         raise NotCaptured(f"{name} were not kept; pass Capture({name}=True)")
+
+    def _probabilities(self) -> list[float] | None:
+        """Of each generated token, where logits were kept."""
+        if self.kept("logits"):
+            chosen = self.logits.gather(1, self.generated_ids[:, None]).squeeze(1)
+            return (chosen - torch.logsumexp(self.logits, dim=1)).exp().tolist()
+        if self.kept("logits.values"):
+            top = self.top("logits")
+            return (top.chosen - top.logsumexp).exp().tolist()
+        return None
 
     def _predicting(self, record: str, kept: tuple[int, ...], field_name: str, flag: str) -> Tensor:
         if record not in self.records:
@@ -321,11 +340,10 @@ class Trace:
         return [index[position] for position in wanted]
 
     def _columns(
-        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], count: str, what: str, field_name: str
+        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], total: int, what: str, field_name: str
     ) -> list[int]:
         if wanted is None:
             return list(range(len(kept)))
-        total = int(self.provenance[count])
         columns = []
         listed: Any = [wanted] if _single(wanted) else wanted
         for given in listed:
@@ -334,7 +352,7 @@ class Trace:
                 raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
             if number % total not in kept:
                 number %= total
-                kind = (self.provenance.get("other_layers") or {}).get(str(number))
+                kind = self.sizes.other_layers.get(number)
                 if kind is not None and field_name == "attention_layers":
                     raise OutOfRange(f"{what} {number} does not exist: that layer is {kind}")
                 raise NotCaptured(f"{what} {number} were not kept; pass Capture({field_name}=[{number}])")
@@ -376,6 +394,10 @@ def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+def _kept(records: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in records.items() if "." not in name)
 
 
 def _summary(positions: Sequence[int]) -> str:

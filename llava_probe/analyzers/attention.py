@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
@@ -167,9 +168,8 @@ def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
     Raises:
         BadInput: it is one.
     """
-    pictures, others = (list(each.provenance.get("images", ())) for each in (trace, other))
     index = image % len(trace.images)
-    if index >= len(others) or pictures[index] != others[index]:
+    if index >= len(other.images) or not _same(trace.images[index], other.images[index]):
         raise BadInput(f"relative_to= takes a trace of the same picture; its picture {index} is another, or missing")
     count, other_count = len(placed(trace, image)), len(placed(other, image))
     if count != other_count:
@@ -177,3 +177,7 @@ def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
             f"relative_to= takes a trace of the same model: its picture {index} has {other_count} visual tokens, "
             f"this one's {count}"
         )
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.tobytes() == other.tobytes()

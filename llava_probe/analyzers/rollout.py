@@ -56,9 +56,9 @@ def rollout(
     layout = placed(trace, image)
     wanted = explained(trace, tokens)
     _check_kept(trace)
-    count = trace.provenance["layer_count"]
+    count = trace.sizes.layers
     layer_list = numbers("layers", layers) or _through(trace)
-    head_list = numbers("heads", heads) or list(range(trace.provenance["head_count"]))
+    head_list = numbers("heads", heads) or list(range(trace.sizes.heads))
     trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
     layer_list = sorted({layer % count for layer in layer_list})
     rows = torch.eye(len(trace.tokens) - 1)[queries(trace, wanted)]  # [T, K]
@@ -73,20 +73,20 @@ def rollout(
 
 def _through(trace: Trace) -> list[int]:
     """Every layer of the model."""
-    others = trace.provenance.get("other_layers") or {}
+    others = trace.sizes.other_layers
     if others:
         kinds = ", ".join(f"{layer} ({kind})" for layer, kind in others.items())
         raise BadInput(
             f"rollout cannot be followed through layers without attention: {kinds}; pass "
             f"layers={list(trace.attention_layers)} to follow the others alone"
         )
-    return list(range(trace.provenance["layer_count"]))
+    return list(range(trace.sizes.layers))
 
 
 def _step(trace: Trace, layer: int, heads: Sequence[int], reduce: str) -> Tensor:
     """Â of one layer, [K, K]."""
     kept = trace.records["attention"][:, trace.attention_layers.index(layer)]  # [K, H, K], no copy
-    count = trace.provenance["head_count"]
+    count = trace.sizes.heads
     weights = kept[:, [trace.attention_heads.index(head % count) for head in heads]].float()
     mixed = weights.mean(1) if reduce == "mean" else weights.amax(1)
     mixed.diagonal().add_(1)
@@ -97,9 +97,8 @@ def _check_kept(trace: Trace) -> None:
     fed = len(trace.tokens) - 1
     if len(trace.attention_positions) == fed:
         return
-    layers, heads = trace.provenance["layer_count"], trace.provenance["head_count"]
-    itemsize = getattr(torch, trace.provenance["dtype"]).itemsize
-    size = fed * fed * layers * heads * itemsize
+    layers, heads = trace.sizes.layers, trace.sizes.heads
+    size = fed * fed * layers * heads * trace.sizes.itemsize
     kept = f"only {len(trace.attention_positions)}" if trace.attention_positions else "none"
     raise NotCaptured(
         f"rollout needs the attention rows of all {fed} positions and {kept} were kept; pass "

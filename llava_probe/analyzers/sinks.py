@@ -134,7 +134,7 @@ def sinks(trace: Trace, image: int = 0, *, threshold: float | None = None) -> Si
 
 
 def _middle(trace: Trace) -> Sequence[int]:
-    last = int(trace.provenance["hidden_layer_count"]) - 1
+    last = trace.sizes.layers
     middle = [layer for layer in trace.hidden_layers if FIRST_LAYER <= layer < last]
     if not middle:
         what = f"only of layers {list(trace.hidden_layers)}" if trace.hidden_layers else "none"

@@ -84,7 +84,7 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
 
 
 def _all_heads(task: Task) -> bool:
-    return len(task.trace.attention_heads) == task.trace.provenance["head_count"]
+    return len(task.trace.attention_heads) == task.trace.sizes.heads
 
 
 def rows_only(layers: Numbers) -> Capture:

@@ -23,7 +23,7 @@ from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.generation import teacher_forced
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.prompts import Question, answer_ids
+from llava_probe.prompts import answer_ids, asked_again
 from llava_probe.tokens import ROLES, Token, divided
 from llava_probe.trace import Trace
 
@@ -188,7 +188,8 @@ class Task:
         Raises:
             BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
         """
-        tensors, prompts = self.vlm.prepare([asked_again(self.trace)], self.trace.request.processor)
+        asked = asked_again(self.trace.images, self.trace.request)
+        tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         length = self.trace.prompt_length
         if ids[:length] != [token.id for token in self.trace.tokens[:length]]:
@@ -206,12 +207,6 @@ class Task:
     def position(self, step: int) -> int:
         """The sequence position whose logits predict a step."""
         return self.trace.prompt_length - 1 + step
-
-
-def asked_again(trace: Trace) -> Question:
-    """The question of a trace, to be put through the processor once more."""
-    request = trace.request
-    return Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
 
 
 def targets(
@@ -359,7 +354,8 @@ def _spelled(vlm: VLM, trace: Trace, span: Sequence[int], word: str) -> tuple[in
     said = "".join(token.text for token in trace.generated[: span[0]])
     spaced = trace.generated[span[0]].text[:1].isspace() or bool(before and own[span[0]] in _ended(trace))
     prompt = [token.id for token in trace.tokens[: trace.prompt_length]]
-    whole = answer_ids(vlm.processor, asked_again(trace), prompt, f"{said}{' ' * spaced}{word.strip()}")
+    asked = asked_again(trace.images, trace.request)
+    whole = answer_ids(vlm.processor, asked, prompt, f"{said}{' ' * spaced}{word.strip()}")
     if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
         whole = whole[:-1]
     if whole[: len(before)] == before and len(whole) > len(before):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,13 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
     """The answer and its numbers as plain data; ``peaks`` are (x, y) on the original, one list per picture."""
     return {
         "answer": trace.answer,
+        "question": trace.question,
         "prompt": trace.request.prompt,
         **confidence(trace).to_dict(),
         "peaks": [[m.peak(row) for row in range(len(m))] for m in maps],
         "alternatives": [other.answer for other in trace.alternatives],
         "sequence_score": trace.sequence_score,
+        "sizes": asdict(trace.sizes),
         "provenance": dict(trace.provenance),
     }
 
@@ -143,6 +146,7 @@ def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
     return {
         "method": m.method,
         "answer": trace.answer,
+        "question": trace.question,
         "prompt": trace.request.prompt,
         "about": dict(m.about),
         "rows": [
@@ -157,6 +161,7 @@ def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
             }
             for row, token in enumerate(m.tokens)
         ],
+        "sizes": asdict(trace.sizes),
         "provenance": dict(trace.provenance),
     }
 

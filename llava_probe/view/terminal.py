@@ -19,11 +19,11 @@ _BAR = 10  # characters of a full probability bar
 _SHOWN = 24  # tokens listed before the rest is left to answer.json
 
 
-def show(trace: Trace, question: str, console: Console | None = None) -> None:
+def show(trace: Trace, console: Console | None = None) -> None:
     """Print one run."""
     console = console or Console()
     console.print()
-    console.print(Text(question, style="bold"))
+    console.print(Text(trace.question or trace.request.prompt or "", style="bold"))
     console.print(Text(trace.answer or "(no words)", style="bold green"))
     console.print(_tokens(trace))
     left_out = len(trace.generated) - _SHOWN
@@ -32,11 +32,11 @@ def show(trace: Trace, question: str, console: Console | None = None) -> None:
     console.print(_kept(trace))
 
 
-def show_map(trace: Trace, question: str, m: ImageMap, console: Console | None = None) -> None:
+def show_map(trace: Trace, m: ImageMap, console: Console | None = None) -> None:
     """Print one attribution."""
     console = console or Console()
     console.print()
-    console.print(Text(question, style="bold"))
+    console.print(Text(trace.question or trace.request.prompt or "", style="bold"))
     console.print(Text(trace.answer or "(no words)", style="bold green"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("word")
