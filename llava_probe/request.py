@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,12 @@ def from_plain(value: Any) -> Any:
         case {"__unsaved__": what}:
             return Unsaved(what)
     return {key: from_plain(part) for key, part in value.items()}
+
+
+def settings(request: Request) -> Any:
+    """A request as something to compare; its inputs are tensors and left out."""
+    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages")}
+    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None)
 
 
 def unsaved(value: Any) -> bool:

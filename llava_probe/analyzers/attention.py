@@ -1,6 +1,7 @@
 """Where each generated token's prediction looked: attention weights on the visual tokens, as a map.
 
-    lp.attention_map(trace)                          # a row for each generated token, all layers and heads averaged
+    lp.attention_map(trace)                          # the answer's content words, all layers and heads averaged
+    lp.attention_map(trace, tokens=lp.GENERATED)     # a row for each generated token
     lp.attention_map(trace, tokens="STOP", layers=range(8, 16))
     lp.attention_map(trace, relative_to=neutral)     # over what a neutral question looks at anyway
 
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
 from llava_probe.errors import BadInput, NotANumber
+from llava_probe.explained import Tokens, explained, placed, queries, told
 from llava_probe.maps import ImageMap
-from llava_probe.targets import explained, placed, queries
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 Numbers = int | Iterable[int] | None
 
@@ -37,7 +38,7 @@ FLOOR = 0.01
 def attention_map(
     trace: Trace,
     image: int = 0,
-    tokens: At | None = None,
+    tokens: Tokens = None,
     layers: Numbers = None,
     heads: Numbers = None,
     *,
@@ -50,8 +51,8 @@ def attention_map(
     Args:
         trace: with attention rows.
         image: which picture.
-        tokens: positions, a word or a role; all generated tokens when None. A generated token is explained by the
-            row that predicted it, a prompt token by its own.
+        tokens: positions, words or places (``trace.positions``), a row for each token; those of the answer's content
+            words when None. A generated token is explained by the row that predicted it, a prompt token by its own.
         layers, heads: the model's own numbers; all that were kept when None.
         reduce: ``"mean"`` or ``"max"`` over them.
         sinks: ``"drop"`` sets tokens that draw attention without content (``lp.sinks``) to 0 and marks them.
@@ -59,8 +60,8 @@ def attention_map(
             divided by that of the row that predicted its first token.
 
     Returns:
-        ImageMap with values [T, N]; ``about`` tells each row's share on this picture and on the dropped sinks, where
-        the rows are means (largest values add up to no share).
+        ImageMap with values [tokens, N]; ``about`` tells which tokens were asked for, and each row's share on this
+        picture and on the dropped sinks, where the rows are means (largest values add up to no share).
 
     Raises:
         NotCaptured: rows that were not kept, or for ``sinks="drop"`` hidden states.
@@ -77,6 +78,8 @@ def attention_map(
     values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
     about: dict[str, Any] = {
         "unit": "share of attention",
+        "tokens": told(tokens),
+        "positions": [[token.position] for token in wanted],
         "layers": layers or list(trace.attention_layers),
         "heads": heads or list(trace.attention_heads),
         "reduce": reduce,
@@ -113,8 +116,8 @@ def reduced(
         raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
     layers, heads = numbers("layers", layers), numbers("heads", heads)
     reduced_rows = []
-    for position in positions:  # one at a time: whole matrices may be kept
-        weights = trace.rows(at=[position], layer=layers, head=heads)[0][..., columns].float().flatten(0, 1)
+    for row in trace.each_row(list(positions), layers, heads):
+        weights = row[..., columns].float().flatten(0, 1)
         reduced_rows.append(weights.mean(0) if reduce == "mean" else weights.amax(0))
     found = torch.stack(reduced_rows)
     if bool(torch.isnan(found).any()):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
+from llava_probe.explained import At
 from llava_probe.tokens import Token, divided
 from llava_probe.trace import Trace
 
@@ -151,7 +152,7 @@ class Confidence:
             for step in zip(ids.tolist(), logprobs.tolist(), strict=True)
         )
 
-    def choices(self, names: Sequence[str], at: int | str | None = None) -> Choices:
+    def choices(self, names: Sequence[str], at: At | None = None) -> Choices:
         """The probability of each of a few one-word answers at one step; see ``choices.weigh``.
 
         Args:

@@ -19,15 +19,15 @@ from torch import Tensor
 from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
 from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
+from llava_probe.explained import Tokens, explained, placed, queries, told
 from llava_probe.maps import ImageMap
-from llava_probe.targets import explained, placed, queries
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 
 def rollout(
     trace: Trace,
     image: int = 0,
-    tokens: At | None = None,
+    tokens: Tokens = None,
     layers: Numbers = None,
     heads: Numbers = None,
     *,
@@ -44,7 +44,7 @@ def rollout(
         reduce: ``"mean"`` or ``"max"`` over the heads of a layer.
 
     Returns:
-        ImageMap with values [T, N], each row a share of one.
+        ImageMap with values [tokens, N], each row a share of one.
 
     Raises:
         NotCaptured: rows of all positions, layers and heads were not kept; the message tells what that takes.
@@ -67,7 +67,14 @@ def rollout(
     if bool(torch.isnan(rows).any()):
         raise NotANumber("attention rows hold NaN; in half precision this is an overflow: load the model in bfloat16")
     values = rows[:, torch.from_numpy(layout.positions)]
-    about = {"unit": "share of attention flow", "layers": layer_list, "heads": head_list, "reduce": reduce}
+    about = {
+        "unit": "share of attention flow",
+        "tokens": told(tokens),
+        "positions": [[token.position] for token in wanted],
+        "layers": layer_list,
+        "heads": head_list,
+        "reduce": reduce,
+    }
     return ImageMap(values, layout, trace.images[image], wanted, "rollout", about=about)
 
 

@@ -15,7 +15,7 @@ from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotCaptured
-from llava_probe.targets import placed
+from llava_probe.explained import placed
 from llava_probe.trace import Trace
 
 NEUTRAL = "Describe the image."

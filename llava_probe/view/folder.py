@@ -28,6 +28,7 @@ from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
+from llava_probe.explained import GENERATED
 from llava_probe.maps import ImageMap, remove_saved
 from llava_probe.probes import Sweep
 from llava_probe.tokens import Token
@@ -73,7 +74,7 @@ def write_run(
         written += m.save(target / f"maps{suffix}")
         written.append(save_figure(contact_sheet(m, sure), figures / f"maps{suffix}.png"))
     if shown:
-        written.append(save_figure(heads_figure(head_shares(trace)), figures / "heads.png"))
+        written.append(save_figure(heads_figure(head_shares(trace, GENERATED)), figures / "heads.png"))
     return written
 
 
@@ -175,7 +176,8 @@ def heaviest(m: ImageMap, row: int, k: int = 5) -> list[tuple[Token, float]]:
 
 
 def _maps(trace: Trace, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
-    return [attention_map(trace, image, layers=layers, heads=heads) for image in range(len(trace.layouts))]
+    pictures = range(len(trace.layouts))
+    return [attention_map(trace, image, GENERATED, layers=layers, heads=heads) for image in pictures]
 
 
 def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:

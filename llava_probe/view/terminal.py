@@ -11,6 +11,7 @@ from rich.text import Text
 
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
+from llava_probe.explained import GENERATED
 from llava_probe.maps import ImageMap
 from llava_probe.trace import Trace
 from llava_probe.view.folder import heaviest
@@ -61,7 +62,8 @@ def _tokens(trace: Trace) -> Table:
     table.add_column("entropy", justify="right")
     table.add_column("else", overflow="ellipsis", no_wrap=True)
     sure = confidence(trace)
-    maps = [attention_map(trace, image) for image in range(len(trace.layouts))] if trace.kept("attention") else []
+    pictures = range(len(trace.layouts)) if trace.kept("attention") else ()
+    maps = [attention_map(trace, image, GENERATED) for image in pictures]
     if maps:
         table.add_column("looked at", justify="right")
     for step, (token, others) in enumerate(zip(trace.generated[:_SHOWN], sure.top(3), strict=False)):
