@@ -44,6 +44,10 @@ _NAMES = {
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",
     **dict.fromkeys(
+        ("ALL", "ANSWER", "GENERATED", "IMAGE", "LAST", "PREDICTING", "PROMPT", "QUESTION", "SPECIAL", "TEXT"),
+        "explained",
+    ),
+    **dict.fromkeys(
         (
             "ProbeError",
             "BadInput",

@@ -96,7 +96,7 @@ def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens
 def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check:
     trace = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=False)
     scored = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
-    limit = TOLERANCE.get(trace.provenance["dtype"], max(TOLERANCE.values()))
+    limit = TOLERANCE.get(trace.sizes.dtype, max(TOLERANCE.values()))
     limit = max(limit, QUANTISED) if trace.provenance["quantization"] else limit
     findings = (
         *_unchanged(vlm, trace, image, question, max_new_tokens),

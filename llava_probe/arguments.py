@@ -13,6 +13,8 @@ from llava_probe.errors import BadInput
 if TYPE_CHECKING:
     from PIL import Image
 
+    from llava_probe.explained import Place
+
 #: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
 NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
 NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
@@ -84,6 +86,13 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
             told = " or ".join(_KINDS[kind] for kind in kinds)
             raise BadInput(f"--option {name} of {method} takes {told}; got {value!r}")
     return options
+
+
+def place_or_word(text: str | None) -> str | Place | None:
+    """``lp.ANSWER`` as the place that Python knows by this name; anything else is a word."""
+    from llava_probe.explained import PLACES
+
+    return next((place for place in PLACES.values() if repr(place) == text), text)
 
 
 def numbers(flag: str, text: str | None) -> list[int] | None:

@@ -52,10 +52,10 @@ def demo(
         asked = "What is the text on the stop sign?"
         trace = vlm.generate(scene.image, asked)
         written = _write(trace, out)
-        show(trace, asked)
+        show(trace)
         described = vlm.generate(scene.image, "Describe the image.")
         _write(described, out / "describe")
-        show(described, "Describe the image.")
+        show(described)
         typer.echo(f"\nEverything is in {_told(out, written)} (and describe/)")
         typer.echo(f"A photograph of your own:  llava-probe run PHOTO 'QUESTION' --model {EXAMPLE}")
 
@@ -97,7 +97,7 @@ def run(
             _warn_tiny()
         trace = generated(vlm, pictures, question, max_new_tokens, flags, seed)
         written = _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
-        show(trace, question)
+        show(trace)
         typer.echo(f"\nEverything is in {_told(out, written)}")
 
 
@@ -109,7 +109,7 @@ def attribute(
         "relevance"
     ),
     model: ModelName = TINY,
-    tokens: Annotated[str | None, typer.Option(help="A word, answer or generated; each content word if left.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="A word, or lp.ANSWER; each content word if left.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Explain why the word and not this one.")] = None,
     text: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the method, NAME=VALUE; may be repeated.")] = None,
@@ -122,10 +122,11 @@ def attribute(
 ) -> None:
     """Explain the words of an answer by the picture."""
     with _plainly():
-        options = arguments.method_options(method, option or ())
+        options, explained = arguments.method_options(method, option or ()), arguments.place_or_word(tokens)
         pictures = arguments.pictures(image)
         from llava_probe.attribution import attribute as explain
         from llava_probe.capture import Capture
+        from llava_probe.explained import ANSWER
         from llava_probe.view.folder import made, write_attribution
         from llava_probe.view.progress import generated
         from llava_probe.view.terminal import show_map
@@ -138,10 +139,11 @@ def attribute(
         if text is None:
             trace = generated(vlm, pictures, question, max_new_tokens, {"capture": kept})
         else:
-            trace, tokens = vlm.score(pictures, question, text, capture=kept), tokens or "answer"
-        m = explain(vlm, trace, method, picture, tokens, contrast=contrast, **options)
+            trace = vlm.score(pictures, question, text, capture=kept)
+            explained = explained or ANSWER
+        m = explain(vlm, trace, method, picture, explained, contrast=contrast, **options)
         written = write_attribution(trace, m, out)
-        show_map(trace, question, m)
+        show_map(trace, m)
         typer.echo(f"\nEverything is in {_told(out, written)}")
 
 

@@ -7,45 +7,52 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-
-if TYPE_CHECKING:
-    from llava_probe.trace import Trace
 
 _THUMBNAIL = 280
 
 
-def trace_html(trace: Trace) -> str:
-    """The photographs side by side above the prompt's words and the shaded answer."""
-    pictures = "".join(picture_html(image) for image in trace.images)
-    asked = "".join(token.text for token in trace.tokens[: trace.prompt_length] if token.role == "prompt")
-    kept = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in trace.records.items() if "." not in name)
+def trace_html(
+    images: Sequence[Image.Image],
+    asked: str,
+    said: Sequence[str],
+    probabilities: Sequence[float] | None = None,
+    kept: str = "",
+) -> str:
+    """The photographs side by side above the prompt's words and the shaded answer.
+
+    Args:
+        images: the photographs.
+        asked: the prompt's words.
+        said: the text of each generated token; ``probabilities``: theirs, where they are known.
+        kept: what else the trace holds, in a line.
+    """
+    pictures = "".join(picture_html(image) for image in images)
     return (
         '<div style="font-family:system-ui,sans-serif;max-width:60em">'
         f"<div>{pictures}</div>"
         f'<div style="opacity:.7;white-space:pre-wrap;margin:.4em 0">{escape(asked.strip())}</div>'
-        f'<div style="font-size:1.15em;line-height:1.9">{answer_html(trace)}</div>'
+        f'<div style="font-size:1.15em;line-height:1.9">{answer_html(said, probabilities)}</div>'
         f'<div style="opacity:.55;font-size:.8em;margin-top:.5em">darker: more likely · kept: {escape(kept)}</div>'
         "</div>"
     )
 
 
-def answer_html(trace: Trace) -> str:
+def answer_html(said: Sequence[str], probabilities: Sequence[float] | None = None) -> str:
     """The generated tokens, each on a shade of its probability, with the number on hover."""
-    probabilities = _probabilities(trace)
     shaded = []
-    for token, probability in zip(trace.generated, probabilities, strict=True):
-        text = escape(token.text).replace("\n", "⏎")
+    shades: Sequence[float | None] = probabilities or [None] * len(said)
+    for text, probability in zip(said, shades, strict=True):
+        shown = escape(text).replace("\n", "⏎")
         if probability is None:
-            shaded.append(f'<span style="white-space:pre-wrap">{text}</span>')
+            shaded.append(f'<span style="white-space:pre-wrap">{shown}</span>')
         else:
             shaded.append(
                 f'<span title="p = {probability:.3f}" style="white-space:pre-wrap;border-radius:.2em;padding:.15em 0;'
-                f'background:rgba(33,113,181,{0.08 + 0.5 * probability:.2f})">{text}</span>'
+                f'background:rgba(33,113,181,{0.08 + 0.5 * probability:.2f})">{shown}</span>'
             )
     return "".join(shaded)
 
@@ -58,13 +65,3 @@ def picture_html(image: Image.Image, side: int = _THUMBNAIL) -> str:
     small.save(jpeg, format="JPEG", quality=88)
     data = base64.b64encode(jpeg.getvalue()).decode()
     return f'<img alt="the picture" style="margin:0 .5em .3em 0" src="data:image/jpeg;base64,{data}">'
-
-
-def _probabilities(trace: Trace) -> list[float | None]:
-    if trace.kept("logits"):
-        chosen = trace.logits.gather(1, trace.generated_ids[:, None]).squeeze(1)
-        return (chosen - torch.logsumexp(trace.logits, dim=1)).exp().tolist()
-    if trace.kept("logits.values"):
-        top = trace.top("logits")
-        return (top.chosen - top.logsumexp).exp().tolist()
-    return [None] * len(trace.generated)

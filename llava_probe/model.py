@@ -28,6 +28,7 @@ from llava_probe.generation import (
     Vocabulary,
     announce,
     check_decoding,
+    ends_of,
     run_generate,
     run_score,
     scored_trace,
@@ -35,8 +36,8 @@ from llava_probe.generation import (
 )
 from llava_probe.inside.passes import Prompt, alone_with
 from llava_probe.layout import Clips, ImageLayout, Layouts, Probe
-from llava_probe.prompts import Question, answer_ids, encode, marked, pose, token_id
-from llava_probe.provenance import provenance_of
+from llava_probe.prompts import Question, answer_ids, asked_again, encode, marked, pose, token_id
+from llava_probe.provenance import provenance_of, sizes_of
 from llava_probe.request import Request, unsaved
 from llava_probe.trace import Trace
 
@@ -197,8 +198,9 @@ class VLM:
             answer=ids,
             processor=dict(processor_kwargs or {}),
             capture=capture,
+            question=asked.words,
         )
-        sample = self._sample([asked], 0, request, prompts[0], tensors)
+        sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
         announce(plan, self.anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=_pixels(tensors))
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
         return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
@@ -222,7 +224,7 @@ class VLM:
         lost = [name for name, value in request.generate.items() if unsaved(value)]
         if lost:
             raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
-        asked = Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
+        asked = asked_again(trace.images, request)
         if request.answer is not None:
             return self._score(asked, request.answer if answer is None else answer, request.capture, request.processor)
         if request.batch > 1 and check_decoding(self.anatomy.generator, request.generate).do_sample:
@@ -345,9 +347,11 @@ class VLM:
                     seed=seed,
                     batch=len(questions),
                     capture=capture,
+                    question=question.words,
                 ),
                 prompt,
                 tensors,
+                config,
             )
             for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
         ]
@@ -412,13 +416,15 @@ class VLM:
         request: Request,
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
+        config: Any,
     ) -> Sample:
         """What a trace says of one sample of a batch besides what is recorded."""
         question = questions[number]
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
             layouts = self.layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
-        return Sample(question, request, layouts, provenance)
+        ends = ends_of(self.processor.tokenizer, config)
+        return Sample(question, request, layouts, sizes_of(self.anatomy), ends, provenance)
 
 
 def _input_device(model: Any) -> torch.device:

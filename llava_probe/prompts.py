@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput, first_line
 from llava_probe.images import open_image
+from llava_probe.request import Request
 from llava_probe.videos import open_video, several_videos
 
 _PICTURE_KEYS = ("image", "path", "url", "base64")
@@ -34,6 +36,7 @@ class Question:
         images: the still pictures, then the frames of all videos.
         prompt, messages, inputs: what is asked.
         videos: how many frames each video has.
+        words: the question as it was asked, before any template; of a chat, the user's last text.
     """
 
     images: tuple[Image.Image, ...]
@@ -41,6 +44,7 @@ class Question:
     messages: Any = None
     inputs: Mapping[str, Tensor] | None = None
     videos: tuple[int, ...] = ()
+    words: str | None = None
 
     @property
     def stills(self) -> list[Image.Image]:
@@ -79,34 +83,38 @@ def pose(
     clips = several_videos(video)
     if inputs is not None:
         return _question(images, clips, None, inputs=_checked(inputs))
+    words: str | None
     if question is not None:
         if not isinstance(question, str) or not question.strip():
             raise BadInput(f"the question is empty; ask something in plain words (got {question!r})")
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in clips]
         content += [{"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
-        text = _templated(processor, messages)
-        messages = None
+        text, words = _templated(processor, [{"role": "user", "content": content}]), question
     elif messages is not None:
         messages, inside, filmed = _unpacked(messages)
         if (inside and images) or (filmed and clips):
             raise BadInput("pictures were given both inside messages= and as image; give them in one place")
         images, clips = images or inside, clips or filmed
-        text = _templated(processor, messages)
+        text, words = _templated(processor, messages), _last_words(messages)
         types = [part.get("type") for message in messages for part in message["content"]]
         _check_places(text, "an image part", types.count("image"), len(images))
         _check_places(text, "a video part", types.count("video"), len(clips), "video")
     else:
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(f"the prompt is empty (got {prompt!r})")
-        text = prompt
+        text, words = prompt, None
         marks = _marks(processor, "image")
         videos = [mark for mark in _marks(processor, "video") if mark not in marks]
         for what, among, count in (("picture", marks, len(images)), ("video", videos, len(clips))):
             if among:
                 mark = max(among, key=text.count)
                 _check_places(text, mark, text.count(mark), count, what)
-    return _question(images, clips, text, messages)
+    return _question(images, clips, text, messages, words=words)
+
+
+def asked_again(images: tuple[Image.Image, ...], request: Request) -> Question:
+    """The question of a trace, to be put through the processor once more."""
+    return Question(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
 
 
 def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -226,9 +234,17 @@ def _question(
     prompt: str | None,
     messages: Any = None,
     inputs: Mapping[str, Tensor] | None = None,
+    words: str | None = None,
 ) -> Question:
     frames = tuple(frame for clip in clips for frame in clip)
-    return Question(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips))
+    return Question(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
+
+
+def _last_words(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The last text of a chat's user."""
+    asked = [part for message in messages if message["role"] == "user" for part in message["content"]]
+    texts = [str(part["text"]) for part in asked if part.get("type") == "text" and part.get("text")]
+    return texts[-1] if texts else None
 
 
 def _unpacked(
@@ -279,17 +295,34 @@ def _marks(processor: Any, kind: str) -> list[str]:
     """What may stand for a picture (a video) in a prompt: the processor's tokens, what its template writes for one."""
     names = ("image_token", "boi_token") if kind == "image" else ("video_token",)
     marks = [str(mark) for name in names if (mark := getattr(processor, name, None))]
+    written = _written(processor, kind)
+    return [*marks, written] if written else marks
+
+
+#: What each processor's chat template writes for a picture or a video, by the template and the kind.
+_WRITTEN: WeakKeyDictionary[Any, dict[tuple[str, str], str]] = WeakKeyDictionary()
+
+
+def _written(processor: Any, kind: str) -> str:
+    """What the chat template writes for a picture (a video); nothing where it refuses one."""
+    known = _WRITTEN.setdefault(processor, {})
+    key = str(getattr(processor, "chat_template", None)), kind
+    if key not in known:
+        known[key] = _difference(processor, kind)
+    return known[key]
+
+
+def _difference(processor: Any, kind: str) -> str:
     text = {"type": "text", "text": "?"}
     try:
         without, with_one = (
             _templated(processor, [{"role": "user", "content": [*place, text]}]) for place in ([], [{"type": kind}])
         )
     except BadInput:
-        return marks
+        return ""
     before = _shared(without, with_one)
     after = _shared(without[before:][::-1], with_one[before:][::-1])
-    written = with_one[before : len(with_one) - after].strip()
-    return [*marks, written] if written else marks
+    return with_one[before : len(with_one) - after].strip()
 
 
 def _shared(one: str, other: str) -> int:

@@ -1,4 +1,4 @@
-"""With what a trace was made: model, dtype, kernels, versions, and a hash of each picture."""
+"""With what a trace was made, for people to read: model, dtype, kernels, versions, and a hash of each picture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import transformers
 from llava_probe import __version__, tiny
 from llava_probe.anatomy import Anatomy
 from llava_probe.images import fingerprint
+from llava_probe.sizes import Sizes
 
 
 def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], checks: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,11 +23,6 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
         **model_of(anatomy),
         "processor": type(processor).__name__,
         "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
-        "layer_count": anatomy.layers,
-        "hidden_layer_count": anatomy.layers + 1,
-        "head_count": anatomy.heads,
-        "other_layers": {str(layer): kind for layer, kind in anatomy.other_layers.items()},
-        "vocabulary": anatomy.vocabulary,
         "images": [fingerprint(image) for image in images],
         "versions": {
             "llava_probe": __version__,
@@ -38,6 +34,18 @@ def provenance_of(anatomy: Anatomy, processor: Any, images: Sequence[Any], check
     }
 
 
+def sizes_of(anatomy: Anatomy) -> Sizes:
+    """How large the model is."""
+    return Sizes(
+        layers=anatomy.layers,
+        heads=anatomy.heads,
+        vocabulary=anatomy.vocabulary,
+        width=anatomy.width,
+        dtype=_dtype(anatomy.model),
+        other_layers=dict(anatomy.other_layers),
+    )
+
+
 def model_of(anatomy: Anatomy) -> dict[str, Any]:
     """Which model it is: its name and revision, its class, and what its arithmetic depends on."""
     model = anatomy.model
@@ -46,7 +54,7 @@ def model_of(anatomy: Anatomy) -> dict[str, Any]:
         "model": _name(model),
         "revision": getattr(model.config, "_commit_hash", None),
         "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": _dtype(model),
         "attention": anatomy.decoder.owner.config._attn_implementation,
         "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
     }
@@ -62,6 +70,10 @@ def weights_of(anatomy: Anatomy) -> str:
             few = flat[:: max(1, flat.numel() // 16)][:16]
             told.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return told.hexdigest()[:32]
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _name(model: Any) -> str:

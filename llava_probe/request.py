@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ class Request:
 
     Attributes:
         prompt: the text the processor was given, image places included; None when ``inputs`` were ready made.
+        question: the words as they were asked, before any template: of a chat, the user's last; None where only a
+            ready-made prompt or inputs were given.
         messages: the chat it came from, if any, without its pictures.
         inputs: ready-made model inputs by name, if they were given.
         videos: how many frames each video has; these are the last of the pictures.
@@ -41,6 +43,7 @@ class Request:
     batch: int = 1
     sequence: int = 0
     capture: Capture = field(default_factory=Capture)
+    question: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,12 @@ def from_plain(value: Any) -> Any:
         case {"__unsaved__": what}:
             return Unsaved(what)
     return {key: from_plain(part) for key, part in value.items()}
+
+
+def settings(request: Request) -> Any:
+    """A request as something to compare; its inputs are tensors and left out."""
+    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages")}
+    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None)
 
 
 def unsaved(value: Any) -> bool:

@@ -3,7 +3,7 @@
     trace = vlm.generate("street.jpg", "What does the sign say?")
     trace.answer                                      # "STOP"
     trace.logits, trace.attention                     # [T, V], [T, L, H, K]: entry t predicted generated token t
-    trace.hidden(layer=12, at="image")                # [N, D]: by the model's own layer number and position
+    trace.hidden(layer=12, at=lp.IMAGE)               # [N, D]: by the model's own layer number and position
     trace.rows(at=trace.find("STOP"), layer=-1)       # [tokens, H, K]
     trace.save("run.trace")
 
@@ -15,8 +15,8 @@ CPU and plain data: nothing of torch's hooks, nothing of the model.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,23 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe import trace_file
-from llava_probe.capture import NAMED_POSITIONS
 from llava_probe.distributions import TopK
 from llava_probe.errors import BadInput, NotCaptured, OutOfRange
+from llava_probe.explained import ALL, ANSWER, GENERATED, IMAGE, LAST, PREDICTING, PROMPT, TEXT, At, Place, place_named
+from llava_probe.explained import positions as named_positions
 from llava_probe.html import trace_html
 from llava_probe.layout import ImageLayout
-from llava_probe.request import Request, to_plain
+from llava_probe.request import Request, settings
+from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings
-from llava_probe.tokens import ROLES, Token, find
-
-At = int | str | Sequence["int | str"]
+from llava_probe.tokens import Token, find
 
 #: More missing positions than this are not listed one by one.
 _LISTED = 9
+
+#: How ``Capture`` spells the places that it can keep.
+_KEPT_AS: dict[Place | None, str] = {each: each.name for each in (PREDICTING, ALL, PROMPT, IMAGE, TEXT)}
+_KEPT_AS[LAST] = "last_prompt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +54,13 @@ class Trace:
         prompt_length: P.
         answer: the generated text, special tokens left out.
         images: the upright RGB originals; ``layouts``: where their visual tokens lie, one per image.
-        request: what was asked; ``provenance``: with what (model, dtype, versions, hashes).
+        request: what was asked; ``sizes``: of the model that answered.
+        provenance: with what (model, dtype, versions, hashes), for people to read.
         records: the tensors by name; read them through the properties below.
         hidden_layers, hidden_positions: what the two first axes of the kept hidden states are.
         attention_layers, attention_heads, attention_positions: likewise for attention rows.
         spellings: what the ids of the kept logits and scores spell.
+        ends: the ids that are no words of an answer: special ones, and what ends it.
         sequence_score: under beam search, the sum of the chosen tokens' scores over length**length_penalty.
         alternatives: the other returned sequences, each a trace.
     """
@@ -65,6 +71,7 @@ class Trace:
     images: tuple[Image.Image, ...]
     layouts: tuple[ImageLayout, ...]
     request: Request
+    sizes: Sizes
     provenance: Mapping[str, Any]
     records: Mapping[str, Tensor]
     hidden_layers: tuple[int, ...] = ()
@@ -73,6 +80,7 @@ class Trace:
     attention_heads: tuple[int, ...] = ()
     attention_positions: tuple[int, ...] = ()
     spellings: Spellings = field(default_factory=Spellings)
+    ends: frozenset[int] = frozenset()
     sequence_score: float | None = None
     alternatives: tuple[Trace, ...] = ()
 
@@ -87,6 +95,11 @@ class Trace:
     def generated(self) -> tuple[Token, ...]:
         """The generated tokens."""
         return self.tokens[self.prompt_length :]
+
+    @property
+    def question(self) -> str | None:
+        """The words as they were asked, before any template; None where only a prompt or inputs were given."""
+        return self.request.question
 
     @property
     def scored(self) -> bool:
@@ -140,22 +153,20 @@ class Trace:
         """Sequence positions that ``at`` names.
 
         Args:
-            at: a position (negative counts from the end), a list of them, ``"all"`` (every token that was fed to
-                the model: not the last), ``"last_prompt"``, ``"predicting"``, ``"text"`` (the prompt without its
-                visual tokens), a role (``"image"``, ``"prompt"``, ``"generated"``, ``"special"``), or a word of
-                the answer, else of the prompt.
+            at: a position (negative counts from the end), a word of the answer, else of the prompt, a place, or a
+                list of these. Places are ``lp.IMAGE``, ``lp.TEXT`` (the prompt without its visual tokens),
+                ``lp.PROMPT`` (its words), ``lp.QUESTION`` (the words as they were asked), ``lp.LAST`` (the last prompt
+                position), ``lp.PREDICTING``, ``lp.ANSWER`` (without what ends it), ``lp.GENERATED``, ``lp.SPECIAL`` and
+                ``lp.ALL`` (every token that was fed to the model: not the last). Their names as strings,
+                ``"image"``, say the same where they are no words of this trace.
 
         Raises:
             OutOfRange: a position or word that is not there.
+            BadInput: a string that is the name of a place and a word of this trace.
         """
-        if isinstance(at, str):
-            return self._named(at)
-        listed: Any = [at] if _single(at) else at
-        return [
-            place for part in listed for place in (self._named(part) if isinstance(part, str) else [self._place(part)])
-        ]
+        return named_positions(self, at)
 
-    def hidden(self, layer: int | Sequence[int] | None = None, at: At = "predicting") -> Tensor:
+    def hidden(self, layer: int | Sequence[int] | None = None, at: At = PREDICTING) -> Tensor:
         """Hidden states by the model's own layer number and by sequence position.
 
         Args:
@@ -172,11 +183,11 @@ class Trace:
         if "hidden" not in self.records:
             raise NotCaptured("hidden states were not kept; pass Capture(hidden_states=True)")
         rows = self._rows(at, self.hidden_positions, "hidden states", "positions")
-        columns = self._columns(layer, self.hidden_layers, "hidden_layer_count", "hidden states of layer", "layers")
+        columns = self._columns(layer, self.hidden_layers, self.sizes.hidden_layers, "hidden states of layer", "layers")
         return _squeezed(_picked(self.records["hidden"], rows, columns), at, layer)
 
     def rows(
-        self, at: At = "predicting", layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
+        self, at: At = PREDICTING, layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
     ) -> Tensor:
         """Attention rows by query position and by the model's own block and head numbers.
 
@@ -186,12 +197,19 @@ class Trace:
         Raises:
             NotCaptured: a position, layer or head that was not kept.
         """
-        if "attention" not in self.records:
-            raise NotCaptured("attention rows were not kept; pass Capture(attention=True)")
-        rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
-        columns = self._columns(layer, self.attention_layers, "layer_count", "attention of layer", "attention_layers")
-        heads = self._columns(head, self.attention_heads, "head_count", "attention of head", "heads")
-        return _squeezed(_picked(self.records["attention"], rows, columns, heads), at, layer, head)
+        axes = self._weights(at, layer, head)
+        return _squeezed(_picked(self.records["attention"], *axes), at, layer, head)
+
+    def each_row(
+        self, at: At, layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        """The same, [layers, heads, K] of one position after another: whole matrices may be kept, too large to copy.
+
+        Raises:
+            NotCaptured: before the first row, a position, layer or head that was not kept.
+        """
+        rows, layers, heads = self._weights(at, layer, head)
+        return (_squeezed(_picked(self.records["attention"][row], layers, heads), layer, head) for row in rows)
 
     @property
     def vision_hidden_states(self) -> Tensor:
@@ -206,7 +224,7 @@ class Trace:
     @property
     def projected(self) -> Tensor:
         """[N, D] visual tokens as the language model gets them: hidden state 0 at the image positions."""
-        return self.hidden(layer=0, at="image")
+        return self.hidden(layer=0, at=IMAGE)
 
     # --- as a file, as a page ---
 
@@ -219,10 +237,6 @@ class Trace:
         """Read a saved trace; no model is needed."""
         return trace_file.load(path, cls)
 
-    def without_alternatives(self) -> Trace:
-        """This sequence alone."""
-        return replace(self, alternatives=())
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):
             return NotImplemented
@@ -231,18 +245,20 @@ class Trace:
             all(getattr(self, name) == getattr(other, name) for name in plain)
             and _same_tensors(self.records, other.records)
             and [(i.size, i.tobytes()) for i in self.images] == [(i.size, i.tobytes()) for i in other.images]
-            and _settings(self.request) == _settings(other.request)
+            and settings(self.request) == settings(other.request)
             and _same_tensors(self.request.inputs or {}, other.request.inputs or {})
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        held = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.records.items() if "." not in name)
-        return f"Trace({self.answer!r}, {self.prompt_length} + {len(self.generated)} tokens, {held})"
+        lengths = f"{self.prompt_length} + {len(self.generated)} tokens"
+        return f"Trace({self.answer!r}, {lengths}, {_kept(self.records)})"
 
     def _repr_html_(self) -> str:
-        return trace_html(self)
+        asked = "".join(token.text for token in self.tokens[: self.prompt_length] if token.role == "prompt")
+        said = [token.text for token in self.generated]
+        return trace_html(self.images, asked, said, self._probabilities(), _kept(self.records))
 
     # --- details ---
 
@@ -257,6 +273,16 @@ class Trace:
         if name == "scores" and self.scored:
             raise NotCaptured("a scored answer has no scores: nothing was sampled; read trace.logits")
         raise NotCaptured(f"{name} were not kept; pass Capture({name}=True)")
+
+    def _probabilities(self) -> list[float] | None:
+        """Of each generated token, where logits were kept."""
+        if self.kept("logits"):
+            chosen = self.logits.gather(1, self.generated_ids[:, None]).squeeze(1)
+            return (chosen - torch.logsumexp(self.logits, dim=1)).exp().tolist()
+        if self.kept("logits.values"):
+            top = self.top("logits")
+            return (top.chosen - top.logsumexp).exp().tolist()
+        return None
 
     def _predicting(self, record: str, kept: tuple[int, ...], field_name: str, flag: str) -> Tensor:
         if record not in self.records:
@@ -274,45 +300,33 @@ class Trace:
             raise NotCaptured("the vision tower was not kept; pass Capture(vision=True)")
         return self.records[record]
 
-    def _place(self, at: Any) -> int:
-        place = _index(at, "a position")
-        if not -len(self.tokens) <= place < len(self.tokens):
-            raise OutOfRange(f"position {place} is not there: this trace has {len(self.tokens)} tokens")
-        return place % len(self.tokens)
-
-    def _named(self, name: str) -> list[int]:
-        ranges = {
-            "all": range(len(self.tokens) - 1),
-            "last_prompt": [self.prompt_length - 1],
-            "predicting": self.predicting,
-            "text": [t.position for t in self.tokens[: self.prompt_length] if t.role != "image"],
-        }
-        if name in ranges:
-            return list(ranges[name])
-        if name in ROLES:
-            return [token.position for token in self.tokens if token.role == name]
-        found = self.find(name, role="generated") or self.find(name)
-        if not found:
-            raise OutOfRange(f"{name!r} is neither a role ({', '.join(ROLES)}) nor a word of {self.answer!r}")
-        return list(found)
+    def _weights(self, at: At, layer: Any, head: Any) -> tuple[list[int], list[int], list[int]]:
+        """Where rows, layers and heads stand along the three first axes of the kept attention."""
+        if "attention" not in self.records:
+            raise NotCaptured("attention rows were not kept; pass Capture(attention=True)")
+        rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
+        total, among = self.sizes.layers, self.sizes.heads
+        layers = self._columns(layer, self.attention_layers, total, "attention of layer", "attention_layers")
+        heads = self._columns(head, self.attention_heads, among, "attention of head", "heads")
+        return rows, layers, heads
 
     def _rows(self, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
         index = {position: row for row, position in enumerate(kept)}
-        wanted = self.positions(at)
+        wanted, place = self.positions(at), place_named(at)
         last = len(self.tokens) - 1
-        if isinstance(at, str) and at in ROLES:
+        if place in (GENERATED, ANSWER):
             wanted = [position for position in wanted if position != last]  # it was never fed to the model
         missing = [position for position in wanted if position not in index]
         if missing:
             if missing == [last]:
                 raise NotCaptured(
                     f"{what} at position {last} do not exist: the last token was never fed to the model; "
-                    'at="predicting" reads where each token of the answer was predicted'
+                    "at=lp.PREDICTING reads where each token of the answer was predicted"
                 )
             in_prompt = [position for position in missing if position < self.prompt_length]
             named: list[str | int] = [*in_prompt] if len(in_prompt) < _LISTED else ["all"]
-            if isinstance(at, str) and at in NAMED_POSITIONS:
-                named = [at]
+            if place in _KEPT_AS:
+                named = [_KEPT_AS[place]]
             advice: list[str | int] = list(dict.fromkeys(["predicting", *named]))
             raise NotCaptured(
                 f"{what} at {_summary(missing)} were not kept, only at {_summary(kept)}; "
@@ -321,11 +335,10 @@ class Trace:
         return [index[position] for position in wanted]
 
     def _columns(
-        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], count: str, what: str, field_name: str
+        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], total: int, what: str, field_name: str
     ) -> list[int]:
         if wanted is None:
             return list(range(len(kept)))
-        total = int(self.provenance[count])
         columns = []
         listed: Any = [wanted] if _single(wanted) else wanted
         for given in listed:
@@ -334,7 +347,7 @@ class Trace:
                 raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
             if number % total not in kept:
                 number %= total
-                kind = (self.provenance.get("other_layers") or {}).get(str(number))
+                kind = self.sizes.other_layers.get(number)
                 if kind is not None and field_name == "attention_layers":
                     raise OutOfRange(f"{what} {number} does not exist: that layer is {kind}")
                 raise NotCaptured(f"{what} {number} were not kept; pass Capture({field_name}=[{number}])")
@@ -367,15 +380,14 @@ def _squeezed(found: Tensor, *named: Any) -> Tensor:
     return found
 
 
-def _settings(request: Request) -> Any:
-    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages")}
-    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None)
-
-
 def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+def _kept(records: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in records.items() if "." not in name)
 
 
 def _summary(positions: Sequence[int]) -> str:

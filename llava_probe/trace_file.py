@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -24,14 +24,15 @@ from llava_probe.capture import Capture
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
 from llava_probe.request import Request, from_plain, to_plain
+from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
 from llava_probe.whole_file import checksum, write_tensors
 
-if TYPE_CHECKING:
-    from llava_probe.trace import Trace
+#: 2 keeps the question in plain words, the model's sizes and the ids that end an answer; 1 is still read.
+FORMAT = 2
 
-FORMAT = 1
+Kept = TypeVar("Kept")
 
 _SHARED = ("vision_hidden", "vision_attention")
 
@@ -40,7 +41,7 @@ _PLAIN = ("answer", "prompt_length", "sequence_score", "provenance")
 _AXES = ("hidden_layers", "hidden_positions", "attention_layers", "attention_heads", "attention_positions")
 
 
-def save(trace: Trace, path: str | Path) -> Path:
+def save(trace: Any, path: str | Path) -> Path:
     """Write ``trace`` to ``path``, whole or not at all.
 
     Raises:
@@ -52,8 +53,8 @@ def save(trace: Trace, path: str | Path) -> Path:
     return write_tensors("trace", path, tensors, metadata)
 
 
-def load(path: str | Path, kind: type[Trace]) -> Trace:
-    """Read a trace written by ``save``, as a ``kind``: the class itself, which stands above this file.
+def load(path: str | Path, kind: Callable[..., Kept]) -> Kept:
+    """Read a trace written by ``save``; ``kind``, the class itself, makes it of its fields.
 
     Raises:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
@@ -81,7 +82,7 @@ def load(path: str | Path, kind: type[Trace]) -> Trace:
     return _restored(kind, told, "", tensors, images)
 
 
-def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The trace's plain data; its tensors go into ``tensors`` under ``prefix``."""
     request = trace.request
     for name, tensor in trace.records.items():
@@ -117,7 +118,10 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
             "batch": request.batch,
             "sequence": request.sequence,
             "capture": asdict(request.capture),
+            "question": request.question,
         },
+        "sizes": asdict(trace.sizes),
+        "ends": sorted(trace.ends),
         "alternatives": [
             _described(other, f"{prefix}alternatives/{number}/", tensors)
             for number, other in enumerate(trace.alternatives)
@@ -126,13 +130,17 @@ def _described(trace: Trace, prefix: str, tensors: dict[str, Tensor]) -> dict[st
 
 
 def _restored(
-    kind: type[Trace], told: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], images: tuple[Image.Image, ...]
-) -> Trace:
+    kind: Callable[..., Kept],
+    told: dict[str, Any],
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    images: tuple[Image.Image, ...],
+) -> Kept:
     def under(folder: str) -> dict[str, Tensor]:
         start = f"{prefix}{folder}/"
         return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
-    asked = told["request"]
+    asked, spelled = told["request"], _spellings(tensors["spellings"].numpy().tobytes())
     plain: dict[str, Any] = {name: told[name] for name in _PLAIN} | {name: tuple(told[name]) for name in _AXES}
     layouts = tuple(
         ImageLayout(
@@ -160,15 +168,30 @@ def _restored(
             batch=asked["batch"],
             sequence=asked["sequence"],
             capture=Capture(**asked["capture"]),
+            question=asked.get("question"),
         ),
+        sizes=_sizes(told),
         records=under("records")
         | {name: tensors[f"records/{name}"] for name in _SHARED if f"records/{name}" in tensors},
-        spellings=_spellings(tensors["spellings"].numpy().tobytes()),
+        spellings=spelled,
+        ends=frozenset(told["ends"]) if "ends" in told else spelled.special,
         alternatives=tuple(
             _restored(kind, other, f"{prefix}alternatives/{number}/", tensors, images)
             for number, other in enumerate(told["alternatives"])
         ),
     )
+
+
+def _sizes(told: Mapping[str, Any]) -> Sizes:
+    """The model's sizes; the first format had them, but for the width, among the provenance."""
+    if "sizes" not in told:
+        made = told["provenance"]
+        others = made.get("other_layers") or {}
+        sizes = {"layers": made["layer_count"], "heads": made["head_count"], "vocabulary": made["vocabulary"]}
+        sizes |= {"width": None, "dtype": made["dtype"], "other_layers": others}
+    else:
+        sizes = told["sizes"]
+    return Sizes(**sizes | {"other_layers": {int(layer): kind for layer, kind in sizes["other_layers"].items()}})
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
+from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
 from llava_probe.trace import Request, Trace
@@ -69,12 +70,11 @@ def synthetic_trace(
         "images": (image,),
         "layouts": (layout(),),
         "request": Request("a prompt"),
+        "sizes": Sizes(layers, 2 if attention is None else attention.shape[2], len(TEXTS), 4, "float32"),
+        "ends": frozenset({0, 1, 9}),
         "provenance": {
             "class": "Synthetic",
             "dtype": "float32",
-            "layer_count": layers,
-            "hidden_layer_count": layers + 1,
-            "head_count": 2 if attention is None else attention.shape[2],
             "images": [fingerprint(image)],
         },
         "records": {name: tensor for name, tensor in records.items() if tensor is not None},

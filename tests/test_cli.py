@@ -51,7 +51,7 @@ def test_run_writes_what_it_promises(scene, picture, tmp_path):
 
 def test_the_map_of_the_command_line_is_the_one_of_python(picture, tmp_path, tiny_vlm):
     call("run", picture, SIGN, "--out", tmp_path / "out", "--layers", "4,5", "--heads", "1")
-    expected = lp.attention_map(tiny_vlm.generate(picture, SIGN), layers=[4, 5], heads=[1])
+    expected = lp.attention_map(tiny_vlm.generate(picture, SIGN), 0, lp.GENERATED, layers=[4, 5], heads=[1])
     assert np.allclose(np.load(tmp_path / "out" / "maps" / "map.npz")["values"], expected.values, atol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_attribute_is_the_attribution_of_python(picture, tmp_path, tiny_vlm, sce
 
 def test_attribute_explains_another_text_and_one_word_of_it(picture, tmp_path, tiny_vlm, models):
     words = ["attribute", picture, SIGN, "--method", "gradient", "--text", "a red sign", "--out", tmp_path]
-    for more, tokens in (([], "answer"), (["--tokens", "red", "--contrast", "blue"], "red")):
+    for more, tokens in (([], lp.ANSWER), (["--tokens", "red", "--contrast", "blue"], "red")):
         assert call(*words, *more).exit_code == 0
         told = json.loads((tmp_path / "attribution.json").read_text())
         assert told["answer"] == "a red sign"
@@ -226,7 +226,7 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["attribute", "PICTURE", SIGN, "--option", "through"], "--option takes NAME=VALUE; got 'through'"),
         (["attribute", "PICTURE", SIGN, "--option", "checkpoint=1"], "--option checkpoint of relevance takes true or"),
         (["attribute", "PICTURE", SIGN, "--method", "rollout", "--contrast", "red"], "it knows no contrast"),
-        (["attribute", "PICTURE", SIGN, "--tokens", "purple"], "'purple' is not a word of the answer"),
+        (["attribute", "PICTURE", SIGN, "--tokens", "purple"], "'purple' is neither a word of"),
         (["attribute", "PICTURE", SIGN, "--picture", "3"], "picture 3 is not there"),
         (["demo", "--seed", "2000000"], "held-out scenes"),
     ],

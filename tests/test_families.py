@@ -266,7 +266,7 @@ def test_rows_are_of_the_layers_with_attention_and_the_others_are_listed(name):
     assert (float(rows.min()) >= 1 - 1e-5) == (name not in SHORT)
     usual = Counter(inside.head_counts.values()).most_common(1)[0][0]
     assert trace.attention_layers == tuple(layer for layer, count in inside.head_counts.items() if count == usual)
-    assert {int(layer): kind for layer, kind in trace.provenance["other_layers"].items()} == inside.other_layers
+    assert trace.sizes.other_layers == inside.other_layers
     if inside.other_layers:
         assert f"{inside.layers} layers ({len(inside.head_counts)} with attention)" in repr(vlm(name))
     for layer, kind in inside.other_layers.items():

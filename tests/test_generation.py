@@ -215,9 +215,9 @@ def test_the_announced_size_bounds_the_kept_size(random_vlm):
 
     for capture in (lp.Capture(), lp.Capture(positions="all", attention_positions="image", logits=5, heads=[1])):
         trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=9, capture=capture)
-        extent = Extent(trace.prompt_length, 36, len(trace.generated), 64, trace.provenance["vocabulary"], 4)
+        extent = Extent(trace.prompt_length, 36, len(trace.generated), 64, trace.sizes.vocabulary, 4)
         kept = sum(tensor.nbytes for tensor in trace.records.values())
-        plan = resolve(capture, 4, dict.fromkeys(range(4), 4), trace.provenance["vocabulary"])
+        plan = resolve(capture, 4, dict.fromkeys(range(4), 4), trace.sizes.vocabulary)
         assert kept <= nbytes(plan, extent) <= 1.1 * kept
 
 

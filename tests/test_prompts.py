@@ -204,3 +204,32 @@ def test_a_chat_keeps_its_turns_and_pictures_in_order(random_vlm):
         {"type": "image"} if p["type"] == "image" else p for p in m["content"]]} for m in chat]  # fmt: skip
     again = random_vlm.generate([photo(60, 40), photo(30, 90)], messages=bare, max_new_tokens=2)
     assert torch.equal(again.logits, trace.logits)
+    assert trace.question == again.question == "and this"
+
+
+def test_a_trace_knows_the_question_as_it_was_asked(random_vlm):
+    """Whatever the template made of it, and however often it is asked again."""
+    asked = "  What is THE text "
+    trace = random_vlm.generate(photo(), asked, max_new_tokens=2)
+    assert trace.question == asked
+    assert random_vlm.rerun(trace).question == random_vlm.rerun(trace, answer="red").question == asked
+    assert random_vlm.score(photo(), asked, "red").question == asked
+    batch = random_vlm.generate_batch([(photo(), asked), {"image": photo(), "prompt": PROMPT}], max_new_tokens=2)
+    assert [each.question for each in batch] == [asked, None]
+    assert random_vlm.generate(photo(), prompt=PROMPT, max_new_tokens=2).question is None
+
+
+def test_a_template_is_read_once_for_what_it_writes_for_a_picture(random_vlm, monkeypatch):
+    rendered = []
+    plain = type(random_vlm.processor).apply_chat_template
+    monkeypatch.setattr(
+        type(random_vlm.processor),
+        "apply_chat_template",
+        lambda self, *given, **settings: rendered.append(given) or plain(self, *given, **settings),
+    )
+    for _ in range(3):
+        random_vlm.score(photo(), prompt=PROMPT, answer="red")
+    assert len(rendered) == 4  # with and without a picture, with and without a video
+    random_vlm.processor.chat_template = "<image>" + random_vlm.processor.chat_template
+    random_vlm.score(photo(), prompt=PROMPT, answer="red")
+    assert len(rendered) == 8

@@ -17,7 +17,7 @@ def trace(random_vlm):
     return random_vlm.generate(photo(), QUESTION, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("at", [[2, 3], 5, "image", "prompt", "text", "layout", [0, "image"]], ids=str)
+@pytest.mark.parametrize("at", [[2, 3], 5, "image", "prompt", lp.TEXT, "layout", [0, "image"]], ids=str)
 def test_the_advice_of_an_error_keeps_what_was_missing(random_vlm, trace, at):
     at = trace.layouts[0].positions if at == "layout" else at
     readers = {"positions": lambda t: t.hidden(layer=1, at=at), "attention_positions": lambda t: t.rows(at=at)}
@@ -61,7 +61,7 @@ def test_the_answers_rows_are_those_that_were_fed(trace):
         (lambda t: t.hidden(layer=[1.0]), "whole number"),
         (lambda t: t.positions(1000), "position 1000 is not there"),
         (lambda t: t.positions([0.5]), "whole number"),
-        (lambda t: t.positions("zebra"), "'zebra' is neither a role"),
+        (lambda t: t.positions("zebra"), "'zebra' is neither a word of"),
         (lambda t: t.top(), "logits were not kept apart"),
         (lambda t: t.vision_hidden_states, r"Capture\(vision=True\)"),
     ],

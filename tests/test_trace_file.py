@@ -1,8 +1,11 @@
 """A trace comes back equal, and a file that is not one says so."""
 
+import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import llava_probe as lp
+from llava_probe import tiny
 
 QUESTION = "what is the text on the stop sign"
 
@@ -92,7 +96,7 @@ def test_foreign_and_missing_files_are_named_as_such(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file(trace, tmp_path):
-    path = trace.without_alternatives().save(tmp_path / "run.trace")
+    path = replace(trace, alternatives=()).save(tmp_path / "run.trace")
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
@@ -132,3 +136,37 @@ def test_a_notebook_shows_picture_and_shaded_answer(random_vlm):
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count('title="p = ') == 3
+
+
+def test_a_file_of_the_first_format_is_read():
+    """Written before a trace kept its question, the model's sizes and what ends an answer: two beams about a scene."""
+    old = lp.Trace.load(Path(__file__).parent / "saved" / "format_1.trace")
+    assert (old.answer, old.alternatives[0].answer) == ("ring", "star")
+    assert [token.text for token in old.generated] == [" ring", "</s>"]
+    assert lp.confidence(old).probability.tolist() == pytest.approx([0.7199, 1.0], abs=1e-4)
+    assert old.rows(layer=-1, head=1).shape == (2, len(old.tokens) - 1)
+    assert old.question is None
+    shape = json.loads((tiny.path() / "config.json").read_text())["text_config"]
+    assert old.sizes.layers == shape["num_hidden_layers"]
+    assert old.sizes.heads == shape["num_attention_heads"]
+    assert (old.sizes.vocabulary, old.sizes.dtype) == (shape["vocab_size"], "float32")
+    with pytest.raises(lp.NotCaptured, match="attention of layer 0 were not kept"):
+        old.rows(layer=0)
+    with pytest.raises(lp.OutOfRange, match="this model has 0 to 5"):
+        old.rows(layer=6)
+    assert [word.text for word in lp.confidence(old).words()] == ["ring"]
+
+
+def test_a_file_of_the_first_format_is_run_again_and_saved_anew(tiny_vlm, tmp_path):
+    old = lp.Trace.load(Path(__file__).parent / "saved" / "format_1.trace")
+    again = tiny_vlm.rerun(old)
+    assert again.answer == old.answer
+    assert again.sizes == replace(old.sizes, width=tiny_vlm.anatomy.width)
+    assert lp.Trace.load(old.save(tmp_path / "new.trace")) == old
+
+
+def test_question_and_sizes_come_back_from_a_file(trace, tmp_path):
+    back = lp.Trace.load(trace.save(tmp_path / "run.trace"))
+    assert back.question == back.alternatives[0].question == QUESTION
+    assert (back.sizes.layers, back.sizes.heads, back.sizes.hidden_layers, back.sizes.width) == (4, 4, 5, 64)
+    assert back.ends == trace.ends and 2 in back.ends  # of the model's EOS

@@ -1,6 +1,7 @@
 """Where each generated token's prediction looked: attention weights on the visual tokens, as a map.
 
-    lp.attention_map(trace)                          # a row for each generated token, all layers and heads averaged
+    lp.attention_map(trace)                          # the answer's content words, all layers and heads averaged
+    lp.attention_map(trace, tokens=lp.GENERATED)     # a row for each generated token
     lp.attention_map(trace, tokens="STOP", layers=range(8, 16))
     lp.attention_map(trace, relative_to=neutral)     # over what a neutral question looks at anyway
 
@@ -16,13 +17,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
 from llava_probe.errors import BadInput, NotANumber
+from llava_probe.explained import Tokens, explained, placed, queries, told
 from llava_probe.maps import ImageMap
-from llava_probe.targets import explained, placed, queries
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 Numbers = int | Iterable[int] | None
 
@@ -36,7 +38,7 @@ FLOOR = 0.01
 def attention_map(
     trace: Trace,
     image: int = 0,
-    tokens: At | None = None,
+    tokens: Tokens = None,
     layers: Numbers = None,
     heads: Numbers = None,
     *,
@@ -49,8 +51,8 @@ def attention_map(
     Args:
         trace: with attention rows.
         image: which picture.
-        tokens: positions, a word or a role; all generated tokens when None. A generated token is explained by the
-            row that predicted it, a prompt token by its own.
+        tokens: positions, words or places (``trace.positions``), a row for each token; those of the answer's content
+            words when None. A generated token is explained by the row that predicted it, a prompt token by its own.
         layers, heads: the model's own numbers; all that were kept when None.
         reduce: ``"mean"`` or ``"max"`` over them.
         sinks: ``"drop"`` sets tokens that draw attention without content (``lp.sinks``) to 0 and marks them.
@@ -58,8 +60,8 @@ def attention_map(
             divided by that of the row that predicted its first token.
 
     Returns:
-        ImageMap with values [T, N]; ``about`` tells each row's share on this picture and on the dropped sinks, where
-        the rows are means (largest values add up to no share).
+        ImageMap with values [tokens, N]; ``about`` tells which tokens were asked for, and each row's share on this
+        picture and on the dropped sinks, where the rows are means (largest values add up to no share).
 
     Raises:
         NotCaptured: rows that were not kept, or for ``sinks="drop"`` hidden states.
@@ -76,6 +78,8 @@ def attention_map(
     values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
     about: dict[str, Any] = {
         "unit": "share of attention",
+        "tokens": told(tokens),
+        "positions": [[token.position] for token in wanted],
         "layers": layers or list(trace.attention_layers),
         "heads": heads or list(trace.attention_heads),
         "reduce": reduce,
@@ -112,8 +116,8 @@ def reduced(
         raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
     layers, heads = numbers("layers", layers), numbers("heads", heads)
     reduced_rows = []
-    for position in positions:  # one at a time: whole matrices may be kept
-        weights = trace.rows(at=[position], layer=layers, head=heads)[0][..., columns].float().flatten(0, 1)
+    for row in trace.each_row(list(positions), layers, heads):
+        weights = row[..., columns].float().flatten(0, 1)
         reduced_rows.append(weights.mean(0) if reduce == "mean" else weights.amax(0))
     found = torch.stack(reduced_rows)
     if bool(torch.isnan(found).any()):
@@ -167,9 +171,8 @@ def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
     Raises:
         BadInput: it is one.
     """
-    pictures, others = (list(each.provenance.get("images", ())) for each in (trace, other))
     index = image % len(trace.images)
-    if index >= len(others) or pictures[index] != others[index]:
+    if index >= len(other.images) or not _same(trace.images[index], other.images[index]):
         raise BadInput(f"relative_to= takes a trace of the same picture; its picture {index} is another, or missing")
     count, other_count = len(placed(trace, image)), len(placed(other, image))
     if count != other_count:
@@ -177,3 +180,7 @@ def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
             f"relative_to= takes a trace of the same model: its picture {index} has {other_count} visual tokens, "
             f"this one's {count}"
         )
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.tobytes() == other.tobytes()

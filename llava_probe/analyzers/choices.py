@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from llava_probe.errors import BadInput, NotANumber, NotCaptured, OutOfRange
+from llava_probe.explained import At
 from llava_probe.trace import Trace
 
 
@@ -47,7 +48,7 @@ class Choices:
         return self.probability[self.names.index(name)]
 
 
-def weigh(trace: Trace, names: Sequence[str], at: int | str | None = None) -> Choices:
+def weigh(trace: Trace, names: Sequence[str], at: At | None = None) -> Choices:
     """The probability of each of a few one-word answers at one step, from the raw logits.
 
     Where only the top k were kept, a spelling outside them counts as nothing: it is less likely than the least of them.
@@ -77,7 +78,7 @@ def weigh(trace: Trace, names: Sequence[str], at: int | str | None = None) -> Ch
     return Choices(names, trace.prompt_length + step, probability, shares, ids)
 
 
-def _step(trace: Trace, at: int | str | None) -> int:
+def _step(trace: Trace, at: At | None) -> int:
     if at is None:
         return 0
     step = trace.positions(at)[0] - trace.prompt_length

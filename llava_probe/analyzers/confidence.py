@@ -19,18 +19,16 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
+from llava_probe.explained import At
 from llava_probe.tokens import Token, divided
 from llava_probe.trace import Trace
-
-if TYPE_CHECKING:
-    pass
 
 #: Steps whose distributions are in float64 at once: bounds the extra memory.
 _BLOCK = 16
@@ -154,7 +152,7 @@ class Confidence:
             for step in zip(ids.tolist(), logprobs.tolist(), strict=True)
         )
 
-    def choices(self, names: Sequence[str], at: int | str | None = None) -> Choices:
+    def choices(self, names: Sequence[str], at: At | None = None) -> Choices:
         """The probability of each of a few one-word answers at one step; see ``choices.weigh``.
 
         Args:
@@ -167,7 +165,7 @@ class Confidence:
 
     def words(self) -> tuple[Word, ...]:
         """The answer's words, as spaces divide it; EOS and other special tokens are not among them."""
-        return tuple(self._word(steps) for steps in divided(self.tokens, self.trace.spellings.special))
+        return tuple(self._word(steps) for steps in divided(self.tokens, self.trace.ends))
 
     @property
     def sum(self) -> float:

@@ -1,7 +1,7 @@
 """What each head of each layer looks at when a token is predicted: the picture, the question, the answer so far.
 
     shares = lp.heads(trace)
-    shares.image                      # [T, L, H]
+    shares.image                      # [tokens, L, H]
     shares.top(5)                     # the five heads that look at the picture most
     lp.figures.heads_figure(shares)
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.targets import explained, queries
+from llava_probe.explained import Tokens, explained, queries
 from llava_probe.tokens import Token
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 PARTS = ("image", "question", "first", "generated", "rest")
 
@@ -37,7 +37,7 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class HeadShares:
-    """Where each head's attention goes, each part [T, layers, heads] float32.
+    """Where each head's attention goes, each part [tokens, layers, heads] float32.
 
     Attributes:
         image: visual tokens, of all pictures.
@@ -58,7 +58,7 @@ class HeadShares:
     heads: tuple[int, ...]
 
     def part(self, name: str) -> Tensor:
-        """[T, layers, heads] of one of the five parts.
+        """[tokens, layers, heads] of one of the five parts.
 
         Raises:
             BadInput: there is no such part.
@@ -109,19 +109,20 @@ class HeadShares:
         return part[row]
 
 
-def heads(trace: Trace, tokens: At | None = None) -> HeadShares:
+def heads(trace: Trace, tokens: Tokens = None) -> HeadShares:
     """The share of each head's attention on the parts of the sequence, for each explained token.
 
     Args:
         trace: with attention rows.
-        tokens: as for ``attention_map``: all generated tokens when None, each read in the row that predicted it.
+        tokens: as for ``attention_map``: those of the answer's content words when None, each read in the row that
+            predicted it.
 
     Raises:
         NotCaptured: rows that were not kept.
     """
     wanted = explained(trace, tokens)
     member = _membership(trace)  # [K, parts]
-    rows = (trace.rows(at=[position])[0].float() @ member for position in queries(trace, wanted))
+    rows = (row.float() @ member for row in trace.each_row(queries(trace, wanted)))
     shares = dict(zip(PARTS, torch.stack(list(rows)).unbind(-1), strict=True))
     return HeadShares(**shares, tokens=wanted, layers=trace.attention_layers, heads=trace.attention_heads)
 

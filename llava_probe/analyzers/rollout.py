@@ -19,15 +19,15 @@ from torch import Tensor
 from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
 from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
+from llava_probe.explained import Tokens, explained, placed, queries, told
 from llava_probe.maps import ImageMap
-from llava_probe.targets import explained, placed, queries
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 
 def rollout(
     trace: Trace,
     image: int = 0,
-    tokens: At | None = None,
+    tokens: Tokens = None,
     layers: Numbers = None,
     heads: Numbers = None,
     *,
@@ -44,7 +44,7 @@ def rollout(
         reduce: ``"mean"`` or ``"max"`` over the heads of a layer.
 
     Returns:
-        ImageMap with values [T, N], each row a share of one.
+        ImageMap with values [tokens, N], each row a share of one.
 
     Raises:
         NotCaptured: rows of all positions, layers and heads were not kept; the message tells what that takes.
@@ -56,9 +56,9 @@ def rollout(
     layout = placed(trace, image)
     wanted = explained(trace, tokens)
     _check_kept(trace)
-    count = trace.provenance["layer_count"]
+    count = trace.sizes.layers
     layer_list = numbers("layers", layers) or _through(trace)
-    head_list = numbers("heads", heads) or list(range(trace.provenance["head_count"]))
+    head_list = numbers("heads", heads) or list(range(trace.sizes.heads))
     trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
     layer_list = sorted({layer % count for layer in layer_list})
     rows = torch.eye(len(trace.tokens) - 1)[queries(trace, wanted)]  # [T, K]
@@ -67,26 +67,33 @@ def rollout(
     if bool(torch.isnan(rows).any()):
         raise NotANumber("attention rows hold NaN; in half precision this is an overflow: load the model in bfloat16")
     values = rows[:, torch.from_numpy(layout.positions)]
-    about = {"unit": "share of attention flow", "layers": layer_list, "heads": head_list, "reduce": reduce}
+    about = {
+        "unit": "share of attention flow",
+        "tokens": told(tokens),
+        "positions": [[token.position] for token in wanted],
+        "layers": layer_list,
+        "heads": head_list,
+        "reduce": reduce,
+    }
     return ImageMap(values, layout, trace.images[image], wanted, "rollout", about=about)
 
 
 def _through(trace: Trace) -> list[int]:
     """Every layer of the model."""
-    others = trace.provenance.get("other_layers") or {}
+    others = trace.sizes.other_layers
     if others:
         kinds = ", ".join(f"{layer} ({kind})" for layer, kind in others.items())
         raise BadInput(
             f"rollout cannot be followed through layers without attention: {kinds}; pass "
             f"layers={list(trace.attention_layers)} to follow the others alone"
         )
-    return list(range(trace.provenance["layer_count"]))
+    return list(range(trace.sizes.layers))
 
 
 def _step(trace: Trace, layer: int, heads: Sequence[int], reduce: str) -> Tensor:
     """Â of one layer, [K, K]."""
     kept = trace.records["attention"][:, trace.attention_layers.index(layer)]  # [K, H, K], no copy
-    count = trace.provenance["head_count"]
+    count = trace.sizes.heads
     weights = kept[:, [trace.attention_heads.index(head % count) for head in heads]].float()
     mixed = weights.mean(1) if reduce == "mean" else weights.amax(1)
     mixed.diagonal().add_(1)
@@ -97,9 +104,8 @@ def _check_kept(trace: Trace) -> None:
     fed = len(trace.tokens) - 1
     if len(trace.attention_positions) == fed:
         return
-    layers, heads = trace.provenance["layer_count"], trace.provenance["head_count"]
-    itemsize = getattr(torch, trace.provenance["dtype"]).itemsize
-    size = fed * fed * layers * heads * itemsize
+    layers, heads = trace.sizes.layers, trace.sizes.heads
+    size = fed * fed * layers * heads * trace.sizes.itemsize
     kept = f"only {len(trace.attention_positions)}" if trace.attention_positions else "none"
     raise NotCaptured(
         f"rollout needs the attention rows of all {fed} positions and {kept} were kept; pass "

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import NotCaptured
+from llava_probe.explained import PREDICTING, placed
 from llava_probe.layout.geometry import IntArray
-from llava_probe.targets import placed
 from llava_probe.trace import Trace
 
 #: The paper's threshold on a value of the normed state.
@@ -134,7 +134,7 @@ def sinks(trace: Trace, image: int = 0, *, threshold: float | None = None) -> Si
 
 
 def _middle(trace: Trace) -> Sequence[int]:
-    last = int(trace.provenance["hidden_layer_count"]) - 1
+    last = trace.sizes.layers
     middle = [layer for layer in trace.hidden_layers if FIRST_LAYER <= layer < last]
     if not middle:
         what = f"only of layers {list(trace.hidden_layers)}" if trace.hidden_layers else "none"
@@ -146,10 +146,9 @@ def _middle(trace: Trace) -> Sequence[int]:
 
 def _drawn(trace: Trace, columns: Tensor, marked: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The marked tokens' share of each predicting row, and of what falls on the picture."""
-    first = trace.prompt_length - 1
     if not trace.kept("attention") or not set(trace.predicting) <= set(trace.attention_positions):
         return None, None
-    rows = torch.stack([trace.rows(at=[first + step])[0].float().mean((0, 1)) for step in range(len(trace.generated))])
+    rows = torch.stack([row.float().mean((0, 1)) for row in trace.each_row(PREDICTING)])
     on_picture = rows[:, columns]
     drawn = on_picture[:, marked].sum(1)
     return drawn, drawn / on_picture.sum(1).clamp_min(torch.finfo(torch.float32).tiny)

@@ -33,12 +33,12 @@ from llava_probe.attribution.relevance import relevance
 from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
-from llava_probe.attribution.target import QUANTITIES, Target, Task, Tokens, targets
+from llava_probe.attribution.target import QUANTITIES, Target, Task, targets
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotANumber
+from llava_probe.explained import ANSWER, Tokens, placed, told
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM
-from llava_probe.targets import placed
 from llava_probe.trace import Trace
 
 __all__ = ["METHODS", "LocalisationHeads", "Method", "Target", "Task", "attribute", "find_heads"]
@@ -117,7 +117,7 @@ def attribute(
         method: one of ``lp.METHODS``.
         image: which picture.
         tokens: what each row explains: None for each content word of the answer; a word (a row for each time that it
-            was said, its tokens together); ``"answer"`` for the whole answer; ``"generated"`` for each token; a
+            was said, its tokens together); ``lp.ANSWER`` for the whole answer; ``lp.GENERATED`` for each token; a
             position; or a list of these, in which a list of positions is one word.
         contrast: explain why this word rather than that one: their log-probabilities' difference in that place. One
             word, or one for each row. A contrast of several tokens is read beside the answer, as a sequence that begins
@@ -129,7 +129,7 @@ def attribute(
     Returns:
         ImageMap with values [rows, N]; ``text`` holds the same for the other tokens, where the method has a value for
         them; ``about["forwards"]`` and ``["backwards"]`` count the passes through the model, and
-        ``about["positions"]`` lists each row's tokens.
+        ``about["positions"]`` lists each row's tokens, ``about["tokens"]`` tells which were asked for.
 
     Raises:
         BadInput: an unknown method or option, or a contrast that the method has no meaning for.
@@ -161,10 +161,10 @@ def prepared(
         raise BadInput(f"{method} does not weigh one word against another, so it knows no contrast; try relevance")
     if text is not None:
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
-        tokens = "answer" if tokens is None else tokens
+        tokens = ANSWER if tokens is None else tokens
     layout = placed(trace, image)
     found, answers = targets(vlm, trace, tokens, contrast)
-    return Task(vlm, trace, layout, image % len(trace.images), found, answers, of)
+    return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
 
 
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
@@ -192,7 +192,8 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
             "of": task.quantity,
             "image": task.image,
             "contrast": list(task.contrasts) if task.contrasted else None,
-            "positions": [[task.trace.prompt_length + step for step in target.steps(0)] for target in task.targets],
+            "tokens": task.told,
+            "positions": [list(target.positions) for target in task.targets],
             "forwards": found.forwards,
             "backwards": found.backwards,
             **found.about,

@@ -15,7 +15,7 @@ from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotCaptured
-from llava_probe.targets import placed
+from llava_probe.explained import placed
 from llava_probe.trace import Trace
 
 NEUTRAL = "Describe the image."
@@ -84,7 +84,7 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
 
 
 def _all_heads(task: Task) -> bool:
-    return len(task.trace.attention_heads) == task.trace.provenance["head_count"]
+    return len(task.trace.attention_heads) == task.trace.sizes.heads
 
 
 def rows_only(layers: Numbers) -> Capture:

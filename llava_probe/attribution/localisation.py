@@ -30,11 +30,11 @@ from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput, NotANumber
+from llava_probe.explained import LAST, Tokens, explained, place_named, placed, queries
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray, tile_grids
 from llava_probe.model import VLM
-from llava_probe.targets import explained, placed, queries
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 #: A visual token is lit above so many times its map's mean. The authors' code takes 0.001 above the mean; of 576
 #: tokens that share half of a row the mean is 0.0009, so this is the same, whatever the grid and the share.
@@ -126,7 +126,7 @@ def find_heads(
     samples: Iterable[Sequence[Any]],
     *,
     most: int = 3,
-    tokens: At | None = None,
+    tokens: Tokens = LAST,
     validation: float = 0.5,
     picked: int = PICKED,
 ) -> LocalisationHeads:
@@ -136,8 +136,9 @@ def find_heads(
         vlm: the model.
         samples: (image, question) each, or (image, question, mask) with the mask [height, width] bool on the original.
         most: how many heads to choose.
-        tokens: of the answer, whose predicting rows are read, averaged: a word, positions or ``"generated"``. None:
-            the last row of the prompt, as in the paper, and nothing but the first token is generated.
+        tokens: of the answer, whose predicting rows are read, averaged: words, positions or a place, as for
+            ``lp.attention_map``. ``lp.LAST``: the last row of the prompt, as in the paper, and nothing but the first
+            token is generated.
         validation: the share of the samples, at the end, that choose nothing and are tried, where there are masks.
         picked: how many heads a sample picks, a quarter of the candidates at most.
 
@@ -329,14 +330,14 @@ def _pairs(heads: Any) -> list[tuple[int, int]]:
     return pairs
 
 
-def _maps(vlm: VLM, sample: Sequence[Any], tokens: At | None) -> tuple[Trace, FloatArray, ImageLayout]:
+def _maps(vlm: VLM, sample: Sequence[Any], tokens: Tokens) -> tuple[Trace, FloatArray, ImageLayout]:
     """The trace of one sample, its heads' maps [L, H, N] and the layout they lie on."""
-    length = {"max_new_tokens": 1} if tokens is None else {}
+    length = {"max_new_tokens": 1} if place_named(tokens) == LAST else {}
     trace = vlm.generate(sample[0], sample[1], capture=rows_only(None), **length)  # type: ignore[arg-type]
     layout = placed(trace)
-    at = [trace.prompt_length - 1] if tokens is None else queries(trace, explained(trace, tokens))
+    at = queries(trace, explained(trace, tokens))
     columns = torch.from_numpy(layout.positions)
-    rows: Tensor = sum(trace.rows(at=[place])[0][..., columns].double() for place in at) / len(at)  # type: ignore[assignment]
+    rows: Tensor = sum(row[..., columns].double() for row in trace.each_row(at)) / len(at)  # type: ignore[assignment]
     if bool(torch.isnan(rows).any()):
         raise NotANumber("attention rows hold NaN; in half precision this is an overflow: load the model in bfloat16")
     return trace, rows.numpy(), layout
@@ -375,9 +376,7 @@ def _ranked(
     return sorted(found, key=lambda each: (-each.frequency, each.entropy, -each.image))
 
 
-def _overlaps(
-    vlm: VLM, sample: Sequence[Any], tokens: At | None, heads: Sequence[tuple[int, int]]
-) -> tuple[float, float]:
+def _overlaps(vlm: VLM, sample: Sequence[Any], tokens: Tokens, heads: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """IoU of a mask with the heads' map, and with all heads', each cut at its mean; over what was seen."""
     trace, maps, layout = _maps(vlm, sample, tokens)
     mask = np.asarray(sample[2]) != 0

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from llava_probe.attribution.replay import replaying, values_of
 from llava_probe.attribution.side_by_side import AGREEMENT
-from llava_probe.attribution.target import Task, asked_again
+from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput, NotANumber, at_least
 from llava_probe.generation import teacher_forced
+from llava_probe.prompts import asked_again
 
 #: Changed inputs that go through the model together.
 BATCH = 16
@@ -123,7 +124,7 @@ def _checked(scores: Tensor) -> Tensor:
 
 
 def _pictured(task: Task, number: int, pictures: Sequence[Image.Image]) -> Tensor:
-    asked = asked_again(task.trace)
+    asked = asked_again(task.trace.images, task.trace.request)
     questions = []
     for picture in pictures:
         images = list(asked.images)

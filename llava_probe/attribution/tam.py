@@ -28,9 +28,9 @@ from llava_probe.anatomy import Stack
 from llava_probe.attribution.found import Found
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadModel, NotANumber
+from llava_probe.explained import queries
 from llava_probe.inside.passes import Visitor
 from llava_probe.layout.geometry import FloatArray, tile_grids
-from llava_probe.targets import queries
 from llava_probe.tokens import Token
 
 #: Spreads are taken no smaller than this share of the mean: the filter then takes the median, its limit.

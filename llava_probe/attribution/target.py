@@ -20,29 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.explained import Tokens, spans
 from llava_probe.generation import teacher_forced
 from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.prompts import Question, answer_ids
-from llava_probe.tokens import ROLES, Token, divided
+from llava_probe.prompts import answer_ids, asked_again
+from llava_probe.tokens import Token
 from llava_probe.trace import Trace
 
 #: What is differentiated or measured: a log-probability in nats, or the raw logit.
 QUANTITIES = ("logprob", "logit")
-
-#: English words that carry no content of their own: what an answer would say of any picture.
-FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those there here it its he she they them his her their i you we my your our me us him
-    is are was were be been being am do does did has have had can could will would shall should may might must
-    and or but nor so yet if then than as of at by for from in into on onto to with without within over under up down
-    off out about who whom whose which what when where why how not s t also very just some any each both all
-    image picture photo photograph shows depicts features
-    """.split()  # noqa: SIM905
-)
-
-Tokens = int | str | Sequence[Any] | None
 
 
 @dataclass(frozen=True)
@@ -66,10 +54,12 @@ class Target:
     """What one row of a map explains: a token that stands for all it was spelled with, and its terms.
 
     Attributes:
-        token, terms: as above; ``contrast``: the word that it is weighed against.
+        token, terms: as above; ``positions``: of all its tokens in the trace.
+        contrast: the word that it is weighed against.
     """
 
     token: Token
+    positions: tuple[int, ...]
     terms: tuple[Term, ...]
     contrast: str | None = None
 
@@ -134,6 +124,7 @@ class Task:
         targets: one for each row of the map.
         answers: ids of each continuation of the prompt: the answer, then contrasts of several tokens.
         quantity: ``"logprob"`` or ``"logit"``; None for what each method was published with.
+        told: how a map tells which tokens were asked for.
     """
 
     vlm: VLM
@@ -143,6 +134,7 @@ class Task:
     targets: tuple[Target, ...]
     answers: tuple[tuple[int, ...], ...]
     quantity: str | None = None
+    told: str = "content words"
 
     def measured(self, quantity: str) -> Task:
         """The same with this quantity, where none was asked for; the processor does not run again."""
@@ -194,7 +186,8 @@ class Task:
         Raises:
             BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
         """
-        tensors, prompts = self.vlm.prepare([asked_again(self.trace)], self.trace.request.processor)
+        asked = asked_again(self.trace.images, self.trace.request)
+        tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         length = self.trace.prompt_length
         if ids[:length] != [token.id for token in self.trace.tokens[:length]]:
@@ -213,9 +206,7 @@ class Task:
         """What a pass of one continuation holds, for what visits it."""
         trace = self.trace
         ids = (*(token.id for token in trace.tokens[: trace.prompt_length]), *self.answers[number][:-1])
-        return Prompt(
-            trace.prompt_length, 0, tuple(visual_positions(trace)), ids, getattr(trace.request, "question", None)
-        )
+        return Prompt(trace.prompt_length, 0, tuple(visual_positions(trace)), ids, trace.request.question)
 
     def logits(self, number: int, *visitors: Visitor, **changed: Any) -> Tensor:
         """[B, steps, V] of one pass over a continuation, under whatever is in force.
@@ -239,12 +230,6 @@ def visual_positions(trace: Trace) -> list[int]:
     return [token.position for token in trace.tokens if token.role == "image"]
 
 
-def asked_again(trace: Trace) -> Question:
-    """The question of a trace, to be put through the processor once more."""
-    request = trace.request
-    return Question(trace.images, request.prompt, request.messages, request.inputs, request.videos)
-
-
 def targets(
     vlm: VLM, trace: Trace, tokens: Tokens = None, contrast: str | Sequence[str] | None = None
 ) -> tuple[tuple[Target, ...], tuple[tuple[int, ...], ...]]:
@@ -253,111 +238,59 @@ def targets(
     Args:
         vlm: whose tokenizer spells the contrast.
         trace: whose answer is explained.
-        tokens: None for the content words; ``"answer"`` for the whole; ``"generated"`` for each token; a word; a
-            position; or a list of words, positions, and lists of positions (each one word).
+        tokens: words, positions or places of the answer, a target for each of ``explained.spans``; the content words
+            when None.
         contrast: a word, or one for each target.
 
     Raises:
         OutOfRange: a position or word that the answer does not have.
         BadInput: no target at all, or contrasts that do not fit.
     """
-    spans = _spans(trace, tokens)
+    words = _spans(trace, tokens)
     answers = [tuple(token.id for token in trace.generated)]
     listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
-    others: list[Any] = list(contrast or ()) if listed else [contrast] * len(spans)
-    if tokens is None and isinstance(contrast, str) and len(spans) > 1:
-        words = ", ".join(repr(_joined(trace, span).text.strip()) for span in spans)
-        raise BadInput(f"contrast= stands against one word, and this answer has {len(spans)} ({words}); give tokens=")
+    others: list[Any] = list(contrast or ()) if listed else [contrast] * len(words)
+    if tokens is None and isinstance(contrast, str) and len(words) > 1:
+        said = ", ".join(repr(_joined(trace, word).text.strip()) for word in words)
+        raise BadInput(f"contrast= stands against one word, and this answer has {len(words)} ({said}); give tokens=")
     if not all(other is None or isinstance(other, str) for other in others):
         raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
-    if len(others) != len(spans):
-        raise BadInput(f"contrast= takes one word, or one for each of {len(spans)} targets; got {len(others)}")
+    if len(others) != len(words):
+        raise BadInput(f"contrast= takes one word, or one for each of {len(words)} targets; got {len(others)}")
     found = []
-    for span, other in zip(spans, others, strict=True):
+    for word, other in zip(words, others, strict=True):
+        span = [position - trace.prompt_length for position in word]
         terms = [Term(0, step, answers[0][step]) for step in span]
         if other is not None:
             terms += _against(vlm, trace, answers, span, other)
-        found.append(Target(_joined(trace, span), tuple(terms), other))
+        found.append(Target(_joined(trace, word), tuple(word), tuple(terms), other))
     return tuple(found), tuple(answers)
 
 
-# --- which steps ---
+# --- which words ---
 
 
 def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
-    """The steps of each target."""
-    if tokens is None:
-        words = [_bare(trace, word) for word in divided(trace.generated, trace.spellings.special | _ended(trace))]
-        content = [word for word in words if _plain(trace, word) not in FUNCTION_WORDS | {""}]
-        return content or words or [list(range(len(trace.generated)))]
-    if isinstance(tokens, str):
-        return _named(trace, tokens)
-    if not isinstance(tokens, Iterable) or _single(tokens):
-        return [[_step(trace, tokens)]]
-    spans = []
-    for part in tokens:
-        if isinstance(part, str):
-            spans += _named(trace, part)
-        elif isinstance(part, Iterable) and not _single(part):
-            spans.append(sorted({_step(trace, place) for place in part}))
-        else:
-            spans.append([_step(trace, part)])
-    if not spans or not all(spans):
+    """The positions of each target, all in the answer."""
+    try:
+        found = spans(trace, tokens)
+    except OutOfRange as error:
+        raise OutOfRange(f"{error}; what the model did not say is explained with text=") from error
+    if not found or not all(found):
         raise BadInput(f"tokens={tokens!r} names no token; leave it out for the content words of the answer")
-    return spans
+    for span in found:
+        if span[0] < trace.prompt_length:
+            raise OutOfRange(
+                f"tokens={tokens!r} names {trace.tokens[span[0]].text!r} at position {span[0]}, in the prompt; only "
+                f"what the model said is explained ({trace.answer!r}, at {trace.prompt_length} to "
+                f"{len(trace.tokens) - 1}), and what it did not say with text="
+            )
+    return found
 
 
-def _single(part: Any) -> bool:
-    """Whether it is one number of NumPy or torch, which Python takes for a list."""
-    return getattr(part, "ndim", None) == 0
-
-
-def _named(trace: Trace, name: str) -> list[list[int]]:
-    ended = _ended(trace)
-    if name == "answer":
-        return [[step for step, token in enumerate(trace.generated) if token.id not in ended] or [0]]
-    if name == "generated":
-        return [[step] for step in range(len(trace.generated))]
-    spans: list[list[int]] = []
-    while places := trace.find(name, role="generated", occurrence=len(spans)):
-        spans.append([place - trace.prompt_length for place in places])
-    if not spans:
-        told = f"tokens={name!r} is not a word of the answer {trace.answer!r}"
-        if name in ROLES or trace.find(name):
-            raise OutOfRange(f"{told}; only what the model said can be explained: give a word of it, or text={name!r}")
-        raise OutOfRange(f"{told}; text={name!r} explains what the model did not say")
-    return spans
-
-
-def _step(trace: Trace, position: Any) -> int:
-    place = trace.positions([position])[0]
-    if place < trace.prompt_length:
-        raise OutOfRange(
-            f"position {place} is in the prompt; the answer is at {trace.prompt_length} to {len(trace.tokens) - 1}"
-        )
-    return place - trace.prompt_length
-
-
-def _ended(trace: Trace) -> frozenset[int]:
-    """The id of an ending EOS, which a trace without logits does not know as special."""
-    last = trace.tokens[-1]
-    return frozenset([last.id]) if last.text.startswith("<") and last.text.endswith(">") else frozenset()
-
-
-def _plain(trace: Trace, span: Sequence[int]) -> str:
-    text = "".join(trace.generated[step].text for step in span)
-    return "".join(letter for letter in text if letter.isalnum()).casefold()
-
-
-def _bare(trace: Trace, word: list[int]) -> list[int]:
-    """A word without the tokens of punctuation around it, where it is more than that."""
-    spelled = [step for step in word if _plain(trace, [step])]
-    return list(range(spelled[0], spelled[-1] + 1)) if spelled else word
-
-
-def _joined(trace: Trace, span: Sequence[int]) -> Token:
+def _joined(trace: Trace, positions: Sequence[int]) -> Token:
     """One token that stands for several: the first one's place, all their text."""
-    parts = [trace.generated[step] for step in span]
+    parts = [trace.tokens[position] for position in positions]
     return replace(parts[0], text="".join(part.text for part in parts))
 
 
@@ -388,9 +321,10 @@ def _spelled(vlm: VLM, trace: Trace, span: Sequence[int], word: str) -> tuple[in
     own = tuple(token.id for token in trace.generated)
     before = own[: span[0]]
     said = "".join(token.text for token in trace.generated[: span[0]])
-    spaced = trace.generated[span[0]].text[:1].isspace() or bool(before and own[span[0]] in _ended(trace))
+    spaced = trace.generated[span[0]].text[:1].isspace() or bool(before and own[span[0]] in trace.ends)
     prompt = [token.id for token in trace.tokens[: trace.prompt_length]]
-    whole = answer_ids(vlm.processor, asked_again(trace), prompt, f"{said}{' ' * spaced}{word.strip()}")
+    asked = asked_again(trace.images, trace.request)
+    whole = answer_ids(vlm.processor, asked, prompt, f"{said}{' ' * spaced}{word.strip()}")
     if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
         whole = whole[:-1]
     if whole[: len(before)] == before and len(whole) > len(before):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from llava_probe.attribution.perturbing import BATCH, token_scores
-from llava_probe.attribution.target import QUANTITIES, Task, Tokens
+from llava_probe.attribution.target import QUANTITIES, Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import task_of
+from llava_probe.explained import Tokens
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM

@@ -21,14 +21,13 @@ from PIL import Image
 
 from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
 from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
-from llava_probe.attribution.target import Target, Task, Tokens, targets
+from llava_probe.attribution.target import Target, Task, targets
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.cells import owners
+from llava_probe.explained import Tokens, placed
 from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM
-from llava_probe.targets import placed
-from llava_probe.tokens import Token
 from llava_probe.trace import Trace
 
 
@@ -209,7 +208,7 @@ def task_of(
         )
     m.row(row)  # refuses a row that is not there
     contrast = m.about.get("contrast") if contrast is None else contrast
-    found, answers = targets(vlm, trace, _spans(m, trace) if tokens is None else tokens, contrast)
+    found, answers = targets(vlm, trace, _explained(m, trace) if tokens is None else tokens, contrast)
     told, own = [target.token.position for target in found], [token.position for token in m.tokens]
     if told != own:
         raise BadInput(
@@ -231,40 +230,17 @@ def token_values(m: ImageMap, row: int, task: Task) -> FloatArray:
     return np.where(seen, task.layout.to_tokens(pixels), -np.inf)
 
 
-def _spans(m: ImageMap, trace: Trace) -> list[list[int]]:
-    """The positions that each row of a map stands for: those that it names, else as many as spell its text."""
-    named = m.about.get("positions")
-    rows = named if isinstance(named, list) and len(named) == len(m) else [[]] * len(m)
-    return [
-        places
-        if places and places[0] == token.position and _said(trace, places) == token.text
-        else _spelled(m, trace, token)
-        for token, places in zip(m.tokens, rows, strict=True)
-    ]
-
-
-def _said(trace: Trace, places: Sequence[int]) -> str:
-    return "".join(trace.tokens[place].text for place in places if place < len(trace.tokens))
-
-
-def _spelled(m: ImageMap, trace: Trace, token: Token) -> list[int]:
-    """The positions from a token's place on whose text is its own; part of a letter may have no text of itself."""
-    first, end = token.position, token.position + 1
-    while end < len(trace.tokens) and len(_said(trace, range(first, end))) < len(token.text):
-        end += 1
-    said = _said(trace, range(first, end))
-    if said != token.text:
-        raise BadInput(
-            f"the map explains {token.text!r} at position {first}, where this trace says {said!r}; pass the trace that "
-            "the map was made from, and tokens= where a row's tokens do not stand together"
-        )
-    more = end < len(trace.tokens) and not trace.tokens[end].text
-    if more and end not in [other.position for other in m.tokens]:
-        raise BadInput(
-            f"the map explains {token.text!r} at position {first}, which may be one token or more; pass the tokens= "
-            "that it was made with"
-        )
-    return list(range(first, end))
+def _explained(m: ImageMap, trace: Trace) -> list[list[int]]:
+    """The positions that each row of a map stands for: those that it tells, else of its one token."""
+    told = m.about.get("positions") or [[token.position] for token in m.tokens]
+    for token, places in zip(m.tokens, told, strict=True):
+        said = "".join(trace.tokens[place].text for place in places if place < len(trace.tokens))
+        if said != token.text:
+            raise BadInput(
+                f"the map explains {token.text!r} at position {token.position}, where this trace says {said!r}; pass "
+                "the trace that the map was made from, and tokens= where the map no longer tells a row's tokens"
+            )
+    return told
 
 
 def _order(values: FloatArray, generator: np.random.Generator) -> IntArray:

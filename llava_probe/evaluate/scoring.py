@@ -42,6 +42,7 @@ from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.ranks import agreement
 from llava_probe.evaluate.run import asked, claim
 from llava_probe.evaluate.tam import tam_scores
+from llava_probe.explained import ANSWER
 from llava_probe.images import open_image
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM
@@ -198,7 +199,7 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: Plan, another: Se
 def _attention(vlm: VLM, case: Case) -> ImageMap:
     """Attention of a whole answer, right or not."""
     trace = vlm.generate(open_image(case.image), case.question, capture=_ROWS)
-    return explained_by(prepared(vlm, trace, "attention", tokens="answer"), "attention")
+    return explained_by(prepared(vlm, trace, "attention", tokens=ANSWER), "attention")
 
 
 def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list[str]]:

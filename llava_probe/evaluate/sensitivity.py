@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 from llava_probe.attribution import attribute
-from llava_probe.attribution.target import Tokens, targets
+from llava_probe.attribution.target import targets
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, at_least
+from llava_probe.explained import Tokens, placed
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.model import VLM
-from llava_probe.targets import placed
 from llava_probe.trace import Trace
 
 #: Of the full scale from black to white: about five of 255.
@@ -85,7 +85,7 @@ def sensitivity(
         raise BadInput("this trace was asked with ready-made inputs, so a noisy picture cannot be put through again")
     placed(trace, image)  # refuses a picture that is not there
     found, _ = targets(vlm, trace, tokens, contrast)
-    places = [[trace.prompt_length + step for step in target.steps(0)] for target in found]
+    places = [list(target.positions) for target in found]
 
     def mapped(given: Trace) -> Any:
         return attribute(vlm, given, method, image, places, contrast=contrast, of=of, **(options or {}))

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.explained import ALL, PREDICTING, At, placed
 from llava_probe.maps import ImageMap
 from llava_probe.probes import saved
-from llava_probe.targets import placed
 from llava_probe.tokens import Token
-from llava_probe.trace import At, Trace
+from llava_probe.trace import Trace
 
 if TYPE_CHECKING:
     from llava_probe.probes.readouts import Linear
@@ -150,8 +150,8 @@ class Probe:
 
     # --- on traces ---
 
-    def apply(self, trace: Trace, at: At = "predicting") -> Reading:
-        """What it reads at some tokens of a trace, by position, role or word (``trace.positions``).
+    def apply(self, trace: Trace, at: At = PREDICTING) -> Reading:
+        """What it reads at some tokens of a trace, by position, place or word (``trace.positions``).
 
         Raises:
             NotCaptured: the hidden states of its layer were not kept there.
@@ -170,7 +170,7 @@ class Probe:
         Raises:
             NotCaptured: the hidden states of its layer were not kept there; ``Capture(positions=["all"])`` keeps them.
         """
-        return self.apply(trace, [place for place in trace.positions("all") if trace.tokens[place].role != "image"])
+        return self.apply(trace, [place for place in trace.positions(ALL) if trace.tokens[place].role != "image"])
 
     def map(self, trace: Trace, label: Any = None, image: int = 0) -> ImageMap:
         """What it reads at each visual token of one picture.

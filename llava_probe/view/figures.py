@@ -19,15 +19,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
 from llava_probe.errors import NotCaptured
+from llava_probe.explained import Tokens, explained, placed, queries
 from llava_probe.overlay import backdrop, blend, scale_of
-from llava_probe.targets import explained, placed, queries
 from llava_probe.view.canvas import Canvas, drawable, save_figure
 
 if TYPE_CHECKING:
     from llava_probe.analyzers.confidence import Confidence
     from llava_probe.analyzers.heads import HeadShares
     from llava_probe.maps import ImageMap
-    from llava_probe.trace import At, Trace
+    from llava_probe.trace import Trace
 
 __all__ = ["confidence_figure", "contact_sheet", "head_sheet", "heads_figure", "map_figure", "save_figure"]
 
@@ -87,16 +87,16 @@ def contact_sheet(m: ImageMap, confidence: Confidence | None = None) -> Canvas:
     return _sheet(tiles, captions, columns, title)
 
 
-def head_sheet(trace: Trace, tokens: At, image: int = 0) -> Canvas:
+def head_sheet(trace: Trace, tokens: Tokens = None, image: int = 0) -> Canvas:
     """One small attention map for each layer and head, each on its own scale; its share on the picture in percent.
 
     Args:
         trace: with attention rows.
-        tokens: a position or a word; several tokens are averaged.
+        tokens: as for ``attention_map``; several tokens are averaged.
         image: which picture.
     """
     layout, wanted = placed(trace, image), explained(trace, tokens)
-    rows = torch.stack([trace.rows(at=[query])[0][..., layout.positions].float() for query in queries(trace, wanted)])
+    rows = torch.stack([row[..., layout.positions].float() for row in trace.each_row(queries(trace, wanted))])
     maps = rows.mean(0).flatten(0, 1)  # [layers × heads, N]
     layers, heads = trace.attention_layers, trace.attention_heads
     few = len(maps) <= _NUMBERED_CELLS
@@ -171,7 +171,8 @@ def heads_figure(shares: HeadShares, of: str = "image", row: int | None = None) 
     bar = figure.colorbar(drawn, ax=axes, fraction=0.06, pad=0.03)
     bar.set_label(f"share of attention on {_PART_NAMES[of]}", fontsize=8)
     bar.ax.tick_params(labelsize=_SMALL)
-    told = "mean over the answer" if row is None else f"“{_shortened(drawable(shares.tokens[row].text), 30)}”"
+    said = "".join(token.text for token in (shares.tokens if row is None else [shares.tokens[row]]))
+    told = f"{'mean over ' if row is None else ''}“{_shortened(drawable(said), 30)}”"
     axes.set_title(told, fontsize=9, parse_math=False)
     return figure
 

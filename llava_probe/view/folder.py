@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
+from llava_probe.explained import GENERATED
 from llava_probe.maps import ImageMap, remove_saved
 from llava_probe.probes import Sweep
 from llava_probe.tokens import Token
@@ -72,7 +74,7 @@ def write_run(
         written += m.save(target / f"maps{suffix}")
         written.append(save_figure(contact_sheet(m, sure), figures / f"maps{suffix}.png"))
     if shown:
-        written.append(save_figure(heads_figure(head_shares(trace)), figures / "heads.png"))
+        written.append(save_figure(heads_figure(head_shares(trace, GENERATED)), figures / "heads.png"))
     return written
 
 
@@ -129,11 +131,13 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
     """The answer and its numbers as plain data; ``peaks`` are (x, y) on the original, one list per picture."""
     return {
         "answer": trace.answer,
+        "question": trace.question,
         "prompt": trace.request.prompt,
         **confidence(trace).to_dict(),
         "peaks": [[m.peak(row) for row in range(len(m))] for m in maps],
         "alternatives": [other.answer for other in trace.alternatives],
         "sequence_score": trace.sequence_score,
+        "sizes": asdict(trace.sizes),
         "provenance": dict(trace.provenance),
     }
 
@@ -143,6 +147,7 @@ def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
     return {
         "method": m.method,
         "answer": trace.answer,
+        "question": trace.question,
         "prompt": trace.request.prompt,
         "about": dict(m.about),
         "rows": [
@@ -157,6 +162,7 @@ def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
             }
             for row, token in enumerate(m.tokens)
         ],
+        "sizes": asdict(trace.sizes),
         "provenance": dict(trace.provenance),
     }
 
@@ -170,7 +176,8 @@ def heaviest(m: ImageMap, row: int, k: int = 5) -> list[tuple[Token, float]]:
 
 
 def _maps(trace: Trace, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
-    return [attention_map(trace, image, layers=layers, heads=heads) for image in range(len(trace.layouts))]
+    pictures = range(len(trace.layouts))
+    return [attention_map(trace, image, GENERATED, layers=layers, heads=heads) for image in pictures]
 
 
 def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:

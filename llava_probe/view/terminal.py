@@ -11,6 +11,7 @@ from rich.text import Text
 
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
+from llava_probe.explained import GENERATED
 from llava_probe.maps import ImageMap
 from llava_probe.trace import Trace
 from llava_probe.view.folder import heaviest
@@ -19,11 +20,11 @@ _BAR = 10  # characters of a full probability bar
 _SHOWN = 24  # tokens listed before the rest is left to answer.json
 
 
-def show(trace: Trace, question: str, console: Console | None = None) -> None:
+def show(trace: Trace, console: Console | None = None) -> None:
     """Print one run."""
     console = console or Console()
     console.print()
-    console.print(Text(question, style="bold"))
+    console.print(Text(trace.question or trace.request.prompt or "", style="bold"))
     console.print(Text(trace.answer or "(no words)", style="bold green"))
     console.print(_tokens(trace))
     left_out = len(trace.generated) - _SHOWN
@@ -32,11 +33,11 @@ def show(trace: Trace, question: str, console: Console | None = None) -> None:
     console.print(_kept(trace))
 
 
-def show_map(trace: Trace, question: str, m: ImageMap, console: Console | None = None) -> None:
+def show_map(trace: Trace, m: ImageMap, console: Console | None = None) -> None:
     """Print one attribution."""
     console = console or Console()
     console.print()
-    console.print(Text(question, style="bold"))
+    console.print(Text(trace.question or trace.request.prompt or "", style="bold"))
     console.print(Text(trace.answer or "(no words)", style="bold green"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("word")
@@ -61,7 +62,8 @@ def _tokens(trace: Trace) -> Table:
     table.add_column("entropy", justify="right")
     table.add_column("else", overflow="ellipsis", no_wrap=True)
     sure = confidence(trace)
-    maps = [attention_map(trace, image) for image in range(len(trace.layouts))] if trace.kept("attention") else []
+    pictures = range(len(trace.layouts)) if trace.kept("attention") else ()
+    maps = [attention_map(trace, image, GENERATED) for image in pictures]
     if maps:
         table.add_column("looked at", justify="right")
     for step, (token, others) in enumerate(zip(trace.generated[:_SHOWN], sure.top(3), strict=False)):

@@ -40,17 +40,19 @@ def eager(vlm, trace):
 
 
 def test_a_map_is_the_mean_of_eager_attention(trace, eager):
-    m = lp.attention_map(trace)
+    m = lp.attention_map(trace, tokens=lp.GENERATED)
     torch.testing.assert_close(m.values, eager.mean((1, 2)), atol=1e-6, rtol=1e-4)
     assert m.tokens == trace.generated
     assert m.about["image_share"] == pytest.approx(eager.mean((1, 2)).sum(1).tolist(), abs=1e-5)
 
 
 def test_layers_and_heads_are_chosen_by_the_models_numbers(trace, eager):
-    torch.testing.assert_close(lp.attention_map(trace, layers=2, heads=[1, 3]).values, eager[:, 2, [1, 3]].mean(1))
-    torch.testing.assert_close(lp.attention_map(trace, layers=range(1, 3)).values, eager[:, 1:3].mean((1, 2)))
-    torch.testing.assert_close(lp.attention_map(trace, layers=-1, heads=0).values, eager[:, 3, 0])
-    torch.testing.assert_close(lp.attention_map(trace, reduce="max").values, eager.amax((1, 2)))
+    every = {"tokens": lp.GENERATED}
+    few = lp.attention_map(trace, layers=2, heads=[1, 3], **every)
+    torch.testing.assert_close(few.values, eager[:, 2, [1, 3]].mean(1))
+    torch.testing.assert_close(lp.attention_map(trace, layers=range(1, 3), **every).values, eager[:, 1:3].mean((1, 2)))
+    torch.testing.assert_close(lp.attention_map(trace, layers=-1, heads=0, **every).values, eager[:, 3, 0])
+    torch.testing.assert_close(lp.attention_map(trace, reduce="max", **every).values, eager.amax((1, 2)))
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(trace):
@@ -76,8 +78,8 @@ def test_shares_are_told_of_means_only(trace):
 
 def test_numbers_are_the_models_also_where_few_were_kept(vlm, eager):
     few = vlm.generate(photo(), prompt=PROMPT, max_new_tokens=4, capture=lp.Capture(attention_layers=[1, 3], heads=[2]))
-    torch.testing.assert_close(lp.attention_map(few, layers=3).values, eager[:, 3, 2])
-    torch.testing.assert_close(lp.attention_map(few).values, eager[:, [1, 3], 2].mean(1))
+    torch.testing.assert_close(lp.attention_map(few, 0, lp.GENERATED, layers=3).values, eager[:, 3, 2])
+    torch.testing.assert_close(lp.attention_map(few, 0, lp.GENERATED).values, eager[:, [1, 3], 2].mean(1))
     assert lp.attention_map(few).about["layers"] == [1, 3]
     with pytest.raises(lp.NotCaptured, match="attention_layers"):
         lp.attention_map(few, layers=2)
@@ -128,7 +130,7 @@ def test_the_neutral_map_is_an_average_over_the_same():
         lp.attention_map(asked, relative_to=neutral)
     with pytest.raises(lp.BadInput, match=r"same heads: it kept \[0\], this one \[0, 1\]"):
         lp.attention_map(asked, relative_to=neutral, layers=1)
-    assert len(lp.attention_map(asked, relative_to=neutral, layers=1, heads=[0])) == T
+    assert len(lp.attention_map(asked, 0, lp.GENERATED, relative_to=neutral, layers=1, heads=[0])) == T
 
 
 def test_the_neutral_trace_must_have_cut_the_picture_alike():
@@ -157,7 +159,7 @@ def test_dropped_sinks_are_zero_marked_and_their_share_told():
     hidden = torch.randn(K, 4, 64, generator=torch.Generator().manual_seed(0))
     hidden[[0, IMAGE_AT[4]], :, 7] = 400
     trace = synthetic_trace(attention=causal(), hidden=hidden)
-    kept, dropped = lp.attention_map(trace), lp.attention_map(trace, sinks="drop")
+    kept, dropped = (lp.attention_map(trace, 0, lp.GENERATED, sinks=each) for each in ("keep", "drop"))
     assert dropped.marked.tolist() == [[False] * 4 + [True, False]] * T
     assert (dropped.values[:, 4] == 0).all()
     others = [0, 1, 2, 3, 5]
@@ -187,4 +189,4 @@ def test_nan_attention_is_an_error():
     attention = causal()
     attention[-1, 1, 0, IMAGE_AT[2]] = torch.nan
     with pytest.raises(lp.NotANumber):
-        lp.attention_map(synthetic_trace(attention=attention))
+        lp.attention_map(synthetic_trace(attention=attention), tokens=lp.GENERATED)

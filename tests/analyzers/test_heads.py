@@ -13,7 +13,7 @@ from llava_probe.analyzers.heads import PARTS
 
 def test_shares_are_the_sums_over_each_part():
     attention = causal()
-    shares = lp.heads(synthetic_trace(attention=attention))
+    shares = lp.heads(synthetic_trace(attention=attention), lp.GENERATED)
     rows = attention[P - 1 :]
     torch.testing.assert_close(shares.image, rows[..., 2:8].sum(-1))
     torch.testing.assert_close(shares.question, rows[..., 1] + rows[..., 8] + rows[..., 9])
@@ -24,7 +24,7 @@ def test_shares_are_the_sums_over_each_part():
 
 def test_shares_add_up_to_one(random_vlm):
     trace = random_vlm.generate(photo(), "what is the text", max_new_tokens=4)
-    shares = lp.heads(trace)
+    shares = lp.heads(trace, lp.GENERATED)
     total = sum(shares.part(name) for name in PARTS)
     torch.testing.assert_close(total, torch.ones(4, 4, 4))
     assert (shares.generated[0] == 0).all()

@@ -28,7 +28,7 @@ def dense(attention, layers, heads, fuse=np.mean):
 )
 def test_rollout_equals_the_dense_product(seed, fuse, layers):
     attention = causal(seed=seed)
-    m = lp.rollout(synthetic_trace(attention=attention), layers=layers, reduce=fuse)
+    m = lp.rollout(synthetic_trace(attention=attention), 0, lp.GENERATED, layers=layers, reduce=fuse)
     flow = dense(attention, layers, [0, 1], np.mean if fuse == "mean" else np.max)
     np.testing.assert_allclose(m.values, flow[P - 1 : P - 1 + T, list(IMAGE_AT)], rtol=1e-4, atol=1e-7)
 
@@ -37,7 +37,8 @@ def test_heads_and_negative_layers_are_the_models_numbers():
     attention = causal()
     trace = synthetic_trace(attention=attention)
     flow = dense(attention, [2], [1])
-    np.testing.assert_allclose(lp.rollout(trace, layers=-1, heads=1).values, flow[P - 1 :, list(IMAGE_AT)], rtol=1e-5)
+    said = lp.rollout(trace, tokens=lp.GENERATED, layers=-1, heads=1)
+    np.testing.assert_allclose(said.values, flow[P - 1 :, list(IMAGE_AT)], rtol=1e-5)
     what = lp.rollout(trace, tokens="what", layers=2, heads=[1])
     np.testing.assert_allclose(what.values, flow[[P - 2]][:, list(IMAGE_AT)], rtol=1e-5)
 
@@ -68,7 +69,7 @@ def test_rollout_of_a_model_equals_the_product_of_eager_attention():
         attentions = model(**inputs, output_attentions=True, use_cache=False).attentions
     attention = torch.stack([layer[0] for layer in attentions]).permute(2, 0, 1, 3)
     flow = dense(attention, range(4), range(4))[list(trace.predicting)][:, trace.layouts[0].positions]
-    np.testing.assert_allclose(lp.rollout(trace).values, flow, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(lp.rollout(trace, 0, lp.GENERATED).values, flow, rtol=1e-3, atol=1e-7)
 
 
 def test_rollout_says_what_it_needs_and_what_that_costs():
@@ -81,7 +82,7 @@ def test_rollout_says_what_it_needs_and_what_that_costs():
     fewer = synthetic_trace(attention=attention[:, :2], layers=3, attention_layers=(0, 1))
     with pytest.raises(lp.NotCaptured, match="layer 2"):
         lp.rollout(fewer)
-    assert lp.rollout(fewer, layers=[0, 1]).values.shape == (T, 6)
+    assert lp.rollout(fewer, 0, lp.GENERATED, layers=[0, 1]).values.shape == (T, 6)
 
 
 def test_wrong_options():

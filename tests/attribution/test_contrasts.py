@@ -11,7 +11,7 @@ from test_relevance import dense
 
 import llava_probe as lp
 from llava_probe.attribution import explained_by, prepared
-from llava_probe.attribution.target import Target, Task, Term
+from llava_probe.attribution.target import Task, Term
 
 FEW = {"integrated_gradients": {"steps": 4}, "rise": {"budget": 6}, "occlusion": {"budget": 10}}
 RUNS = [(name, FEW.get(name, {})) for name, method in lp.METHODS.items() if method.contrasts] + [
@@ -40,7 +40,7 @@ def against(task: Task, ids: list[int], *, apart: bool) -> Task:
     """The task weighed against tokens in the second one's place: in a sequence of their own, or in the answer's."""
     own = task.answers[0]
     terms = tuple(Term(int(apart), SECOND + place, token, -1) for place, token in enumerate(ids))
-    target = Target(task.targets[0].token, (*task.targets[0].terms, *terms))
+    target = replace(task.targets[0], terms=(*task.targets[0].terms, *terms))
     answers = (own, (*own[:SECOND], *ids)) if apart else (own,)
     return replace(task, targets=(target,), answers=answers)
 

@@ -19,6 +19,7 @@ from llava_probe.attribution import LocalisationHeads, find_heads, localisation
 from llava_probe.attribution.localisation import above_elbow, components, smoothed, spatial_entropy
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import boxes_between
+from llava_probe.tokens import Token
 
 ROOM = np.ones((3, 3), dtype=int)  # scipy's word for 8-connected
 
@@ -183,12 +184,13 @@ class Planted:
         places = square(SIDE, SIDE)
         whole = ImageLayout(places.size, places.positions + 1, places.boxes, places.tiles, places.grid)
         return SimpleNamespace(
+            tokens=[Token(7, "word", "prompt", place) for place in range(count + 4)],
             prompt_length=count + 3,
             images=(None,),
             layouts=(whole,),
             attention_layers=(4, 9, 14, 20),
             attention_heads=tuple(range(HEADS)),
-            rows=lambda at: rows,
+            each_row=lambda at: rows if at == [count + 2] else None,
         )
 
 
@@ -311,7 +313,7 @@ def test_tokens_name_the_rows_that_are_read():
     trace = synthetic_trace(attention=attention)
     vlm = SimpleNamespace(generate=lambda *_, **__: trace)
     places = list(IMAGE_AT)
-    for tokens, rows in ((None, [P - 1]), ("sign", [P + 1]), ("generated", range(P - 1, P + 3))):
+    for tokens, rows in ((lp.LAST, [P - 1]), ("sign", [P + 1]), ("generated", range(P - 1, P + 3))):
         _, maps, where = localisation._maps(vlm, (None, "what"), tokens)
         np.testing.assert_allclose(maps, attention[list(rows)][..., places].mean(0), atol=1e-6)
         assert where == layout()

@@ -189,22 +189,20 @@ def test_tokens_that_do_not_stand_together_are_told(vlm, trace):
     both = plain_scores(vlm, trace, torch.ones(1, 36))[0, [0, 3]].sum().exp()
     assert deletion_insertion(vlm, trace, m, steps=1).deletion[0, 0] == pytest.approx(float(both), abs=1e-9)
     forgotten = replace(centre_prior(m), about={})  # a map that no longer says which tokens it explains
-    with pytest.raises(lp.BadInput, match="tokens= where a row's tokens do not stand together"):
+    with pytest.raises(lp.BadInput, match="tokens= where the map no longer tells a row's tokens"):
         deletion_insertion(vlm, trace, forgotten, steps=1)
     curves = deletion_insertion(vlm, trace, forgotten, steps=1, tokens=apart)
     assert curves.deletion[0, 0] == pytest.approx(float(both), abs=1e-9)
 
 
-def test_a_part_of_a_letter_may_belong_to_the_word_before(vlm, trace):
+def test_a_row_that_tells_no_positions_is_of_its_one_token(vlm, trace):
     assert trace.generated[2].text == ""  # a byte that its neighbour shows
     m = centre_prior(drawn(trace, tokens=trace.generated[1:2]))
-    with pytest.raises(lp.BadInput, match="may be one token or more; pass the tokens="):
-        deletion_insertion(vlm, trace, m)
     place = trace.prompt_length + 1
-    one, two = (
-        deletion_insertion(vlm, trace, m, steps=1, tokens=[spelled]) for spelled in ([place], [place, place + 1])
+    read, one, two = (
+        deletion_insertion(vlm, trace, m, steps=1, tokens=spelled) for spelled in (None, [place], [[place, place + 1]])
     )
-    assert two.deletion[0, 0] < one.deletion[0, 0]
+    assert read.deletion[0, 0] == one.deletion[0, 0] > two.deletion[0, 0]
 
 
 def test_under_a_contrast_it_is_the_share_of_both_words(vlm, trace):
@@ -450,7 +448,7 @@ def test_a_map_of_something_else_is_told(vlm, trace):
     with pytest.raises(lp.BadInput, match="where this trace says"):
         comprehensiveness(vlm, answer, m)
     asked = drawn(trace, tokens=trace.tokens[trace.prompt_length - 2 : trace.prompt_length])
-    with pytest.raises(lp.OutOfRange, match="is in the prompt"):
+    with pytest.raises(lp.OutOfRange, match="in the prompt; only what the model said"):
         sufficiency(vlm, trace, asked)
 
 

@@ -56,10 +56,10 @@ def close(found, expected):
 PLACES = {
     "last_prompt": lambda trace: [trace.prompt_length - 1],
     "prompt": lambda trace: range(trace.prompt_length),
-    "text": lambda trace: trace.positions("text"),
+    "text": lambda trace: trace.positions(lp.TEXT),
     "answer": lambda trace: range(trace.prompt_length, len(trace.tokens) - 1),
     "predicting": lambda trace: trace.predicting,
-    "image": lambda trace: trace.positions("image"),
+    "image": lambda trace: trace.positions(lp.IMAGE),
     "word": lambda trace: None,
     "word:the": lambda trace: trace.find("the"),
     "3": lambda trace: [3],
@@ -147,7 +147,7 @@ def test_confidence_is_that_of_the_scored_answer(vlm, rows, features):
 def test_image_attention_is_the_share_of_each_head(vlm, rows, features):
     for number, row in enumerate(rows):
         trace = traced(vlm, row)
-        share = trace.attention[0][..., trace.positions("image")].sum(-1)
+        share = trace.attention[0][..., trace.positions(lp.IMAGE)].sum(-1)
         assert close(features["image_attention", "last_prompt"][number], share)
 
 

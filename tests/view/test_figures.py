@@ -66,7 +66,7 @@ def test_figures_say_what_they_show(trace):
 def test_captions_of_a_sheet_do_not_overlap():
     pieces = [" word", "<unk>", " a-very-long-token-of-text-indeed", ",", " an", "\n"] * 6
     trace = synthetic_trace(attention=causal(size=10 + len(pieces) - 1), answer=pieces)
-    figure = figures.contact_sheet(lp.attention_map(trace))
+    figure = figures.contact_sheet(lp.attention_map(trace, tokens=lp.GENERATED))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 36

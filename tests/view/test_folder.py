@@ -56,6 +56,6 @@ def test_files_that_are_not_ours_stay(trace, tmp_path):
 
 def test_the_peaks_are_those_of_the_maps(trace, tmp_path):
     write_run(trace, tmp_path, layers=[1])
-    m = lp.attention_map(trace, layers=1)
+    m = lp.attention_map(trace, 0, lp.GENERATED, layers=1)
     told = json.loads((tmp_path / "answer.json").read_text())
     np.testing.assert_allclose(told["peaks"], [[m.peak(row) for row in range(len(m))]])
