@@ -40,6 +40,7 @@ _NAMES = {
     "fit_probe": "probes",
     "Probe": "probes",
     "families": "family_table",
+    "knock_out": "interventions",
     "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",

@@ -166,6 +166,7 @@ def run_score(
 ) -> tuple[Recorder, Tensor]:
     """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
     extended = teacher_forced(anatomy.model, inputs, answer)
+    prompts = [replace(prompt, ids=(*prompt.ids, *answer[:-1])) for prompt in prompts]
     with recording(anatomy, plan, prompts, decoding=False) as recorder, torch.no_grad(), _sentences():
         logits = runner(**extended, **_whole_prompt(recorder)).logits
     return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
@@ -218,6 +219,7 @@ class Sample:
     layouts: tuple[ImageLayout, ...]
     sizes: Sizes
     ends: frozenset[int]
+    interventions: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
 
 
@@ -338,6 +340,7 @@ def _trace(
         request=sample.request,
         sizes=sample.sizes,
         ends=sample.ends,
+        interventions=sample.interventions,
         provenance=sample.provenance,
         records=records,
         hidden_layers=recorder.hidden_layers,

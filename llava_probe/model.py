@@ -34,7 +34,7 @@ from llava_probe.generation import (
     scored_trace,
     traces_of,
 )
-from llava_probe.inside.passes import Prompt, alone_with
+from llava_probe.inside.passes import Prompt, alone_with, in_force
 from llava_probe.layout import Clips, ImageLayout, Layouts, Probe
 from llava_probe.prompts import Question, answer_ids, asked_again, encode, marked, pose, token_id
 from llava_probe.provenance import provenance_of, sizes_of
@@ -286,7 +286,8 @@ class VLM:
             if bool((kept[:padding] != 0).any()):
                 raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
             places = self._visual(row[padding:]) or marked(tensors, number, padding)
-            prompts.append(Prompt(len(row) - padding, padding, places))
+            own, asked = tuple(row[padding:].tolist()), questions[number].words
+            prompts.append(Prompt(len(own), padding, places, own, asked))
         return self._sent(tensors), prompts
 
     def layouts_of(
@@ -424,7 +425,8 @@ class VLM:
             layouts = self.layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
         ends = ends_of(self.processor.tokenizer, config)
-        return Sample(question, request, layouts, sizes_of(self.anatomy), ends, provenance)
+        under = in_force(self.anatomy)
+        return Sample(question, request, layouts, sizes_of(self.anatomy), ends, under, provenance)
 
 
 def _input_device(model: Any) -> torch.device:

@@ -46,6 +46,12 @@ class Request:
     question: str | None = None
 
 
+def spelled(intervention: Mapping[str, Any]) -> str:
+    """An intervention as it was written: ``knock_out(keys='image', layers=[8, 9])``."""
+    given = {name: value for name, value in intervention.items() if name != "kind" and value is not None}
+    return f"{intervention['kind']}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
 @dataclass(frozen=True)
 class Unsaved:
     """Stands in a loaded trace for a setting that no file can hold: a logits processor, a streamer."""

@@ -32,7 +32,7 @@ from llava_probe.explained import ALL, ANSWER, GENERATED, IMAGE, LAST, PREDICTIN
 from llava_probe.explained import positions as named_positions
 from llava_probe.html import trace_html
 from llava_probe.layout import ImageLayout
-from llava_probe.request import Request, settings
+from llava_probe.request import Request, settings, spelled
 from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token, find
@@ -61,6 +61,7 @@ class Trace:
         attention_layers, attention_heads, attention_positions: likewise for attention rows.
         spellings: what the ids of the kept logits and scores spell.
         ends: the ids that are no words of an answer: special ones, and what ends it.
+        interventions: what was in force when it was made, outermost first; empty for the model as it is.
         sequence_score: under beam search, the sum of the chosen tokens' scores over length**length_penalty.
         alternatives: the other returned sequences, each a trace.
     """
@@ -81,6 +82,7 @@ class Trace:
     attention_positions: tuple[int, ...] = ()
     spellings: Spellings = field(default_factory=Spellings)
     ends: frozenset[int] = frozenset()
+    interventions: tuple[Mapping[str, Any], ...] = ()
     sequence_score: float | None = None
     alternatives: tuple[Trace, ...] = ()
 
@@ -253,14 +255,19 @@ class Trace:
 
     def __repr__(self) -> str:
         lengths = f"{self.prompt_length} + {len(self.generated)} tokens"
-        return f"Trace({self.answer!r}, {lengths}, {_kept(self.records)})"
+        return f"Trace({self.answer!r}, {lengths}, {_kept(self.records)}{self._under})"
 
     def _repr_html_(self) -> str:
         asked = "".join(token.text for token in self.tokens[: self.prompt_length] if token.role == "prompt")
         said = [token.text for token in self.generated]
-        return trace_html(self.images, asked, said, self._probabilities(), _kept(self.records))
+        return trace_html(self.images, asked, said, self._probabilities(), _kept(self.records) + self._under)
 
     # --- details ---
+
+    @property
+    def _under(self) -> str:
+        """What was in force, as a line goes on."""
+        return "".join(f", under {spelled(each)}" for each in self.interventions)
 
     def _distribution(self, name: str) -> Tensor:
         if name in self.records:

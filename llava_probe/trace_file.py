@@ -29,7 +29,7 @@ from llava_probe.spellings import Spellings
 from llava_probe.tokens import Token
 from llava_probe.whole_file import checksum, write_tensors
 
-#: 2 keeps the question in plain words, the model's sizes and the ids that end an answer; 1 is still read.
+#: 2 keeps the question in plain words, the model's sizes, what ends an answer and interventions; 1 is still read.
 FORMAT = 2
 
 Kept = TypeVar("Kept")
@@ -122,6 +122,7 @@ def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
         },
         "sizes": asdict(trace.sizes),
         "ends": sorted(trace.ends),
+        "interventions": trace.interventions,
         "alternatives": [
             _described(other, f"{prefix}alternatives/{number}/", tensors)
             for number, other in enumerate(trace.alternatives)
@@ -175,6 +176,7 @@ def _restored(
         | {name: tensors[f"records/{name}"] for name in _SHARED if f"records/{name}" in tensors},
         spellings=spelled,
         ends=frozenset(told["ends"]) if "ends" in told else spelled.special,
+        interventions=tuple(told.get("interventions", ())),
         alternatives=tuple(
             _restored(kind, other, f"{prefix}alternatives/{number}/", tensors, images)
             for number, other in enumerate(told["alternatives"])

@@ -37,6 +37,7 @@ from llava_probe.attribution.target import QUANTITIES, Target, Task, targets
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.explained import ANSWER, Tokens, placed, told
+from llava_probe.inside.passes import in_force
 from llava_probe.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace import Trace
@@ -111,8 +112,8 @@ def attribute(
     """Explain tokens of an answer by one picture.
 
     Args:
-        vlm: the model that made the trace; it runs again, teacher-forced. Of another checkpoint with the same tokens,
-            what that one makes of the answer is explained.
+        vlm: the model that made the trace; it runs again, teacher-forced, under what is in force now (``lp.knock_out``
+            ...). Of another checkpoint with the same tokens, what that one makes of the answer is explained.
         trace: of any capture.
         method: one of ``lp.METHODS``.
         image: which picture.
@@ -196,6 +197,7 @@ def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = No
             "positions": [list(target.positions) for target in task.targets],
             "forwards": found.forwards,
             "backwards": found.backwards,
+            "interventions": list(in_force(task.vlm.anatomy)),
             **found.about,
         },
         text=None if beside is None else beside[0],

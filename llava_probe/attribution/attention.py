@@ -16,6 +16,7 @@ from llava_probe.attribution.target import Task
 from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotCaptured
 from llava_probe.explained import placed
+from llava_probe.inside.passes import in_force
 from llava_probe.trace import Trace
 
 NEUTRAL = "Describe the image."
@@ -74,8 +75,9 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
     steps = sorted({step for target in task.targets for step in target.steps(0)})
     try:
         task.trace.rows(at=[task.position(steps[0])], layer=numbers("layers", layers), head=numbers("heads", heads))
+        same = tuple(task.trace.interventions) == in_force(task.vlm.anatomy)
         whole = layers is not None or len(task.trace.attention_layers) == len(task.vlm.anatomy.head_counts)
-        if whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):
+        if same and whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):
             return task.trace, 0
     except NotCaptured:
         pass

@@ -16,6 +16,7 @@ from llava_probe.attribution import LocalisationHeads
 from llava_probe.errors import BadInput, shortened
 from llava_probe.evaluate.cases import Case
 from llava_probe.images import open_image
+from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
 from llava_probe.provenance import model_of, weights_of
 
@@ -32,7 +33,8 @@ def claim(folder: Path, vlm: VLM, plan: Plan) -> None:
         BadInput: the folder holds scores of another model or plan.
     """
     model = {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)}
-    mine = json.loads(json.dumps({"model": model, **_told(plan)}, default=_plain))
+    under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
+    mine = json.loads(json.dumps({"model": model, **under, **_told(plan)}, default=_plain))
     path = folder / RUN
     if not path.exists():
         whole = folder / f".{RUN}-{os.getpid()}"  # other parts may look at any moment

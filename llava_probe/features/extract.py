@@ -34,6 +34,7 @@ from llava_probe.features.packs import batch_of
 from llava_probe.features.places import listed
 from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
+from llava_probe.inside.passes import in_force
 from llava_probe.loading import load
 from llava_probe.model import VLM
 from llava_probe.prompts import pose
@@ -120,6 +121,8 @@ def extract(
     if isinstance(vlm, VLM) and load_kwargs:
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
     named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
+    if engine == "ray" and in_force(named.anatomy):
+        raise BadInput('an intervention is in force in this process alone; extract under it with engine="local"')
     source = read_samples(samples, question=question, columns=columns, images=images, split=split)
     on_gpu = named.model.device.type != "cpu"
     recipe = Recipe(
@@ -252,6 +255,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
         "dtype": str(extractor.dtype).removeprefix("torch."),
         **{name: getattr(extractor.recipe, name) for name in settled},
         "shard_rows": shard_rows,
+        **({"interventions": list(under)} if (under := in_force(vlm.anatomy)) else {}),
         "conventions": CONVENTIONS,
         "versions": {
             "llava_probe": __version__,

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +30,7 @@ from llava_probe.features.passes import Readout, read
 from llava_probe.features.places import Wanted
 from llava_probe.features.samples import Sample
 from llava_probe.features.trial import differs_beside, differs_packed
+from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
 
 #: Batches made ready ahead of the model.
@@ -103,6 +105,8 @@ class Extractor:
         self._tick = tick or (lambda count: None)
         self._limit = recipe.batch_size
         self.unpacked = refusal(vlm.anatomy) if recipe.pack else "pack=False"
+        if recipe.pack and in_force(vlm.anatomy):
+            self.unpacked = "under an intervention, whose places are each question's own"
         self.unbatched: str | None = None
         if recipe.pack and self.unpacked:
             _tell(_UNPACKED, self.unpacked)
@@ -135,7 +139,8 @@ class Extractor:
         self._tick(len(errors))
         waiting: deque[tuple[Groups, Future[Batch]]] = deque()
         for groups in self.batches([sample for sample in samples if sample.fault is None]):
-            waiting.append((groups, pool.submit(self._ready, groups)))
+            ready = pool.submit(copy_context().run, self._ready, groups)  # what is in force here is in force there
+            waiting.append((groups, ready))
             if len(waiting) > AHEAD:
                 self._take_next(waiting, parts, errors)
         while waiting:

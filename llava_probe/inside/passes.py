@@ -11,7 +11,7 @@ changes. When the context ends, hooks, kernels and flags are as they were, also 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = [
     "Visitor",
     "alone_with",
     "entered",
+    "in_force",
     "instead",
     "visiting",
     "visitors_of",
@@ -103,6 +104,12 @@ def visitors_of(anatomy: Anatomy) -> tuple[Visitor, ...]:
     """What visits a model in this context: what changes before what looks."""
     scene = scene_of(anatomy.model)
     return () if scene is None else scene.visitors
+
+
+def in_force(anatomy: Anatomy) -> tuple[Mapping[str, Any], ...]:
+    """The interventions that a pass would run under in this context, as plain data, outermost first."""
+    told = (visitor.told() for visitor in visitors_of(anatomy))
+    return tuple(each for each in told if each is not None)
 
 
 class Entry(Visitor):

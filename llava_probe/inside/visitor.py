@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,6 +72,10 @@ class Visitor:
         """One of ``modules`` has run."""
 
     # --- and at last ---
+
+    def told(self) -> Mapping[str, Any] | None:
+        """What it is, as plain data, where what runs under it is not the model as it is; None where it is."""
+        return None
 
     def idle(self) -> str | None:
         """Why it never acted, where it should have; None where it did, or only looks."""
