@@ -185,6 +185,11 @@ class Recorder:
     # --- reading it back ---
 
     @property
+    def started(self) -> bool:
+        """Whether the decoder has begun to read the prompt."""
+        return self._started
+
+    @property
     def hidden_layers(self) -> tuple[int, ...]:
         """Whose hidden states are kept."""
         return self._hidden.selection.layers
