@@ -51,8 +51,9 @@ def placed(trace: Trace, image: int = 0) -> ImageLayout:
         there = f"pictures 0 to {pictures - 1}" if pictures else "no picture"
         raise OutOfRange(f"picture {image} is not there: this trace has {there}")
     if len(trace.layouts) != pictures:
+        reason = str(trace.provenance.get("places", "not known")).removeprefix("not known")
         raise BadInput(
-            f"where the visual tokens of {trace.provenance.get('class', 'this model')} lie on a picture is not known, "
-            "so no map can be drawn; trace.rows and trace.hidden still read them"
+            f"where the visual tokens of {trace.provenance.get('class', 'this model')} lie on a picture is not known"
+            f"{reason}; no map can be drawn, but trace.rows and trace.hidden still read them"
         )
     return trace.layouts[image]

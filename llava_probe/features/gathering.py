@@ -253,10 +253,11 @@ def _of_word(vlm: VLM, place: Place, branch: Branch) -> Positions:
 
 def _in_mask(pack: Pack, sample: Sample) -> Positions:
     """The visual tokens that the sample's mask or boxes cover by half or more; where none is, the one covered most."""
-    if len(pack.layouts) != 1:
-        why = "it has several pictures" if pack.layouts else "where its visual tokens lie is not known"
-        raise BadInput(f"no position 'image_in_mask': {why}")
-    layout = pack.layouts[0]
+    layouts, unknown = pack.places.layouts, pack.places.unknown
+    if len(layouts) != 1:
+        why = "it has several pictures" if layouts else "where its visual tokens lie is not known"
+        raise BadInput(f"no position 'image_in_mask': {why}{f' ({unknown})' if unknown else ''}")
+    layout = layouts[0]
     mask = _mask(sample, layout.size)
     found = layout.tokens_in(mask)
     if not len(found):

@@ -20,7 +20,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.generation import lengthened
-from llava_probe.layout import ImageLayout
+from llava_probe.layout import Places
 from llava_probe.model import VLM
 from llava_probe.prompts import Question, answer_ids, pose
 
@@ -66,13 +66,13 @@ class Pack:
         prefix: how many tokens the branches share.
         branches: one for each sample.
         visual: positions of the visual tokens, all in the prefix where there are several branches.
-        layouts: where these lie on the pictures; empty where nobody asked, or where it is not known.
+        places: where these lie on the pictures; empty where nobody asked, or where it is not known.
     """
 
     prefix: int
     branches: tuple[Branch, ...]
     visual: tuple[int, ...]
-    layouts: tuple[ImageLayout, ...] = ()
+    places: Places
 
     @property
     def ids(self) -> list[int]:
@@ -133,8 +133,8 @@ def batch_of(
             _check_length(vlm, len(whole) + len(answer))
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
-        layouts = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else ()
-        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, layouts))
+        found = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else Places()
+        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found))
         rows.append(prompt.padding)
     return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
 
