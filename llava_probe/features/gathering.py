@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.errors import BadInput, OutOfRange, ProbeError, refusing
 from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import Reading, Readout, by_block
 from llava_probe.features.places import Place, Wanted
@@ -273,7 +273,8 @@ def _mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     if sample.mask is not None:
         opened = sample.mask
         if not isinstance(opened, np.ndarray):
-            opened = np.asarray(opened if isinstance(opened, Image.Image) else open_image(opened))
+            with refusing("the mask cannot be read"):
+                opened = np.asarray(opened if isinstance(opened, Image.Image) else open_image(opened))
             opened = opened if opened.ndim == 2 else opened.any(-1)
         if opened.shape != (height, width):
             raise BadInput(f"the mask is {opened.shape[1]} × {opened.shape[0]}, its picture {width} × {height}")

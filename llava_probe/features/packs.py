@@ -166,7 +166,7 @@ def _posed(vlm: VLM, group: Sequence[Sample]) -> list[Question]:
 def _source(image: Any) -> Any:
     """A picture as Hugging Face data sets give it undecoded is a dict of bytes and a path."""
     if isinstance(image, Mapping):
-        return image["bytes"] if image.get("bytes") is not None else image["path"]
+        return image["bytes"] if image.get("bytes") is not None else image.get("path")
     return image
 
 
