@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.errors import BadInput
 from llava_probe.inside.passes import alone_with
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
@@ -146,8 +147,11 @@ def _places_are_right(vlm: VLM, trace: Trace) -> Iterator[Finding]:
     if not trace.layouts or vlm.layouts.way is None:
         return
     measured = VLM(vlm.model, vlm.processor, layout="measured")
-    found = measured.lay_out(list(trace.images), prompt=trace.request.prompt)
     wrong = sum(map(len, trace.layouts))
+    try:
+        found = measured.lay_out(list(trace.images), prompt=trace.request.prompt)
+    except BadInput:  # a measurement that failed confirms nothing
+        found = ()
     if found:
         wrong = sum(_misplaced(one, other) for one, other in zip(trace.layouts, found, strict=True))
     yield Finding("places of visual tokens: boxes that are not as measured", wrong, 0)

@@ -42,7 +42,8 @@ class Capture:
         attention_positions: rows of which query positions, as for ``positions``.
         logits: the model's own logits: all (True), the top k of each step (an int), or none (False).
         scores: what was sampled from, after temperature, top-p and the other processors; likewise.
-        vision: keep the vision tower's hidden states and whole attention matrices.
+        vision: keep the vision tower's hidden states and, where each call of its kernel is one crop or one window (as
+            under sdpa and eager), whole attention matrices.
     """
 
     hidden_states: bool = True

@@ -193,9 +193,10 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
         there = f"pictures 0 to {pictures - 1}" if pictures else "no picture"
         raise OutOfRange(f"picture {image} is not there: this trace has {there}")
     if len(pictured.layouts) != pictures:
+        reason = str(pictured.provenance.get("places", "not known")).removeprefix("not known")
         raise BadInput(
-            f"where the visual tokens of {pictured.provenance.get('class', 'this model')} lie on a picture is not "
-            "known, so no map can be drawn; trace.rows and trace.hidden still read them"
+            f"where the visual tokens of {pictured.provenance.get('class', 'this model')} lie on a picture is not known"
+            f"{reason}; no map can be drawn, but trace.rows and trace.hidden still read them"
         )
     return pictured.layouts[image]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +22,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from llava_probe.anatomy import Anatomy
 from llava_probe.capture import Extent, Plan, in_units, nbytes
 from llava_probe.distributions import top_k
-from llava_probe.errors import BadInput, first_line
+from llava_probe.errors import BadInput
+from llava_probe.faults import refusals
 from llava_probe.inside.passes import Prompt
 from llava_probe.layout import ImageLayout
 from llava_probe.prompts import Question
@@ -69,7 +69,7 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
     if (new_tokens := arguments.get("max_new_tokens")) is not None and new_tokens < 1:
         raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
     given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
-    with _sentences():
+    with refusals(f"the settings of {type(model).__name__}.generate"):
         config, _ = model._prepare_generation_config(arguments.get("generation_config"), **given)
         mode = config.get_generation_mode()
     mode = str(getattr(mode, "value", mode))
@@ -84,21 +84,6 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
             "prompt with a picture into chunks; leave it out"
         )
     return config
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Errors of transformers and of the model's own arithmetic as ours, one sentence each; not those of memory."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        if isinstance(error, BadInput) or type(error).__module__.startswith("llava_probe"):
-            raise
-        raise BadInput(" ".join(str(error).split())) from error
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # a picture that the processor let through and the tower cannot cut, say
-        raise BadInput(f"the model refused these inputs: {first_line(error)}") from error
 
 
 def run_generate(
@@ -126,7 +111,8 @@ def run_generate(
         start = inputs["input_ids"].shape[1]
         arguments["stopping_criteria"] = StoppingCriteriaList([_Noted(one, start, ended) for one in criteria])
     capture = plan.capture
-    with recording(anatomy, plan, prompts) as recorder, _sentences():
+    doing = f"{type(anatomy.generator).__name__}.generate"
+    with recording(anatomy, plan, prompts) as recorder, refusals(doing, lambda: recorder.started):
         if seed is not None:
             torch.manual_seed(seed)
         out = runner.generate(
@@ -167,7 +153,12 @@ def run_score(
     """One teacher-forced pass over prompt and answer; returns logits [T, V] of the predicting positions."""
     extended = teacher_forced(anatomy.model, inputs, answer)
     prompts = [replace(prompt, ids=(*prompt.ids, *answer[:-1])) for prompt in prompts]
-    with recording(anatomy, plan, prompts, decoding=False) as recorder, torch.no_grad(), _sentences():
+    doing = f"one pass of {type(anatomy.model).__name__} over a prompt and its answer"
+    with (
+        recording(anatomy, plan, prompts, decoding=False) as recorder,
+        torch.no_grad(),
+        refusals(doing, lambda: recorder.started),
+    ):
         logits = runner(**extended, **_whole_prompt(recorder)).logits
     return recorder, logits[0, -len(answer) :].to(torch.float32).cpu()
 

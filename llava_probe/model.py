@@ -35,8 +35,18 @@ from llava_probe.generation import (
     traces_of,
 )
 from llava_probe.inside.passes import Prompt, alone_with, in_force
-from llava_probe.layout import Clips, ImageLayout, Layouts, Probe
-from llava_probe.prompts import Question, answer_ids, asked_again, encode, marked, pose, token_id
+from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
+from llava_probe.prompts import (
+    Question,
+    answer_ids,
+    asked_again,
+    encode,
+    encode_with,
+    made_otherwise,
+    marked,
+    pose,
+    token_id,
+)
 from llava_probe.provenance import provenance_of, sizes_of
 from llava_probe.request import Request, unsaved
 from llava_probe.trace import Trace
@@ -108,7 +118,8 @@ class VLM:
                 ``do_sample_frames``; in the trace they follow the pictures, one layout each.
             prompt: or the whole text as it is, image places included.
             messages: or a whole chat, pictures and videos inside or in ``image`` and ``video``.
-            inputs: or ready-made model inputs of one sample, its pictures in ``image``, its frames in ``video``.
+            inputs: or ready-made model inputs of one sample, its pictures in ``image``, its frames in ``video``; the
+                settings that made them, where they are not the processor's own, in ``processor_kwargs``.
             max_new_tokens: at least 1; 64 unless ``max_length``, a ``generation_config`` or the model's own says.
             capture: what to keep; ``lp.Capture()`` when None.
             seed: ``torch.manual_seed`` just before the run.
@@ -259,13 +270,18 @@ class VLM:
 
         Returns:
             One layout a picture or frame; empty where the model's visual tokens have no place.
+
+        Raises:
+            BadInput: it is not known: ``inputs`` show the pictures in a way that ``processor_kwargs`` do not, say.
         """
         processor_kwargs = asking.pop("processor_kwargs", None) or {}
         question = None if {"prompt", "messages", "inputs"} & set(asking) else question
         asked = pose(self.processor, image, question, **asking)
         tensors, prompts = self.prepare([asked], processor_kwargs)
-        with alone_with(self.anatomy.model):
-            return self.layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
+        places = self.layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
+        if places.unknown:
+            raise BadInput(f"where the visual tokens lie is not known: {places.unknown}")
+        return places.layouts
 
     @property
     def visual_ids(self) -> tuple[int, int]:
@@ -297,27 +313,27 @@ class VLM:
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
         processor_kwargs: Mapping[str, Any],
-    ) -> tuple[ImageLayout, ...]:
-        """The layouts of one sample's pictures."""
+    ) -> Places:
+        """Where the visual tokens of one sample lie; measuring it is a run of the model like any other."""
         question, before = questions[number], questions[:number]
+        if self.layouts.how != "none" and (why := made_otherwise(self.processor, question, processor_kwargs)):
+            return Places(unknown=why)
         ids = tensors["input_ids"][number, prompt.padding :]
         filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
 
         def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
-            other = replace(question, images=tuple(images), inputs=None)
-            if other.prompt is None:
-                other = pose(self.processor, other.stills, "?", video=other.clips or None)
-            return encode(self.processor, [other], processor_kwargs)
+            return encode_with(self.processor, question, images, processor_kwargs)
 
-        return self.layouts(
-            [image.size for image in question.images],
-            prompt.image_positions,
-            tensors,
-            Probe(encoded, self._sent, self._visual),
-            processor_kwargs,
-            sum(len(other.stills) for other in before),
-            Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
-        )
+        with alone_with(self.anatomy.model):
+            return self.layouts(
+                [image.size for image in question.images],
+                prompt.image_positions,
+                tensors,
+                Probe(encoded, self._sent, self._visual),
+                processor_kwargs,
+                sum(len(other.stills) for other in before),
+                Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
+            )
 
     # --- details ---
 
@@ -421,12 +437,13 @@ class VLM:
     ) -> Sample:
         """What a trace says of one sample of a batch besides what is recorded."""
         question = questions[number]
+        places = self.layouts_of(questions, number, prompt, tensors, request.processor)
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
-            layouts = self.layouts_of(questions, number, prompt, tensors, request.processor)
             provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
-        ends = ends_of(self.processor.tokenizer, config)
-        under = in_force(self.anatomy)
-        return Sample(question, request, layouts, sizes_of(self.anatomy), ends, under, provenance)
+        if places.unknown:
+            provenance["places"] = f"not known: {places.unknown}"
+        ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
+        return Sample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
 
 
 def _input_device(model: Any) -> torch.device:

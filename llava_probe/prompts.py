@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +26,9 @@ from llava_probe.videos import open_video, several_videos
 
 _PICTURE_KEYS = ("image", "path", "url", "base64")
 _VIDEO_KEYS = ("video", "path", "url")
+
+#: One of 255, as a share of the range.
+_GREY_LEVEL = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,51 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
             _check_beside(processor, questions, kept)
             return kept
     raise BadInput(f"{type(processor).__name__} refused the input: {first_line(refusals[0])}") from refusals[0]
+
+
+def encode_with(
+    processor: Any, question: Question, images: Sequence[Image.Image], processor_kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Model inputs of a question with other pictures; of any short question where its own inputs were ready made."""
+    other = replace(question, images=tuple(images), inputs=None)
+    if other.prompt is None:
+        given: dict[str, Any] = {"image": other.stills, "video": other.clips or None}
+        if getattr(processor, "chat_template", None):
+            other = pose(processor, question="?", **given)
+        else:
+            kinds = ("image",) * len(other.stills) + ("video",) * len(other.clips)
+            marks = [mark for kind in kinds for mark in _marks(processor, kind)[:1]]
+            other = pose(processor, prompt=" ".join([*marks, "?"]), **given)
+    return encode(processor, [other], processor_kwargs)
+
+
+def made_otherwise(processor: Any, question: Question, processor_kwargs: Mapping[str, Any]) -> str:
+    """Why nothing is known of how ready-made inputs show their pictures; empty where they are as the processor's.
+
+    Another crop or size gives other pixels. A picture of one colour does not tell.
+    """
+    if question.inputs is None or not question.images:
+        return ""
+    try:
+        own = encode_with(processor, question, question.images, processor_kwargs)
+    except BadInput as error:
+        return f"inputs= cannot be compared with what the processor makes of the pictures: {error}"
+    for name, expected in own.items():
+        if isinstance(expected, Tensor) and expected.is_floating_point():
+            given = question.inputs.get(name)
+            if given is None or given.shape != expected.shape or not _alike(given, expected):
+                return (
+                    f"{name} in inputs= is not what {type(processor).__name__} makes of these pictures; "
+                    "pass the settings that made it as processor_kwargs= too"
+                )
+    return ""
+
+
+def _alike(given: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors of pixels differ by rounding only, in the coarser dtype or to whole grey levels."""
+    rounding = max([torch.finfo(one.dtype).eps for one in (given, expected) if one.is_floating_point()])
+    off = (given.float() - expected.float()).abs().max() if expected.numel() else 0.0
+    return bool(off <= (rounding + _GREY_LEVEL) * float(expected.abs().max()))
 
 
 def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:

@@ -69,24 +69,30 @@ class Tower:
                 f"{self._name} did not run its vision tower ({type(self.stack.owner).__name__}) for these pictures; "
                 "leave out vision=True"
             )
-        packed = next(iter(self._hidden.values()))[0].ndim == 2
-        layers = {"vision_hidden": [torch.cat(runs) for _, runs in sorted(self._hidden.items())]}
-        if packed:
-            layers["vision_hidden"] = [layer[None] for layer in layers["vision_hidden"]]
+        made = {"vision_hidden": [runs for _, runs in sorted(self._hidden.items())]}
         if self._attention:
             runs_of = [runs for _, runs in sorted(self._attention.items())]
-            layers["vision_attention"] = [torch.cat([_whole(calls) for calls in runs]) for runs in runs_of]
-        for name, made in layers.items():
-            if len({layer.shape for layer in made}) > 1:
-                shapes = " and ".join(str(list(shape)) for shape in sorted({layer.shape for layer in made}))
-                raise BadModel(
-                    f"the blocks of {self._name}'s vision tower give {_SPOKEN[name]} of different shapes "
-                    f"({shapes}), which no one record holds; leave out vision=True"
-                )
+            made["vision_attention"] = [[_whole(calls) for calls in runs] for runs in runs_of]
+        layers = {name: self._joined(name, runs_of) for name, runs_of in made.items()}
+        if layers["vision_hidden"][0].ndim == 2:  # all patches packed into one sequence
+            layers["vision_hidden"] = [layer[None] for layer in layers["vision_hidden"]]
         return [
             {name: torch.stack([layer[crops] for layer in made], dim=1) for name, made in layers.items()}
             for crops in self._crops(len(layers["vision_hidden"][0]), images, copies)
         ]
+
+    def _joined(self, name: str, runs_of: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """One tensor a layer, from the tower's runs one after the other."""
+        shapes = {run.shape[1:] for runs in runs_of for run in runs}
+        layers = [torch.cat(list(runs)) for runs in runs_of] if len(shapes) == 1 else []
+        if len({layer.shape for layer in layers}) == 1:
+            return layers
+        seen = {part.shape for part in layers or [run for runs in runs_of for run in runs]}
+        told = " and ".join(str(list(shape)) for shape in sorted(seen))
+        raise BadModel(
+            f"the blocks of {self._name}'s vision tower give {_SPOKEN[name]} of different shapes ({told}), which no "
+            "one record holds; leave out vision=True"
+        )
 
     def _crops(self, total: int, images: Sequence[int], copies: int) -> list[Tensor]:
         """Which rows of the tower's batch are each sample's."""

@@ -2,6 +2,9 @@
 
 import copy
 import inspect
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -244,24 +247,70 @@ def test_the_model_is_given_back_as_it_was(random_vlm):
     assert look() == before
 
 
-def test_two_threads_take_turns(random_vlm):
-    from concurrent.futures import ThreadPoolExecutor
+@pytest.fixture
+def restless():
+    """Threads that change places ten thousand times a second."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
 
-    alone = random_vlm.generate(photo(), QUESTION, max_new_tokens=6)
-    with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(random_vlm.generate, photo(), QUESTION, max_new_tokens=6) for _ in range(6)]
-    assert all(run.result() == alone for run in runs)
+
+def asked_by(number):
+    """A picture, of a size that nobody measured, and a question for one thread."""
+    words = "where is the red sign", "what colour", QUESTION, "is it blue or red", "look at this circle"
+    return photo(40 + 8 * number, 76 - 4 * number, seed=number), words[number % 5] + " and" * number
 
 
-def test_a_check_beside_a_run_leaves_the_model_as_it_was(random_vlm):
-    from concurrent.futures import ThreadPoolExecutor
+def test_threads_with_questions_of_their_own_are_answered_as_each_alone(restless):
+    """Measuring a picture's places switches an eager model to another kernel: a run beside it would have no rows."""
 
-    with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(random_vlm.generate, photo(), QUESTION, max_new_tokens=8) for _ in range(4)]
-        found = lp.check(random_vlm, max_new_tokens=4)
-        assert all(run.result().provenance["attention"] == "sdpa" for run in runs)
+    def vlm():
+        return lp.VLM(random_llava(attention="eager"), llava_processor(), layout="measured")
+
+    def ask(vlm, number):
+        capture = lp.Capture(positions=["image", "predicting"], vision=True)
+        return vlm.generate(*asked_by(number), max_new_tokens=6, capture=capture)
+
+    alone = [ask(vlm(), number) for number in range(8)]
+    assert len({(trace.prompt_length, trace.images[0].size) for trace in alone}) == 8
+    shared = vlm()
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(ask, shared, number) for number in range(8)]
+    for run, expected in zip(runs, alone, strict=True):
+        assert run.result() == expected
+
+
+def test_a_check_beside_a_run_leaves_both_as_they_were():
+    """Held up while the model is eager for its sake, a check must not be joined by another thread's run."""
+    vlm = lp.VLM(random_llava(), llava_processor())
+    alone = vlm.generate(*asked_by(1), max_new_tokens=8)
+    decoder, checking = vlm.anatomy.decoder.owner, threading.get_ident()
+    held, joined, seen = threading.Event(), threading.Event(), []
+
+    def hold(*_):
+        if decoder.config._attn_implementation == "eager":
+            if threading.get_ident() != checking:
+                joined.set()
+            elif not held.is_set():
+                held.set()
+                seen.append(joined.wait(0.5))
+
+    def run():
+        assert held.wait(60)
+        return vlm.generate(*asked_by(1), max_new_tokens=8)
+
+    handle = decoder.register_forward_pre_hook(hold)
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(run)
+        found = lp.check(vlm, *asked_by(2), max_new_tokens=4)
+    handle.remove()
+    assert seen == [False]
     assert found.ok, str(found)
-    assert random_vlm.model.config.text_config._attn_implementation == "sdpa"
+    assert beside.result().provenance["attention"] == "sdpa"
+    assert beside.result().records.keys() == alone.records.keys()
+    assert all(torch.equal(beside.result().records[name], alone.records[name]) for name in alone.records)
+    assert decoder.config._attn_implementation == "sdpa"
 
 
 def test_compiled_decoding_is_recorded():

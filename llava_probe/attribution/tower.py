@@ -46,7 +46,7 @@ class TowerRelevance:
         self._states: list[Tensor] = []
         self._owner = torch.empty(0, dtype=torch.long)  # [B, S] the visual token of each patch, -1 for none
         self._started = False
-        self.watch = Watch(task.vlm.anatomy.vision, self._see)
+        self.watch = Watch(task.vlm.anatomy.vision, self._see, windowed=True)
 
     @property
     def visitors(self) -> tuple[Visitor, ...]:
@@ -71,7 +71,6 @@ class TowerRelevance:
                 'followed through it; pass through="language"'
             )
         self._owner = owner.reshape(-1, owner.shape[-1])
-        self.watch.length = self._owner.shape[1]
 
     def finish(self, language: Tensor) -> Tensor:
         """[B, P] with the visual tokens' relevance gathered from the patches that each was made of."""

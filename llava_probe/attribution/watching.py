@@ -32,14 +32,14 @@ class Watch(Visitor):
     Attributes:
         stack: whose blocks are watched.
         see: called from the last block to the first.
-        length: how many tokens the stack reads at once, all windows together; 0 where each call reads all.
+        windowed: whether a layer may attend in windows of the sequence, a call each, one behind the other.
         shared: how many positions the sequences of a batch begin with in common: one thing with one gradient, which the
             first sequence has.
     """
 
     stack: Stack
     see: See
-    length: int = 0
+    windowed: bool = False
     shared: int = 0
     _starts: dict[int, int] = field(default_factory=dict)
 
@@ -52,6 +52,15 @@ class Watch(Visitor):
     def unfused(self, anatomy: Anatomy) -> tuple[Stack, ...]:
         """The one that is watched."""
         return (self.stack,)
+
+    def hears(self, method: str) -> bool:
+        """Of states only to know where the windows begin again."""
+        return super().hears(method) and (method != "state" or self.windowed)
+
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
+        """The stack begins to read."""
+        if layer == 0:
+            self._starts.clear()
 
     def attended(self, call: Call, output: Tensor | None) -> Tensor | None:
         """``output``, with the call told when its gradient comes back.
@@ -72,9 +81,9 @@ class Watch(Visitor):
             return None
         if output is None or not output.requires_grad:
             return None
-        if self.length:  # windows of one layer, one behind the other
+        if self.windowed:
             first = self._starts.get(call.layer, 0)
-            self._starts[call.layer] = (first + call.queries) % self.length
+            self._starts[call.layer] = first + call.queries
             call = replace(call, start=first)
         return _Seen.apply(output, call.query, call.key, call.value, call.mask, call, self)  # type: ignore[no-any-return, no-untyped-call]
 

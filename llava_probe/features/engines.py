@@ -14,7 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
-from llava_probe.features.extractor import Extractor, Recipe, Shard
+from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe, Shard
 from llava_probe.features.samples import Sample, digest, from_portable, portable
 from llava_probe.features.sending import packed, unpacked
 from llava_probe.loading import load
@@ -102,6 +102,7 @@ def run_on_ray(
 
     Raises:
         ProbeError: what a worker's part of a strict run failed on, or the store cannot be written.
+        Exception: a bug, as it came up in a worker.
         BadInput: Ray is not installed, there is no such cluster, or a shard killed its workers again and again.
     """
     if cluster.workers < 1:
@@ -219,8 +220,8 @@ class _Worker:
             with _counted(self._folder, int(number)):
                 for shard in self._extractor.shards([(int(number), run)]):
                     _write(self._folder, shard)
-        except Exception as error:  # each model has errors of its own
-            return {"samples": [0], "error": [pickle.dumps(_sentence(error))]}
+        except Exception as error:  # raised again by the driver
+            return {"samples": [0], "error": [_sent(error)]}
         return {"samples": [len(run)], "error": [b""]}
 
 
@@ -244,10 +245,16 @@ def _counted(folder: Path, number: int) -> Iterator[None]:
             mark.unlink(missing_ok=True)
 
 
-def _sentence(error: Exception) -> ProbeError:
-    """An error of ours, which any process can read; where it happened is noted with one of somebody else."""
+def _sent(error: Exception) -> bytes:
+    """An error for the driver: a sample's or a worker's as one of ours, a bug as it is; where it happened is noted."""
     if isinstance(error, ProbeError):
-        return error
+        return pickle.dumps(error)
+    error.add_note("".join(traceback.format_exception(error)))
+    if not isinstance(error, OF_A_SAMPLE):
+        with suppress(Exception):  # an error that does not survive the way is told in words
+            sent = pickle.dumps(error)
+            pickle.loads(sent)
+            return sent
     told = BadInput(f"a worker failed: {type(error).__name__}: {first_line(error)}")
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+    told.__notes__ = error.__notes__
+    return pickle.dumps(told)

@@ -230,7 +230,8 @@ def _row_bytes(extractor: Extractor, sample: Sample) -> int:
 
 def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> str:
     """What the run will need, before it starts."""
-    folder = next(part for part in (Path(out).expanduser().absolute(), *Path(out).absolute().parents) if part.exists())
+    folder = Path(out).expanduser().absolute()
+    folder = next(part for part in (folder, *folder.parents) if part.exists())
     free = shutil.disk_usage(folder).free
     if source.count is None:
         each = in_units(row_bytes)

@@ -23,6 +23,7 @@ from torch import Tensor
 from llava_probe.capture import Capture
 from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, ProbeError, first_line
+from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
 from llava_probe.features.packing import Unpackable, refusal
 from llava_probe.features.packs import Batch, batch_of, posed
@@ -38,6 +39,12 @@ AHEAD = 3
 
 #: Pairs of samples that are tried for two that can be asked.
 _TRIALS = 5
+
+#: What a sample may be to blame for: what the processor, the model or the memory refuses of it.
+OF_A_SAMPLE = (ProbeError, OSError, RuntimeError, ValueError, MemoryError)
+
+#: So many samples of a batch are named.
+_TOLD = 8
 
 Groups = list[list[Sample]]
 
@@ -200,14 +207,23 @@ class Extractor:
     def _take(
         self, groups: Groups, ready: Callable[[], Batch], parts: list[Gathered], errors: list[dict[str, Any]]
     ) -> bool:
-        """Run a batch, or its halves where it fails; returns whether every sample has its rows."""
+        """Run a batch, or its halves where it fails; returns whether every sample has its rows.
+
+        What is no fault of a sample's goes through, with a note of the batch it came from.
+        """
         rows = sum(map(len, groups))
         try:
             if rows > self._limit:
                 raise _TooMany
             part, failures = self._run(ready())
-        except Exception as error:  # each processor and model has errors of its own
-            failed, reason = _is_memory(error), _reason(error)
+        except (*OF_A_SAMPLE, _TooMany) as error:
+            if of_the_machine(error) and not out_of_memory(error):
+                error.add_note(_taking(groups))
+                raise  # a device that failed once fails for every sample to come
+            failed, reason = out_of_memory(error), _reason(error)
+        except Exception as error:
+            error.add_note(_taking(groups))
+            raise
         else:
             parts += [part] if part.samples else []
             errors += [self._error(sample, why) for sample, why in failures]
@@ -308,13 +324,15 @@ class _TooMany(Exception):
     """A batch made ready before memory ran out at its size."""
 
 
-def _is_memory(error: BaseException) -> bool:
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in told
+def _taking(groups: Groups) -> str:
+    """What was being done when an error came that is no sample's."""
+    ids = [sample.id for group in groups for sample in group]
+    told = ", ".join(map(str, ids[:_TOLD])) + (f" and {len(ids) - _TOLD} more" if len(ids) > _TOLD else "")
+    return f"while llava_probe took the features of sample{'s' * (len(ids) > 1)} {told}"
 
 
 def _reason(error: BaseException) -> str:
-    if _is_memory(error):
+    if out_of_memory(error):
         return f"out of memory, alone in its batch: {first_line(error)}"
     return str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {first_line(error)}"
 

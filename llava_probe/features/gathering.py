@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.errors import BadInput, OutOfRange, ProbeError, refusing
 from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import Reading, Readout, by_block
 from llava_probe.features.places import Place, Wanted
@@ -253,10 +253,11 @@ def _of_word(vlm: VLM, place: Place, branch: Branch) -> Positions:
 
 def _in_mask(pack: Pack, sample: Sample) -> Positions:
     """The visual tokens that the sample's mask or boxes cover by half or more; where none is, the one covered most."""
-    if len(pack.layouts) != 1:
-        why = "it has several pictures" if pack.layouts else "where its visual tokens lie is not known"
-        raise BadInput(f"no position 'image_in_mask': {why}")
-    layout = pack.layouts[0]
+    layouts, unknown = pack.places.layouts, pack.places.unknown
+    if len(layouts) != 1:
+        why = "it has several pictures" if layouts else "where its visual tokens lie is not known"
+        raise BadInput(f"no position 'image_in_mask': {why}{f' ({unknown})' if unknown else ''}")
+    layout = layouts[0]
     mask = _mask(sample, layout.size)
     found = layout.tokens_in(mask)
     if not len(found):
@@ -272,7 +273,8 @@ def _mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     if sample.mask is not None:
         opened = sample.mask
         if not isinstance(opened, np.ndarray):
-            opened = np.asarray(opened if isinstance(opened, Image.Image) else open_image(opened))
+            with refusing("the mask cannot be read"):
+                opened = np.asarray(opened if isinstance(opened, Image.Image) else open_image(opened))
             opened = opened if opened.ndim == 2 else opened.any(-1)
         if opened.shape != (height, width):
             raise BadInput(f"the mask is {opened.shape[1]} × {opened.shape[0]}, its picture {width} × {height}")

@@ -21,7 +21,7 @@ from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.generation import lengthened
 from llava_probe.inside.passes import Prompt
-from llava_probe.layout import ImageLayout
+from llava_probe.layout import Places
 from llava_probe.model import VLM
 from llava_probe.prompts import Question, answer_ids, pose
 
@@ -67,13 +67,13 @@ class Pack:
         prefix: how many tokens the branches share.
         branches: one for each sample.
         visual: positions of the visual tokens, all in the prefix where there are several branches.
-        layouts: where these lie on the pictures; empty where nobody asked, or where it is not known.
+        places: where these lie on the pictures; empty where nobody asked, or where it is not known.
     """
 
     prefix: int
     branches: tuple[Branch, ...]
     visual: tuple[int, ...]
-    layouts: tuple[ImageLayout, ...] = ()
+    places: Places
 
     @property
     def ids(self) -> list[int]:
@@ -148,8 +148,8 @@ def batch_of(
             _check_length(vlm, len(whole) + len(answer))
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
-        layouts = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else ()
-        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, layouts))
+        found = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else Places()
+        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found))
         rows.append(prompt.padding)
     return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
 
@@ -181,7 +181,7 @@ def _posed(vlm: VLM, group: Sequence[Sample]) -> list[Question]:
 def _source(image: Any) -> Any:
     """A picture as Hugging Face data sets give it undecoded is a dict of bytes and a path."""
     if isinstance(image, Mapping):
-        return image["bytes"] if image.get("bytes") is not None else image["path"]
+        return image["bytes"] if image.get("bytes") is not None else image.get("path")
     return image
 
 

@@ -6,6 +6,7 @@ without one is measured (``measured.py``). A new way is one file with a ``place`
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +14,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llava_probe.anatomy import Anatomy
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, BadModel, ProbeError, first_line
+from llava_probe.faults import of_the_machine
 from llava_probe.layout import anyres, crop, frames, stretched, tiled
 from llava_probe.layout.asking import Probe
 from llava_probe.layout.geometry import ImageLayout, IntArray, Placement, Share, in_a_row
 from llava_probe.layout.measured import NOWHERE, measure
 from llava_probe.layout.prepared import Prepared
 
-__all__ = ["HOW", "OF_FRAMES", "WAYS", "Clips", "ImageLayout", "Layouts", "Probe"]
+__all__ = ["HOW", "OF_FRAMES", "WAYS", "Clips", "ImageLayout", "Layouts", "Places", "Probe"]
 
 Way = Callable[[Prepared], list[Share]]
 
@@ -92,6 +93,31 @@ class Clips:
     first: int = 0
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the visual tokens of one prompt lie.
+
+    Attributes:
+        layouts: one for each picture; empty where the tokens have no place, or where it is not known.
+        unknown: why it is not known; empty where it is.
+    """
+
+    layouts: tuple[ImageLayout, ...] = ()
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is remembered of a set of picture sizes: placements, or why this model can have none."""
+
+    placements: Sequence[Placement]
+    unknown: str = ""
+
+
+class _Unmeasured(Exception):
+    """A measurement that failed this time; the message says why."""
+
+
 class Layouts:
     """The layouts of one model and processor, each worked out once for a set of picture sizes.
 
@@ -105,7 +131,7 @@ class Layouts:
         if how not in HOW:
             raise BadInput(f"layout= takes one of {', '.join(HOW)}; got {how!r}")
         self._anatomy, self._processor, self.how = anatomy, processor, how
-        self._known: OrderedDict[Any, list[Placement]] = OrderedDict()
+        self._known: OrderedDict[Any, _Found] = OrderedDict()
 
     @property
     def way(self) -> Way | None:
@@ -127,8 +153,8 @@ class Layouts:
         settings: Mapping[str, Any] | None = None,
         first: int = 0,
         clips: Clips = Clips(),
-    ) -> tuple[ImageLayout, ...]:
-        """The layout of each picture of one prompt; empty where the model's visual tokens have no place.
+    ) -> Places:
+        """The layout of each picture of one prompt, or why it is not known; a failure is not remembered.
 
         Args:
             sizes: (width, height) of each original, in order; frames of videos last.
@@ -143,7 +169,7 @@ class Layouts:
             BadInput: the prompt has another number of visual tokens than these pictures give.
         """
         if not sizes or self.how == "none":
-            return ()
+            return Places()
         filmed = np.isin(positions, clips.positions)
         stills = len(sizes) - sum(clips.counts)
         if not stills:
@@ -159,11 +185,15 @@ class Layouts:
                 ends = stills + np.cumsum(clips.counts)
                 prepared = by([sizes[end - 1] for end in ends], inputs, clips.first, clips.counts)
                 kinds.append((self._way(OF_FRAMES), prepared, np.flatnonzero(filmed)))
-            self._known[key] = self._worked_out(kinds, probe, sizes, clips.counts, len(positions))
+            try:
+                self._known[key] = self._worked_out(kinds, probe, sizes, clips.counts, len(positions))
+            except _Unmeasured as failure:
+                return Places(unknown=str(failure))
         self._known.move_to_end(key)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        return tuple(_placed(self._known[key], sizes, positions))
+        found = self._known[key]
+        return Places(tuple(_placed(found.placements, sizes, positions)), found.unknown)
 
     def _worked_out(
         self,
@@ -172,30 +202,52 @@ class Layouts:
         sizes: Sequence[tuple[int, int]],
         videos: Sequence[int],
         tokens: int,
-    ) -> list[Placement]:
-        """As written where that gives the right number of tokens: a processor may have settings nobody foresaw."""
+    ) -> _Found:
+        """As written where that gives the right number of tokens: a processor may have settings nobody foresaw.
+
+        Raises:
+            BadInput: the pictures give another number of tokens, and the model knows no better.
+            _Unmeasured: the model or its processor refused the measurement.
+        """
         placements, given = [], 0
         for way, prepared, index in kinds:
-            shares = way(prepared) if way is not None else []
+            shares = self._written(way, prepared) if way is not None else []
             count = sum(share.count for share in shares)
             given += count
             if count == len(index):
                 own = [replace(placement, index=index[placement.index]) for placement in in_a_row(shares)]
                 placements += [placement for placement in own for _ in placement.frames or (None,)]
         if len(placements) == len(sizes):
-            return placements
+            return _Found(placements)
+        measured, failure = [NOWHERE for _ in sizes], None
         try:
             measured = measure(self._anatomy, probe, sizes, videos, tokens)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError):  # a model that refuses its inputs says so again when it is asked
-            measured = [NOWHERE for _ in sizes]
+        except (ProbeError, ValueError, RuntimeError) as error:  # what is no refusal of theirs is a bug of ours
+            if of_the_machine(error):
+                raise
+            failure = error
         if given not in (0, tokens) and not any(len(placement.index) for placement in measured):
             raise BadInput(
                 f"the prompt has {tokens} visual tokens where its {len(sizes)} picture(s) give {given}; "
                 "does this processor belong to this model?"
+            ) from failure
+        if failure is not None and not isinstance(failure, BadModel):
+            raise _Unmeasured(f"measuring failed ({type(failure).__name__}: {first_line(failure)})") from failure
+        return _Found(measured, "" if failure is None else str(failure))
+
+    def _written(self, way: Way, prepared: Prepared) -> list[Share]:
+        """What a written way says; nothing where it fails, for it may lean on what a later transformers changed."""
+        try:
+            return way(prepared)
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            warnings.warn(
+                f"{way.__module__}.{way.__name__}, the written layout of {type(self._anatomy.model).__name__}, failed "
+                f"({type(error).__name__}: {first_line(error)}); the places of its visual tokens are measured instead",
+                stacklevel=2,
             )
-        return measured
+            return []
 
 
 def _placed(

@@ -22,8 +22,6 @@ from llava_probe.tiny.questions import Question, select_questions
 
 FIRST_TRAINING_SEED = 1_000_000
 
-FIRST_TRAINING_SEED = 1_000_000
-
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import llava_processor, photo, random_llava
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
@@ -175,3 +175,69 @@ def test_tiles_choose_the_view_that_is_painted():
     assert np.nanmax(layout.to_pixels([1.0, 2.0, 3.0], tiles=[1, 2])) == 3
     with pytest.raises(lp.OutOfRange, match=r"tile 5.*\[0, 1, 2\]"):
         layout.to_pixels([1.0, 2.0, 3.0], tiles=5)
+
+
+# --- a pixel belongs to a box when its centre lies in it ---
+
+
+def owned(box, size):
+    """[height, width] by looking at the centre of every pixel: from the low edge on, short of the high one."""
+    x0, y0, x1, y1 = box
+    return np.array([[x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1 for x in range(size[0])] for y in range(size[1])])
+
+
+def one_token(box, size):
+    return ImageLayout(size, np.array([0]), np.array([box], dtype=float), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixels"),
+    [
+        (2.4, 4.6, [2, 3, 4]),
+        (2.5, 4.5, [2, 3]),
+        (2.6, 4.4, [3]),
+        (2.0, 5.0, [2, 3, 4]),
+        (1.51, 3.5, [2]),
+        (-3.0, 1.6, [0, 1]),
+        (6.4, 9.0, [6, 7]),
+    ],
+)
+def test_a_box_owns_the_pixels_whose_centres_it_holds(low, high, pixels):
+    across, down = one_token([low, 0, high, 8], (8, 8)), one_token([0, low, 8, high], (8, 8))
+    assert np.flatnonzero(across.seen.all(axis=0)).tolist() == pixels
+    assert np.flatnonzero(down.seen.all(axis=1)).tolist() == pixels
+    assert across.seen.sum() == down.seen.sum() == 8 * len(pixels)
+
+
+_EDGES = st.floats(-4, 14, allow_nan=False).map(lambda edge: round(edge * 20) / 20)
+
+
+@given(x=st.tuples(_EDGES, _EDGES), y=st.tuples(_EDGES, _EDGES), size=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_seen_masks_and_shares_agree_with_a_look_at_every_centre(x, y, size):
+    box = [min(x), min(y), max(x), max(y)]
+    truth = owned(box, size)
+    whole = owned(box, (20, 20)) if min(box) >= 0 else truth
+    assume(whole.any())  # a box that holds no centre at all is another claim
+    layout = one_token(box, size)
+    assert np.array_equal(layout.seen, truth)
+    assert np.array_equal(~np.isnan(layout.to_pixels([1.0])), truth)
+    weights = np.arange(size[0] * size[1], dtype=float).reshape(size[::-1])
+    expected = weights[truth].mean() if truth.any() else 0.0
+    assert layout.to_tokens(weights)[0] == pytest.approx(expected)
+
+
+@given(edge=st.floats(0.05, 8.95))
+def test_two_boxes_that_meet_share_no_pixel_and_leave_none(edge):
+    boxes = np.array([[0, 0, edge, 3], [edge, 0, 9, 3]])
+    layout = ImageLayout((9, 3), np.array([0, 1]), boxes, np.array([0, 0]))
+    left = sum(x + 0.5 < edge for x in range(9))
+    assume(0 < left < 9)
+    assert layout.to_pixels([0.0, 1.0])[1].tolist() == [0.0] * left + [1.0] * (9 - left)
+
+
+@given(middle=st.floats(0.05, 8.95), width=st.floats(0.001, 0.4))
+def test_a_box_that_holds_no_centre_owns_the_pixel_under_its_own(middle, width):
+    low, high = middle - width / 2, middle + width / 2
+    assume(not any(low <= x + 0.5 < high for x in range(9)))
+    layout = one_token([low, 0, high, 3], (9, 3))
+    assert np.flatnonzero(layout.seen[0]).tolist() == [int((low + high) / 2)]
