@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lint house families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -15,6 +15,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy llava_probe
+
+# What stands on what, from the imports: draws the house of CONTRIBUTING.md, then says what is wrong with it.
+house:
+	$(PYTHON) tools/house.py --write
+	$(PYTHON) tools/house.py
 
 # The table that llava-probe models prints, from what the tests hold.
 families: $(VENV)/.dev
