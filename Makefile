@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint house families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lint house mutations families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -20,6 +20,10 @@ lint: $(VENV)/.dev
 house:
 	$(PYTHON) tools/house.py --write
 	$(PYTHON) tools/house.py
+
+# Whether the tests catch what they are there for: the code is changed in a copy, one place at a time. Some minutes.
+mutations: $(VENV)/.dev
+	$(BIN)/python tools/mutations.py
 
 # The table that llava-probe models prints, from what the tests hold.
 families: $(VENV)/.dev
