@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lint house mutations families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -15,6 +15,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy llava_probe
+
+# What stands on what, from the imports: draws the house of CONTRIBUTING.md, then says what is wrong with it.
+house:
+	$(PYTHON) tools/house.py --write
+	$(PYTHON) tools/house.py
+
+# Whether the tests catch what they are there for: the code is changed in a copy, one place at a time. Some minutes.
+mutations: $(VENV)/.dev
+	$(BIN)/python tools/mutations.py
 
 # The table that llava-probe models prints, from what the tests hold.
 families: $(VENV)/.dev
