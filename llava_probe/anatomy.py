@@ -24,6 +24,9 @@ from llava_probe.inside.seam import is_one_of, reads_interface, recorded_classes
 #: Parts of a block that mix positions and are no attention over the sequence: what is left feeds each one forward.
 _MIXES = re.compile("Att(entio)?n|Mamba|Conv|Delta|Recurrent|Mixer|Norm")
 
+#: Parts that carry something from one position to another, or choose what may be.
+_CARRIES = re.compile("Cross.*Attention|Indexer|ShortConv")
+
 #: Positions that an output embedding which cannot be read by its rows sees at once: each costs a vocabulary of logits.
 _HEAD_ROWS = 64
 
@@ -138,6 +141,17 @@ class Anatomy:
     def other_layers(self) -> dict[int, str]:
         """The blocks without attention over the sequence, and what they are."""
         return self.decoder.other_layers
+
+    @cached_property
+    def beside_attention(self) -> tuple[str, ...]:
+        """What of the decoder carries something from one position to another past attention over the sequence.
+
+        Layers without it (a state, a convolution, a picture's features), and parts of layers with it: short
+        convolutions, and indexers, which look at all keys to choose some.
+        """
+        layers = {kind for kind in self.other_layers.values() if not kind.endswith((", mlp", ", moe"))}
+        kinds = {type(module).__name__ for module in self.decoder.owner.modules()}
+        return (*sorted(layers), *sorted(kind for kind in kinds if _CARRIES.search(kind)))
 
     @property
     def everywhere(self) -> dict[str, bool]:

@@ -26,6 +26,7 @@ from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange
 from llava_probe.features import shards, store
 from llava_probe.features.sharded import Parts, ShardedTensor
 from llava_probe.features.tables import arrow, join, opened_table, read_errors
+from llava_probe.request import spelled
 
 if TYPE_CHECKING:
     import datasets
@@ -59,6 +60,11 @@ class Features:
             self._rows = {number: header.rows for number, header in headers.items()}
             self._tensors = shards.described(headers, self.folder)
 
+    @property
+    def interventions(self) -> tuple[Mapping[str, Any], ...]:
+        """What was in force when they were made, outermost first; empty for the model as it is."""
+        return tuple(self.manifest["settings"].get("interventions", ()))
+
     def __len__(self) -> int:
         return sum(self._rows.values())
 
@@ -67,6 +73,7 @@ class Features:
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", unfinished"
+        state += "".join(f", under {spelled(each)}" for each in self.interventions)
         return f"Features({str(self.folder)!r}: {len(self):,} rows{state}; {self._names()})"
 
     def keys(self) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ adds for it are 0. It acts in every kernel and with every cache, in batches, bea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,12 @@ class KnockOut(Intervention):
                 f"{type(own[0]).__name__} has an attention kernel of its own, past transformers' attention interface, "
                 "so nothing can be taken away from it"
             )
-        self._met = False
+        if past := vlm.anatomy.beside_attention:
+            warnings.warn(
+                f"{type(vlm.anatomy.model).__name__} carries something from one position to another past attention "
+                f"({'; '.join(past)}), which no knock-out of attention reaches",
+                stacklevel=4,
+            )
 
     def told(self) -> Mapping[str, Any]:
         """What it is, as plain data."""
