@@ -28,7 +28,6 @@ from llava_probe.generation import (
     Vocabulary,
     announce,
     check_decoding,
-    ends_of,
     run_generate,
     run_score,
     scored_trace,
@@ -39,6 +38,7 @@ from llava_probe.prompts import Question, answer_ids, asked_again, encode, marke
 from llava_probe.provenance import provenance_of, sizes_of
 from llava_probe.recorder import Prompt, alone_with
 from llava_probe.request import Request, unsaved
+from llava_probe.spellings import ends_of
 from llava_probe.trace import Trace
 
 #: How long an answer may get where nobody says.
