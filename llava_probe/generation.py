@@ -30,7 +30,7 @@ from llava_probe.prompts import Question
 from llava_probe.recorder import Recorder, recording
 from llava_probe.request import Request
 from llava_probe.sizes import Sizes
-from llava_probe.spellings import Spellings, spellings
+from llava_probe.spellings import Spellings, spellings, stops_at
 from llava_probe.tokens import Token, tokens_of
 from llava_probe.trace import Trace
 
@@ -378,7 +378,7 @@ def _lengths(
     answers = sequences[:, prompt_end:]
     if len(answers) == 1:
         return [answers.shape[1]]
-    ends = _ending(config)
+    ends = stops_at(config)
     stop = None
     if config.stop_strings:
         stop = StopStringCriteria(tokenizer, config.stop_strings)
@@ -390,19 +390,6 @@ def _lengths(
             length = next((t for t in steps if bool(stop(sequences[row : row + 1, : prompt_end + t], None))), length)
         lengths.append(min(length, ended.get(row, length)))
     return lengths
-
-
-def ends_of(tokenizer: Any, config: Any) -> frozenset[int]:
-    """The ids that are no words of an answer: the tokenizer's special ones, and what generation stops at.
-
-    Models that end a turn with a token of its own (``<end_of_turn>``) need not call it special.
-    """
-    return frozenset(tokenizer.all_special_ids) | _ending(config)
-
-
-def _ending(config: Any) -> frozenset[int]:
-    ends = config.eos_token_id
-    return frozenset(int(end) for end in (ends if isinstance(ends, list | tuple) else [ends]) if end is not None)
 
 
 def announce(

@@ -28,7 +28,6 @@ from llava_probe.generation import (
     Vocabulary,
     announce,
     check_decoding,
-    ends_of,
     run_generate,
     run_score,
     scored_trace,
@@ -49,6 +48,7 @@ from llava_probe.prompts import (
 )
 from llava_probe.provenance import provenance_of, sizes_of
 from llava_probe.request import Request, unsaved
+from llava_probe.spellings import ends_of
 from llava_probe.trace import Trace
 
 #: How long an answer may get where nobody says.

@@ -47,6 +47,20 @@ def spellings(tokenizer: Any, ids: Iterable[int] | None = None) -> Spellings:
     return Spellings(texts, frozenset(tokenizer.all_special_ids), whole)
 
 
+def ends_of(tokenizer: Any, config: Any) -> frozenset[int]:
+    """The ids that are no words of an answer: the tokenizer's special ones, and what generation stops at.
+
+    Models that end a turn with a token of its own (``<end_of_turn>``) need not call it special.
+    """
+    return frozenset(tokenizer.all_special_ids) | stops_at(config)
+
+
+def stops_at(config: Any) -> frozenset[int]:
+    """The ids at which generation stops, as its config says: none, one or a list."""
+    ends = config.eos_token_id
+    return frozenset(int(end) for end in (ends if isinstance(ends, list | tuple) else [ends]) if end is not None)
+
+
 def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     decoded = (

@@ -86,11 +86,12 @@ def test_attribute_is_the_attribution_of_python(picture, tmp_path, tiny_vlm, sce
 
 def test_attribute_explains_another_text_and_one_word_of_it(picture, tmp_path, tiny_vlm, models):
     words = ["attribute", picture, SIGN, "--method", "gradient", "--text", "a red sign", "--out", tmp_path]
-    for more, tokens in (([], lp.ANSWER), (["--tokens", "red", "--contrast", "blue"], "red")):
+    every = ["--tokens", "lp.GENERATED"]
+    for more, tokens in (([], lp.ANSWER), (every, lp.GENERATED), (["--tokens", "red", "--contrast", "blue"], "red")):
         assert call(*words, *more).exit_code == 0
         told = json.loads((tmp_path / "attribution.json").read_text())
         assert told["answer"] == "a red sign"
-        contrast = "blue" if more else None
+        contrast = "blue" if "blue" in more else None
         trace = tiny_vlm.score(picture, SIGN, "a red sign")
         expected = lp.attribute(tiny_vlm, trace, "gradient", tokens=tokens, contrast=contrast)
         assert [row["word"] for row in told["rows"]] == [token.text for token in expected.tokens]

@@ -274,6 +274,15 @@ def test_rows_are_of_the_layers_with_attention_and_the_others_are_listed(name):
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
+def test_the_question_is_found_in_every_template(name):
+    trace = asked(name)
+    assert trace.question == QUESTION
+    places = trace.positions(lp.QUESTION)
+    assert "".join(trace.tokens[place].text for place in places).strip() == QUESTION
+    assert {trace.tokens[place].role for place in places} == {"prompt"}
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
 def test_hidden_states_of_several_streams_are_kept_apart_from_the_last(name):
     inside, trace = vlm(name).anatomy, asked(name)
     if name not in STREAMS:

@@ -46,7 +46,7 @@ def test_hot_pixels_are_exactly_the_tokens_box(number):
 def test_a_map_of_a_model_lies_where_its_processor_looked(random_vlm):
     """A CLIP processor shows the model the middle 48 pixels of a 64 × 48 picture."""
     trace = random_vlm.generate(photo(64, 48), "what is the text", max_new_tokens=2)
-    pixels = lp.attention_map(trace).pixels()
+    pixels = lp.attention_map(trace, tokens=lp.GENERATED).pixels()
     assert pixels.shape == (48, 64)
     assert np.isnan(pixels[:, :8]).all()
     assert np.isnan(pixels[:, -8:]).all()
@@ -157,7 +157,7 @@ def test_signs_have_different_colours():
 
 def test_saving_writes_pictures_and_everything_to_plot_again(tmp_path):
     trace = synthetic_trace(attention=causal(), answer=[" ST", "OP", "/../x\n", "</s>"])
-    m = lp.attention_map(trace)
+    m = lp.attention_map(trace, tokens=lp.GENERATED)
     m = dataclasses.replace(m, marked=torch.tensor([True] + [False] * 5))
     paths = m.save(tmp_path / "maps")
     names = ["000_ST.png", "001_OP.png", "002_x.png", "003_s.png", "map.npz"]
@@ -189,7 +189,7 @@ def test_a_second_map_replaces_the_overlays_of_the_first_and_nothing_else(tmp_pa
     for mine in ("holiday.png", "007_bond.png", "notes.txt"):
         (tmp_path / mine).write_text("mine")
     first, second = (
-        lp.attention_map(synthetic_trace(attention=causal(size=size), answer=answer))
+        lp.attention_map(synthetic_trace(attention=causal(size=size), answer=answer), tokens=lp.GENERATED)
         for size, answer in ((13, [" ST", "OP", " sign", "</s>"]), (11, [" co", "</s>"]))
     )
     first.save(tmp_path)

@@ -1,5 +1,6 @@
 """A trace comes back equal, and a file that is not one says so."""
 
+import ast
 import json
 import resource
 import subprocess
@@ -170,3 +171,10 @@ def test_question_and_sizes_come_back_from_a_file(trace, tmp_path):
     assert back.question == back.alternatives[0].question == QUESTION
     assert (back.sizes.layers, back.sizes.heads, back.sizes.hidden_layers, back.sizes.width) == (4, 4, 5, 64)
     assert back.ends == trace.ends and 2 in back.ends  # of the model's EOS
+
+
+@pytest.mark.parametrize("name", ["trace_file", "html", "explained", "sizes", "request"])
+def test_what_a_trace_stands_on_does_not_know_it(name):
+    code = ast.parse((Path(lp.__file__).parent / f"{name}.py").read_text())
+    imported = {node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)}
+    assert "llava_probe.trace" not in imported
