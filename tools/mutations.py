@@ -63,8 +63,8 @@ MUTATIONS = (
     ),
     Mutation(
         "explained: a generated token's own row, not the one that predicted it",
-        "token.position - (token.position >= trace.prompt_length)",
-        "token.position",
+        "token.position - (token.position >=",
+        "token.position - 0 * (token.position >=",
         ("tests/analyzers/test_attention.py",),
     ),
     Mutation(
