@@ -69,16 +69,21 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def by_the_model(error: Exception) -> bool:
+    """Whether the model's own code raised it, or one of our refusals did: no bug of ours, no failing device."""
+    return isinstance(error, ProbeError) or (not of_the_machine(error) and _in_the_model(error.__traceback__))
+
+
 def _refused(error: Exception, started: bool) -> bool:
-    if of_the_machine(error) or not _by_the_model(error.__traceback__):
+    if not by_the_model(error):
         return False
     if started:
         return isinstance(error, ValueError | RuntimeError) and bool(_SHAPES.search(str(error)))
     return isinstance(error, ValueError | TypeError | RuntimeError)
 
 
-def _by_the_model(traceback: TracebackType | None) -> bool:
-    """Whether the model's own code raised it, nobody else's hook, processor or criterion having been called."""
+def _in_the_model(traceback: TracebackType | None) -> bool:
+    """Whether the innermost frame is the model's, nobody else's hook, processor or criterion having been called."""
     packages = []
     while traceback is not None:
         packages.append(traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0])

@@ -7,20 +7,18 @@ read from the batch row that predicted its token, and stops where the sequence s
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from llava_probe.anatomy import Anatomy
-from llava_probe.capture import Extent, Plan, in_units, nbytes
+from llava_probe.capture import Plan
 from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
@@ -33,9 +31,6 @@ from llava_probe.sizes import Sizes
 from llava_probe.spellings import Spellings, spellings, stops_at
 from llava_probe.tokens import Token, tokens_of
 from llava_probe.trace import Trace
-
-#: Above this a capture's size is told before it starts.
-TELL_ABOVE = 1_000_000_000
 
 #: Decoding whose every step makes one token, so that every record has one row a step.
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
@@ -390,47 +385,3 @@ def _lengths(
             length = next((t for t in steps if bool(stop(sequences[row : row + 1, : prompt_end + t], None))), length)
         lengths.append(min(length, ended.get(row, length)))
     return lengths
-
-
-def announce(
-    plan: Plan, anatomy: Anatomy, prompts: Sequence[Prompt], *, new_tokens: int, sequences: int, pixels: Tensor | None
-) -> None:
-    """Tell the size of what will be kept, where it is large, before it is made."""
-    vision_bytes = _vision_bytes(anatomy, pixels) // len(prompts)
-    total = sequences * sum(
-        nbytes(
-            plan,
-            Extent(
-                prompt=prompt.length,
-                image=len(prompt.image_positions),
-                generated=new_tokens,
-                width=anatomy.width,
-                vocabulary=anatomy.vocabulary,
-                itemsize=anatomy.model.dtype.itemsize,
-                vision_bytes=vision_bytes,
-            ),
-        )
-        for prompt in prompts
-    )
-    if total > TELL_ABOVE:
-        warnings.warn(
-            f"this capture keeps up to {in_units(total)} in memory; Capture(layers=..., attention_layers=..., "
-            "positions=..., logits=10) keeps less",
-            stacklevel=4,
-        )
-
-
-def _vision_bytes(anatomy: Anatomy, pixels: Tensor | None) -> int:
-    """About how much the vision tower's records take; 0 where its config does not tell its sizes."""
-    if anatomy.vision is None or pixels is None:
-        return 0
-    config = anatomy.vision.owner.config
-    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-    patch = getattr(config, "patch_size", None)
-    if not (width and heads and patch):
-        return 0
-    patch = patch if isinstance(patch, int) else patch[0]
-    crops = int(np.prod(pixels.shape[:-3]))
-    patches = pixels.shape[0] if pixels.ndim == 2 else int(np.prod(pixels.shape[-2:])) // patch**2 + 1
-    a_layer = patches * width + heads * patches**2
-    return crops * (len(anatomy.vision.blocks) + 1) * a_layer * anatomy.model.dtype.itemsize

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from llava_probe import tiny
 from llava_probe.errors import BadModel
+from llava_probe.faults import of_the_machine
 from llava_probe.model import VLM
 
 #: The name of the model that ships inside.
@@ -55,11 +56,14 @@ def load(name: str | Path | None = None, *, random_weights: int | None = None, *
         with _quietly(name is None or name == TINY):
             processor = AutoProcessor.from_pretrained(where, **shared)
             model = AutoModelForImageTextToText.from_pretrained(where, **kwargs)
-            if random_weights is not None:
-                model = _untrained(model, random_weights)
     except Exception as error:  # each backend, format and quantiser has errors of its own
+        if of_the_machine(error):
+            error.add_note(f"while llava_probe loaded {where}")
+            raise
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
+    if random_weights is not None:
+        model = _untrained(model, random_weights)
     return VLM(model.eval(), processor)
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.anatomy import anatomy
+from llava_probe.announce import announce
 from llava_probe.capture import Capture, Plan, resolve
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.generation import (
     Sample,
     Vocabulary,
-    announce,
     check_decoding,
     run_generate,
     run_score,

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.errors import BadInput, first_line
+from llava_probe.faults import of_the_machine
 from llava_probe.images import open_image
 from llava_probe.request import Request
 from llava_probe.videos import open_video, several_videos
@@ -156,6 +157,8 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
         try:
             batch = processor(text=texts, **attempt, **settings, **processor_kwargs)
         except Exception as error:  # each processor has errors of its own; its sentence is passed on
+            if of_the_machine(error):
+                raise
             refusals.append(error)
         else:
             plain = processor.image_processor.model_input_names  # numbers of tiles, say, that stay lists

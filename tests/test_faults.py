@@ -3,10 +3,12 @@
 import pytest
 import torch
 from conftest import photo
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import AutoModelForImageTextToText, LogitsProcessor, StoppingCriteria
 
 import llava_probe as lp
 from llava_probe import rows
+from llava_probe.attribution import prepared
+from llava_probe.attribution.perturbing import picture_scores
 from llava_probe.recorder import Recorder
 
 QUESTION = "what is the text on the stop sign"
@@ -24,10 +26,11 @@ def broken(error):
     return fail
 
 
-def broken_in(module, error):
-    """As if a line of that module had raised it."""
-    names = {"__name__": module, "error": error}
-    exec("def fail(*_args, **_kwargs):\n    raise error", names)
+def broken_in(module, error, otherwise=None):
+    """As if a line of that module had raised it; where there is an ``otherwise``, only for more than one sample."""
+    names = {"__name__": module, "error": error, "otherwise": otherwise}
+    condition = "otherwise is None or len(args[0]) > 1"
+    exec(f"def fail(*args, **_kwargs):\n  if {condition}: raise error\n  return otherwise(*args)", names)
     return names["fail"]
 
 
@@ -164,3 +167,48 @@ def test_inputs_that_do_not_fit_are_a_sentence(random_vlm, change, sentence):
 def test_settings_that_generate_refuses_are_a_sentence(random_vlm, setting, sentence):
     with pytest.raises(lp.BadInput, match=sentence):
         random_vlm.generate(photo(), QUESTION, max_new_tokens=1, **setting)
+
+
+@pytest.mark.parametrize("error", DEVICE, ids=str)
+def test_memory_and_devices_do_not_make_a_checkpoint_or_a_picture_bad(random_vlm, monkeypatch, error):
+    class Out(type(random_vlm.processor)):
+        def __call__(self, **_kwargs):
+            raise error
+
+    monkeypatch.setattr(random_vlm.processor, "__class__", Out)
+    with pytest.raises(RuntimeError) as caught:
+        random_vlm.generate(photo(), QUESTION, max_new_tokens=1)
+    assert caught.value is error
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", broken(error))
+    with pytest.raises(RuntimeError) as caught:
+        lp.load()
+    assert caught.value is error
+    assert "while llava_probe loaded" in error.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "apart"),
+    [
+        (RuntimeError("The size of tensor a (3) must match"), True),
+        (IndexError("too many indices"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+    ids=str,
+)
+def test_pictures_are_tried_apart_where_a_family_or_its_memory_takes_one_at_a_time(
+    random_vlm, monkeypatch, error, apart
+):
+    trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=2)
+    task, head = prepared(random_vlm, trace, "rise"), random_vlm.model.lm_head
+    really = head.forward
+    monkeypatch.setattr(head, "forward", broken_in("transformers.models.llava", error, really))
+    pictures = [photo(), photo(seed=1)]
+    if not apart:
+        with pytest.raises(type(error)) as caught:
+            picture_scores(task, pictures, batch=2)
+        assert caught.value is error
+        return
+    found = picture_scores(task, pictures, batch=2)
+    monkeypatch.setattr(head, "forward", really)
+    torch.testing.assert_close(found, picture_scores(task, pictures, batch=1))

@@ -205,7 +205,7 @@ def test_decoding_without_one_step_a_token_is_refused_by_name(random_vlm, kwargs
 
 
 def test_a_large_capture_tells_its_size_first(random_vlm, monkeypatch):
-    monkeypatch.setattr("llava_probe.generation.TELL_ABOVE", 100_000)
+    monkeypatch.setattr("llava_probe.announce.TELL_ABOVE", 100_000)
     with pytest.warns(UserWarning, match=r"keeps up to [0-9.]+ kB"):
         random_vlm.generate(photo(), QUESTION, max_new_tokens=30)
 

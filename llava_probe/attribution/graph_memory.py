@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llava_probe.anatomy import Anatomy, Stack
+from llava_probe.announce import TELL_ABOVE
 from llava_probe.capture import in_units
-from llava_probe.generation import TELL_ABOVE
 from llava_probe.inside.passes import Others, Visitor, instead
 from llava_probe.inside.undo import undoing
 

@@ -21,6 +21,7 @@ from llava_probe.attribution.replay import replaying, values_of
 from llava_probe.attribution.side_by_side import AGREEMENT
 from llava_probe.attribution.target import Task
 from llava_probe.errors import BadInput, NotANumber, at_least
+from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.generation import teacher_forced
 from llava_probe.prompts import asked_again
 
@@ -145,8 +146,10 @@ def _may_batch(task: Task, number: int) -> bool:
     other = Image.new(own.mode, own.size)
     try:
         together = _pictured(task, number, [other, own])
-    except Exception:  # families that cannot batch refuse in their own way
-        return False
+    except Exception as error:  # families that cannot batch refuse in their own way
+        if out_of_memory(error) or by_the_model(error):
+            return False
+        raise
     alone = torch.cat([_pictured(task, number, [picture]) for picture in (other, own)])
     off = (together - alone).abs() / alone.abs().clamp(min=1)
     return bool((off <= AGREEMENT[task.vlm.anatomy.model.dtype]).all())

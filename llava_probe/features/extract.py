@@ -28,7 +28,7 @@ from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
-from llava_probe.features.extractor import Extractor, Recipe
+from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe
 from llava_probe.features.gathering import choose
 from llava_probe.features.packs import batch_of
 from llava_probe.features.places import listed
@@ -213,7 +213,7 @@ def _row_bytes(extractor: Extractor, sample: Sample) -> int:
     try:
         batch = batch_of(vlm, [[sample]], places=wanted.needs("image_in_mask"))
         chosen = choose(vlm, wanted, batch)
-    except (ProbeError, RuntimeError):
+    except OF_A_SAMPLE:
         return 0
     total = 0
     for place in wanted.tokens:

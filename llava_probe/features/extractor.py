@@ -308,7 +308,7 @@ class Extractor:
                 return differs(self.vlm, [replace(sample, answer=None) for sample in two]) or ""
             except Unpackable as error:
                 return str(error)
-            except (ProbeError, RuntimeError):
+            except OF_A_SAMPLE:
                 continue  # a picture that is not there, say
         return None
 
