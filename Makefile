@@ -31,7 +31,7 @@ families: $(VENV)/.dev
 
 # The tiny model's weights again, from a seed: about an hour on two cores.
 tiny: $(VENV)/.dev
-	$(BIN)/python -m llava_probe.tiny.train --out llava_probe/tiny/weights
+	$(BIN)/python -m llava_probe.tiny.making.train --out llava_probe/tiny/weights
 
 # Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts and of relevance.
 benchmark: $(VENV)/.dev

@@ -31,7 +31,7 @@ from transformers.models.llama import modeling_llama
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.target import Task
 
 QUESTION = "Describe the picture."
 SCENES = (34, 35)

@@ -24,7 +24,7 @@ from llava_probe.errors import BadInput
 from llava_probe.inside.passes import alone_with
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.trace import Trace
 
 #: How far numbers may lie apart where two kernels add in another order, by dtype: float32 leaves 1e-5; bfloat16
 #: has 8 bits of mantissa (2^-8 = 4e-3 a step, a few steps through the layers), float16 has 11.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_probe import arguments
 from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.view import arguments
 
 if TYPE_CHECKING:
     from llava_probe.model import VLM
-    from llava_probe.trace import Trace
+    from llava_probe.trace.trace import Trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -125,8 +125,8 @@ def attribute(
         options, explained = arguments.method_options(method, option or ()), arguments.place_or_word(tokens)
         pictures = arguments.pictures(image)
         from llava_probe.attribution import attribute as explain
-        from llava_probe.capture import Capture
-        from llava_probe.explained import ANSWER
+        from llava_probe.trace.capture import Capture
+        from llava_probe.trace.explained import ANSWER
         from llava_probe.view.folder import made, write_attribution
         from llava_probe.view.progress import generated
         from llava_probe.view.terminal import show_map
@@ -171,7 +171,7 @@ def leaderboard(
     """
     with _plainly():
         share = (1, 1) if part is None else arguments.part(part)
-        from llava_probe.view.leaderboard import CLOSER, Wanted, score, write_leaderboard
+        from llava_probe.leaderboard.folder import CLOSER, Wanted, score, write_leaderboard
 
         if cases is None and model != TINY:
             raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
@@ -201,7 +201,7 @@ def check(
 ) -> None:
     """Compare what is recorded with transformers' own numbers, on your weights."""
     with _plainly():
-        from llava_probe.images import open_image
+        from llava_probe.pictures.images import open_image
 
         picture = None if image is None else open_image(image)
         from llava_probe.agreement import check as compare
@@ -334,7 +334,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from llava_probe.family_table import families
+    from llava_probe.layout.family_table import families
 
     table = Table("family", "places of visual tokens", "rows = eager", "note", box=None, pad_edge=False)
     shown = [family for family in families() if only is None or only in family.name]

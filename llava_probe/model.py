@@ -20,11 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.anatomy import anatomy
-from llava_probe.announce import announce
-from llava_probe.capture import Capture, Plan, resolve
-from llava_probe.errors import BadInput, BadModel
-from llava_probe.generation import (
+from llava_probe.asking.announce import announce
+from llava_probe.asking.generation import (
     Sample,
     Vocabulary,
     check_decoding,
@@ -33,9 +30,7 @@ from llava_probe.generation import (
     scored_trace,
     traces_of,
 )
-from llava_probe.inside.passes import Prompt, alone_with, in_force
-from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
-from llava_probe.prompts import (
+from llava_probe.asking.prompts import (
     Question,
     answer_ids,
     asked_again,
@@ -46,10 +41,15 @@ from llava_probe.prompts import (
     pose,
     token_id,
 )
-from llava_probe.provenance import provenance_of, sizes_of
-from llava_probe.request import Request, unsaved
-from llava_probe.spellings import ends_of
-from llava_probe.trace import Trace
+from llava_probe.asking.provenance import provenance_of, sizes_of
+from llava_probe.errors import BadInput, BadModel
+from llava_probe.inside.anatomy import anatomy
+from llava_probe.inside.passes import Prompt, alone_with, in_force
+from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
+from llava_probe.trace.capture import Capture, Plan, resolve
+from llava_probe.trace.request import Request, unsaved
+from llava_probe.trace.spellings import ends_of
+from llava_probe.trace.trace import Trace
 
 #: How long an answer may get where nobody says.
 DEFAULT_NEW_TOKENS = 64

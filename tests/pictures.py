@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_probe.errors import BadImage
-from llava_probe.images import open_image
+from llava_probe.pictures.images import open_image
 
 
 def noise(height: int = 10, width: int = 14, channels: int = 3) -> np.ndarray:

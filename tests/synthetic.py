@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_probe.images import fingerprint
 from llava_probe.layout import ImageLayout
-from llava_probe.sizes import Sizes
-from llava_probe.spellings import Spellings
-from llava_probe.tokens import Token
-from llava_probe.trace import Request, Trace
+from llava_probe.pictures.images import fingerprint
+from llava_probe.trace.sizes import Sizes
+from llava_probe.trace.spellings import Spellings
+from llava_probe.trace.tokens import Token
+from llava_probe.trace.trace import Request, Trace
 
 SIZE = (50, 20)
 IMAGE_AT = range(2, 8)

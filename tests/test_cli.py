@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.arguments import generation_flags, method_options, pictures
 from llava_probe.cli import app
+from llava_probe.view.arguments import generation_flags, method_options, pictures
 
 SIGN = "What is the text on the stop sign?"
 
@@ -174,7 +174,7 @@ def test_commas_part_pictures_and_not_addresses(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "c,d.png"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("llava_probe.images.open_image", lambda source: source)
+    monkeypatch.setattr("llava_probe.pictures.images.open_image", lambda source: source)
     for text, expected in {
         "a.png,b.png": ["a.png", "b.png"],
         "a.png,nowhere.png": ["a.png", "nowhere.png"],

@@ -10,10 +10,10 @@ from synthetic import IMAGE_AT, P, T, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.attribution.target import targets
-from llava_probe.explained import PLACES, positions, spans
-from llava_probe.request import Request
-from llava_probe.tokens import Token
+from llava_probe.attribution.engine.target import targets
+from llava_probe.trace.explained import PLACES, positions, spans
+from llava_probe.trace.request import Request
+from llava_probe.trace.tokens import Token
 
 #: Of the prompt <s> USER: 6 × <image> " what" "?" and the answer " ST" "OP" " sign" </s>.
 EXPECTED = {

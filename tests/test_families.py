@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 import llava_probe as lp
-from llava_probe.recorder import recording
+from llava_probe.asking.recorder import recording
 
 QUESTION = "what is the text"
 NEW = 4

@@ -7,7 +7,8 @@ import torchvision_half
 from typer.testing import CliRunner
 
 import llava_probe as lp
-from llava_probe import cli, family_table
+from llava_probe import cli
+from llava_probe.layout import family_table
 
 MAPPED = tuple(family_table._mapped())
 

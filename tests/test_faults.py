@@ -6,10 +6,10 @@ from conftest import photo
 from transformers import AutoModelForImageTextToText, LogitsProcessor, StoppingCriteria
 
 import llava_probe as lp
-from llava_probe import rows
+from llava_probe.asking.recorder import Recorder
 from llava_probe.attribution import prepared
-from llava_probe.attribution.perturbing import picture_scores
-from llava_probe.recorder import Recorder
+from llava_probe.attribution.engine.perturbing import picture_scores
+from llava_probe.inside import rows
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"

@@ -7,7 +7,7 @@ from conftest import llava_processor, photo, random_llava
 from transformers import GenerationConfig, StoppingCriteria
 
 import llava_probe as lp
-from llava_probe.capture import in_units
+from llava_probe.trace.capture import in_units
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
@@ -205,13 +205,13 @@ def test_decoding_without_one_step_a_token_is_refused_by_name(random_vlm, kwargs
 
 
 def test_a_large_capture_tells_its_size_first(random_vlm, monkeypatch):
-    monkeypatch.setattr("llava_probe.announce.TELL_ABOVE", 100_000)
+    monkeypatch.setattr("llava_probe.asking.announce.TELL_ABOVE", 100_000)
     with pytest.warns(UserWarning, match=r"keeps up to [0-9.]+ kB"):
         random_vlm.generate(photo(), QUESTION, max_new_tokens=30)
 
 
 def test_the_announced_size_bounds_the_kept_size(random_vlm):
-    from llava_probe.capture import Extent, nbytes, resolve
+    from llava_probe.trace.capture import Extent, nbytes, resolve
 
     for capture in (lp.Capture(), lp.Capture(positions="all", attention_positions="image", logits=5, heads=[1])):
         trace = random_vlm.generate(photo(), QUESTION, max_new_tokens=9, capture=capture)

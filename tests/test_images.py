@@ -22,9 +22,9 @@ from hypothesis.extra import numpy as hnp
 from pictures import encode, noise, pixels, refusal
 from PIL import Image
 
-from llava_probe import images
 from llava_probe.errors import BadImage, BadInput, ProbeError
-from llava_probe.images import fingerprint, open_image
+from llava_probe.pictures import images
+from llava_probe.pictures.images import fingerprint, open_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # of damaged files
 
@@ -169,10 +169,10 @@ def test_importing_the_module_is_light() -> None:
     program = (
         "import sys, types; package = types.ModuleType('llava_probe'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['llava_probe'] = package\n"
-        "import llava_probe.images\n"
+        "import llava_probe.pictures.images\n"
         "print(*{'torch', 'numpy', 'transformers', 'ssl', 'http.client'} & set(sys.modules))"
     )
-    command = [sys.executable, "-c", program, str(Path(images.__file__).parent)]
+    command = [sys.executable, "-c", program, str(Path(images.__file__).parents[1])]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == ""
 
 

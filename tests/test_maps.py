@@ -209,7 +209,7 @@ def test_a_folder_with_a_foreign_map_file_is_not_cleared(tmp_path):
 def test_saving_that_takes_long_shows_its_progress(tmp_path, capsys, monkeypatch):
     map_of(one_hot(0, 1)).save(tmp_path)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("llava_probe.maps._PATIENCE", 0)
+    monkeypatch.setattr("llava_probe.maps.maps._PATIENCE", 0)
     map_of(one_hot(0, 1)).save(tmp_path)
     told = capsys.readouterr()
     assert "/2" in told.err

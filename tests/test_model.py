@@ -97,7 +97,7 @@ def test_check_holds_on_a_right_model_and_is_kept(random_vlm):
 
 
 def test_check_notices_rows_that_are_wrong(random_vlm, monkeypatch):
-    from llava_probe import rows
+    from llava_probe.inside import rows
 
     right = rows._rows_of_block
     monkeypatch.setattr(rows, "_rows_of_block", lambda *args: right(*args) * 1.01)

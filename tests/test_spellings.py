@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
-from llava_probe.spellings import spellings
+from llava_probe.trace.spellings import spellings
 
 QUESTION = "what is the text"
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
-from llava_probe.tokens import Token, find, tokens_of
+from llava_probe.trace.tokens import Token, find, tokens_of
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

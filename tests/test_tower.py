@@ -12,7 +12,7 @@ from conftest import photo
 from torch.overrides import TorchFunctionMode
 
 import llava_probe as lp
-from llava_probe.anatomy import anatomy
+from llava_probe.inside.anatomy import anatomy
 
 QUESTION = "what is the text"
 

@@ -177,4 +177,4 @@ def test_question_and_sizes_come_back_from_a_file(trace, tmp_path):
 def test_what_a_trace_stands_on_does_not_know_it(name):
     code = ast.parse((Path(lp.__file__).parent / f"{name}.py").read_text())
     imported = {node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)}
-    assert "llava_probe.trace" not in imported
+    assert "llava_probe.trace.trace" not in imported

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pictures import encode, noise, pixels, refusal
 
-from llava_probe import urls
+from llava_probe.pictures import urls
 
 PHOTO = encode(noise())
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.explained import Tokens, explained, placed, queries, told
-from llava_probe.maps import ImageMap
-from llava_probe.trace import Trace
+from llava_probe.maps.maps import ImageMap
+from llava_probe.trace.explained import Tokens, explained, placed, queries, told
+from llava_probe.trace.trace import Trace
 
 Numbers = int | Iterable[int] | None
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from llava_probe.errors import BadInput, NotANumber, NotCaptured, OutOfRange
-from llava_probe.explained import At
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import At
+from llava_probe.trace.trace import Trace
 
 
 @dataclass(frozen=True)

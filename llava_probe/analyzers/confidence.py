@@ -26,9 +26,9 @@ from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
-from llava_probe.explained import At
-from llava_probe.tokens import Token, divided
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import At
+from llava_probe.trace.tokens import Token, divided
+from llava_probe.trace.trace import Trace
 
 #: Steps whose distributions are in float64 at once: bounds the extra memory.
 _BLOCK = 16

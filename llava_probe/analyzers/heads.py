@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.explained import Tokens, explained, queries
-from llava_probe.tokens import Token
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import Tokens, explained, queries
+from llava_probe.trace.tokens import Token
+from llava_probe.trace.trace import Trace
 
 PARTS = ("image", "question", "first", "generated", "rest")
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
-from llava_probe.capture import in_units
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
-from llava_probe.explained import Tokens, explained, placed, queries, told
-from llava_probe.maps import ImageMap
-from llava_probe.trace import Trace
+from llava_probe.maps.maps import ImageMap
+from llava_probe.trace.capture import in_units
+from llava_probe.trace.explained import Tokens, explained, placed, queries, told
+from llava_probe.trace.trace import Trace
 
 
 def rollout(

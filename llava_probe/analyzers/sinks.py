@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import NotCaptured
-from llava_probe.explained import PREDICTING, placed
 from llava_probe.layout.geometry import IntArray
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import PREDICTING, placed
+from llava_probe.trace.trace import Trace
 
 #: The paper's threshold on a value of the normed state.
 THRESHOLD = 20.0

@@ -24,7 +24,8 @@ from llava_probe.attribution.attention import attention, relative_attention
 from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
-from llava_probe.attribution.found import Found
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import QUANTITIES, Target, Task, targets
 from llava_probe.attribution.gradient import gradient, input_x_gradient
 from llava_probe.attribution.integrated import integrated_gradients
 from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
@@ -33,14 +34,13 @@ from llava_probe.attribution.relevance import relevance
 from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
-from llava_probe.attribution.target import QUANTITIES, Target, Task, targets
-from llava_probe.capture import Capture
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.explained import ANSWER, Tokens, placed, told
 from llava_probe.inside.passes import in_force
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import ANSWER, Tokens, placed, told
+from llava_probe.trace.trace import Trace
 
 __all__ = ["METHODS", "LocalisationHeads", "Method", "Target", "Task", "attribute", "find_heads"]
 

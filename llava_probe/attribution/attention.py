@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 
 from llava_probe.analyzers.attention import FLOOR, Numbers, check_same_picture, numbers, reduced
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
-from llava_probe.capture import Capture
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, NotCaptured
-from llava_probe.explained import placed
 from llava_probe.inside.passes import in_force
-from llava_probe.trace import Trace
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import placed
+from llava_probe.trace.trace import Trace
 
 NEUTRAL = "Describe the image."
 

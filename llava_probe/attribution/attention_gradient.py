@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import Numbers, numbers
-from llava_probe.attribution.forward import forward
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
-from llava_probe.attribution.watching import Slopes, Watch
+from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
+from llava_probe.attribution.engine.watching import Slopes, Watch
 from llava_probe.errors import BadModel, OutOfRange
-from llava_probe.rows import Call
+from llava_probe.inside.rows import Call
 
 
 def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:

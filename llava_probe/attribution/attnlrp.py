@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from llava_probe.anatomy import Anatomy, Stack
-from llava_probe.attribution.forward import forward
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
+from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor
-from llava_probe.rows import Call
+from llava_probe.inside.rows import Call
 
 #: Operations of autograd that are linear in what the graph gives them: their gradient is the ε-rule.
 LINEAR = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from llava_probe.attribution.forward import forward
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel, OutOfRange, at_least
 
 

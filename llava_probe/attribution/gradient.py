@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.forward import forward
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.pixels import pixel_cells
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.pixels import pixel_cells
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput
 
 

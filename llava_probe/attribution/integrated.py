@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.forward import frozen
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.pixels import PixelCells, pixel_cells
-from llava_probe.attribution.replay import baseline_rows, replaying, values_of
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.forward import frozen
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.pixels import PixelCells, pixel_cells
+from llava_probe.attribution.engine.replay import baseline_rows, replaying, values_of
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.inside.passes import alone_with
 

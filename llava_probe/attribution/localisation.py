@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from llava_probe.analyzers.attention import numbers
 from llava_probe.attribution.attention import kept, rows_only
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.explained import LAST, Tokens, explained, place_named, placed, queries
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray, tile_grids
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import LAST, Tokens, explained, place_named, placed, queries
+from llava_probe.trace.trace import Trace
 
 #: A visual token is lit above so many times its map's mean. The authors' code takes 0.001 above the mean; of 576
 #: tokens that share half of a row the mean is 0.0009, so this is the same, whatever the grid and the share.

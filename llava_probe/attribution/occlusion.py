@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
-from llava_probe.attribution.target import Task
-from llava_probe.attribution.windows import blocks_of, token_windows, within
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.target import Task
+from llava_probe.attribution.engine.windows import blocks_of, token_windows, within
 from llava_probe.errors import BadInput, at_least
 from llava_probe.layout import ImageLayout
 

@@ -15,11 +15,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.forward import forward
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
-from llava_probe.attribution.tower import TowerRelevance
-from llava_probe.attribution.watching import Call, Slopes, Watch
+from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
+from llava_probe.attribution.engine.tower import TowerRelevance
+from llava_probe.attribution.engine.watching import Call, Slopes, Watch
 from llava_probe.errors import BadInput, BadModel, NotANumber
 
 

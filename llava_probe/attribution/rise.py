@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.attribution.found import Found
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.perturbing import BATCH, Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.target import Task
+from llava_probe.attribution.engine.windows import blocks_of
 from llava_probe.attribution.occlusion import CELLS, blank
-from llava_probe.attribution.perturbing import BATCH, Pictures, picture_scores, token_scores
-from llava_probe.attribution.target import Task
-from llava_probe.attribution.windows import blocks_of
 from llava_probe.errors import BadInput, at_least
 
 #: Passes where nobody says; the paper takes 4,000 to 8,000.

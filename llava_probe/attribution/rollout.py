@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llava_probe.anatomy import Anatomy, Stack
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel, NotANumber
+from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Visitor
-from llava_probe.rows import Call
+from llava_probe.inside.rows import Call
 
 
 def rollout(task: Task) -> Found:

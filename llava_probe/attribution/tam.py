@@ -24,14 +24,14 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from llava_probe.anatomy import Stack
-from llava_probe.attribution.found import Found
-from llava_probe.attribution.target import Task
+from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel, NotANumber
-from llava_probe.explained import queries
+from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Visitor
 from llava_probe.layout.geometry import FloatArray, tile_grids
-from llava_probe.tokens import Token
+from llava_probe.trace.explained import queries
+from llava_probe.trace.tokens import Token
 
 #: Spreads are taken no smaller than this share of the mean: the filter then takes the median, its limit.
 _LEAST_SPREAD = 1e-12

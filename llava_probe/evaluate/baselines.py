@@ -17,7 +17,7 @@ import torch
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import FloatArray
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 #: Of the Gaussian, as a share of each side: two standard deviations reach the photograph's border.
 SIGMA = 0.25

@@ -29,8 +29,8 @@ from PIL import Image
 from llava_probe.errors import BadFile, BadInput, refusing, shortened
 from llava_probe.evaluate import run_length
 from llava_probe.features.samples import Box, Sample, read_samples
-from llava_probe.images import fingerprint, open_image
 from llava_probe.layout.geometry import BoolArray
+from llava_probe.pictures.images import fingerprint, open_image
 
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")
 _SUFFIXES = (".jsonl", ".ndjson")

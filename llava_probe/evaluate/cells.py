@@ -15,7 +15,7 @@ import numpy as np
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 
 @dataclass(frozen=True, eq=False)

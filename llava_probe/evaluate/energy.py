@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llava_probe.evaluate.cells import cells
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 
 def energy_inside(m: ImageMap, mask: Any, row: int | None = None) -> float:

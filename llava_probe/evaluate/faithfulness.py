@@ -26,9 +26,9 @@ import numpy as np
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import Options, Step, removal_of
 from llava_probe.layout.geometry import FloatArray
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.trace import Trace
 
 #: Points of a curve where nobody says.
 STEPS = 32

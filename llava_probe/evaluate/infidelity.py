@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.perturbing import BATCH, token_scores
-from llava_probe.attribution.target import QUANTITIES, Task
+from llava_probe.attribution.engine.perturbing import BATCH, token_scores
+from llava_probe.attribution.engine.target import QUANTITIES, Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import task_of
-from llava_probe.explained import Tokens
 from llava_probe.layout.geometry import FloatArray
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import Tokens
+from llava_probe.trace.trace import Trace
 
 SAMPLES = 200
 

@@ -14,7 +14,7 @@ import numpy as np
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import Cells, cells
 from llava_probe.evaluate.otsu import otsu
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 
 @dataclass(frozen=True)

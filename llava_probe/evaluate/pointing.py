@@ -13,7 +13,7 @@ import numpy as np
 
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import wanted
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 
 def pointing(m: ImageMap, mask: Any, row: int | None = None, tolerance: float = 0.0) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llava_probe.evaluate.cells import cells
 from llava_probe.layout.geometry import FloatArray
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 
 
 @dataclass(frozen=True, eq=False)

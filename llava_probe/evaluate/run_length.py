@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from llava_probe.errors import BadInput, shortened
-from llava_probe.images import MAX_PIXELS
 from llava_probe.layout.geometry import BoolArray
+from llava_probe.pictures.images import MAX_PIXELS
 
 _FIRST = ord("0")
 _BITS, _SIGN, _MORE = 0x1F, 0x10, 0x20

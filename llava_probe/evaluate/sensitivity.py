@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from llava_probe.attribution import attribute
-from llava_probe.attribution.target import targets
-from llava_probe.capture import Capture
+from llava_probe.attribution.engine.target import targets
 from llava_probe.errors import BadInput, at_least
-from llava_probe.explained import Tokens, placed
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.model import VLM
-from llava_probe.trace import Trace
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import Tokens, placed
+from llava_probe.trace.trace import Trace
 
 #: Of the full scale from black to white: about five of 255.
 RADIUS, SAMPLES = 0.02, 10

@@ -28,8 +28,8 @@ from llava_probe.evaluate.cells import owners
 from llava_probe.evaluate.otsu import otsu
 from llava_probe.evaluate.overlap import Overlap, iou
 from llava_probe.layout.geometry import IntArray
-from llava_probe.maps import ImageMap
-from llava_probe.tokens import Token
+from llava_probe.maps.maps import ImageMap
+from llava_probe.trace.tokens import Token
 
 
 @dataclass(frozen=True)

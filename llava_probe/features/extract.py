@@ -24,7 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
-from llava_probe.capture import in_units
+from llava_probe.asking.prompts import pose
+from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
@@ -37,8 +38,7 @@ from llava_probe.features.samples import Sample, Samples, digest, read_samples
 from llava_probe.inside.passes import in_force
 from llava_probe.loading import load
 from llava_probe.model import VLM
-from llava_probe.prompts import pose
-from llava_probe.provenance import model_of, weights_of
+from llava_probe.trace.capture import in_units
 
 #: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
 SHARD_BYTES = 128_000_000

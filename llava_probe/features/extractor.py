@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.capture import Capture
-from llava_probe.distributions import top_k
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
@@ -33,6 +31,8 @@ from llava_probe.features.samples import Sample
 from llava_probe.features.trial import differs_beside, differs_packed
 from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.distributions import top_k
 
 #: Batches made ready ahead of the model.
 AHEAD = 3

@@ -20,9 +20,9 @@ from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import Reading, Readout, by_block
 from llava_probe.features.places import Place, Wanted
 from llava_probe.features.samples import Sample
-from llava_probe.images import open_image
 from llava_probe.model import VLM
-from llava_probe.tokens import find, tokens_of
+from llava_probe.pictures.images import open_image
+from llava_probe.trace.tokens import find, tokens_of
 
 Positions = tuple[int, ...]
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
 
-from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel
 from llava_probe.features.packs import Pack
 from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.kernels import put_twin
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.undo import undoing

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.generation import lengthened
+from llava_probe.asking.prompts import Question, answer_ids, pose
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
-from llava_probe.generation import lengthened
 from llava_probe.inside.passes import Prompt
 from llava_probe.layout import Places
 from llava_probe.model import VLM
-from llava_probe.prompts import Question, answer_ids, pose
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.anatomy import Anatomy, Stack
+from llava_probe.asking.tower import Tower
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.features.packing import apart
 from llava_probe.features.packs import Batch
+from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Visitor, visiting
-from llava_probe.rows import Call
-from llava_probe.tower import Tower
+from llava_probe.inside.rows import Call
 
 
 @dataclass

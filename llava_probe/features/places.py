@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.inside.anatomy import Anatomy
 
 #: Positions of several tokens; ``patches`` are the vision tower's own.
 SEVERAL = ("prompt", "text", "answer", "predicting", "image", "image_in_mask", "word", "patches")

@@ -26,7 +26,7 @@ from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange
 from llava_probe.features import shards, store
 from llava_probe.features.sharded import Parts, ShardedTensor
 from llava_probe.features.tables import arrow, join, opened_table, read_errors
-from llava_probe.request import spelled
+from llava_probe.trace.request import spelled
 
 if TYPE_CHECKING:
     import datasets

@@ -28,7 +28,7 @@ from PIL import Image
 
 from llava_probe.errors import BadImage, BadInput, refusing, shortened
 from llava_probe.features.sources import Broken, Row, Source, open_source
-from llava_probe.images import fingerprint, open_image
+from llava_probe.pictures.images import fingerprint, open_image
 
 OURS = {  # what we read of a row, by the names that it goes by, the first that is there and not empty
     "id": ("id", "question_id"),

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llava_probe.anatomy import Anatomy, Stack
 from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.scene import Enough, Scene, scene_of
 from llava_probe.inside.undo import Undo
 from llava_probe.inside.visitor import Others, Visitor

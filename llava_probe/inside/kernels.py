@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.rows import Call
 from llava_probe.inside.scene import Scene, scenes
 from llava_probe.inside.undo import Undo, undoing
 from llava_probe.inside.visitor import Others, Visitor
-from llava_probe.rows import Call
 
 #: Makes a twin of a kernel, given its name.
 Twin = Callable[[Any, str], Any]

@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadModel, NotActed
+from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.hooks import ENTRY, put_hooks
 from llava_probe.inside.kernels import twins
 from llava_probe.inside.scene import Enough, Scene, scene_of, scenes

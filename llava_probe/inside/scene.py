@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from llava_probe.anatomy import Anatomy, Stack
+from llava_probe.inside.anatomy import Anatomy, Stack
+from llava_probe.inside.rows import Call
 from llava_probe.inside.spans import Course
 from llava_probe.inside.visitor import Visitor
-from llava_probe.rows import Call
 
 #: What a visitor hears of one stack at a time.
 _OF_A_STACK = ("attention", "attended", "state", "part")

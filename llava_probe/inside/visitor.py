@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava_probe.anatomy import Anatomy, Stack
+from llava_probe.inside.anatomy import Anatomy, Stack
+from llava_probe.inside.rows import Call
 from llava_probe.inside.spans import Span
-from llava_probe.rows import Call
 
 #: What enters a module besides what is told apart, by name.
 Others = dict[str, Any]

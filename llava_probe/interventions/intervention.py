@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.explained import ALL, ANSWER, GENERATED, PLACES, PREDICTING, At, Place, positions
 from llava_probe.inside.passes import Prompt, Span, Visitor
 from llava_probe.model import VLM
-from llava_probe.tokens import Token, tokens_of
+from llava_probe.trace.explained import ALL, ANSWER, GENERATED, PLACES, PREDICTING, At, Place, positions
+from llava_probe.trace.tokens import Token, tokens_of
 
 #: Places that hold what is yet to be said.
 _ONWARD = (ALL, ANSWER, GENERATED, PREDICTING)

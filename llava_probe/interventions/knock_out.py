@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadModel
-from llava_probe.explained import At
 from llava_probe.inside import seam
 from llava_probe.inside.passes import Span, visiting
+from llava_probe.inside.rows import Call
 from llava_probe.interventions.intervention import Intervention, Places, chosen_heads, chosen_layers
 from llava_probe.model import VLM
-from llava_probe.request import spelled
-from llava_probe.rows import Call
+from llava_probe.trace.explained import At
+from llava_probe.trace.request import spelled
 
 
 @contextmanager

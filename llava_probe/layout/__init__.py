@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llava_probe.anatomy import Anatomy
 from llava_probe.errors import BadInput, BadModel, ProbeError, first_line
 from llava_probe.faults import of_the_machine
+from llava_probe.inside.anatomy import Anatomy
 from llava_probe.layout import anyres, crop, frames, stretched, tiled
 from llava_probe.layout.asking import Probe
 from llava_probe.layout.geometry import ImageLayout, IntArray, Placement, Share, in_a_row

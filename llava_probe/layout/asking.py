@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.anatomy import Anatomy
+from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.isolation import entering, isolated
 from llava_probe.inside.passes import alone_with
 from llava_probe.layout.geometry import BoolArray, FloatArray
-from llava_probe.layout.isolation import entering, isolated
 from llava_probe.layout.patches import Patches, channels_first
 from llava_probe.layout.ramps import DARK, LIGHT, Encode
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_probe.anatomy import Anatomy
+from llava_probe.inside.anatomy import Anatomy
 from llava_probe.layout.asking import Asker, Probe
 from llava_probe.layout.geometry import LEAST, BoolArray, FloatArray, IntArray, Placement, grid_of
 from llava_probe.layout.patches import Patches, patches

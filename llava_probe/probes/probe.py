@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.explained import ALL, PREDICTING, At, placed
-from llava_probe.maps import ImageMap
+from llava_probe.maps.maps import ImageMap
 from llava_probe.probes import saved
-from llava_probe.tokens import Token
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import ALL, PREDICTING, At, placed
+from llava_probe.trace.tokens import Token
+from llava_probe.trace.trace import Trace
 
 if TYPE_CHECKING:
     from llava_probe.probes.readouts import Linear

@@ -19,15 +19,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
 from llava_probe.errors import NotCaptured
-from llava_probe.explained import Tokens, explained, placed, queries
-from llava_probe.overlay import backdrop, blend, scale_of
+from llava_probe.maps.overlay import backdrop, blend, scale_of
+from llava_probe.trace.explained import Tokens, explained, placed, queries
 from llava_probe.view.canvas import Canvas, drawable, save_figure
 
 if TYPE_CHECKING:
     from llava_probe.analyzers.confidence import Confidence
     from llava_probe.analyzers.heads import HeadShares
-    from llava_probe.maps import ImageMap
-    from llava_probe.trace import Trace
+    from llava_probe.maps.maps import ImageMap
+    from llava_probe.trace.trace import Trace
 
 __all__ = ["confidence_figure", "contact_sheet", "head_sheet", "heads_figure", "map_figure", "save_figure"]
 

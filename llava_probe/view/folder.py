@@ -28,11 +28,11 @@ from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
-from llava_probe.explained import GENERATED
-from llava_probe.maps import ImageMap, remove_saved
+from llava_probe.maps.maps import ImageMap, remove_saved
 from llava_probe.probes import Sweep
-from llava_probe.tokens import Token
-from llava_probe.trace import Trace
+from llava_probe.trace.explained import GENERATED
+from llava_probe.trace.tokens import Token
+from llava_probe.trace.trace import Trace
 from llava_probe.view.canvas import save_figure
 from llava_probe.view.figures import confidence_figure, contact_sheet, heads_figure
 from llava_probe.view.probe_figures import confusion_figure, sweep_figure

@@ -23,7 +23,7 @@ from llava_probe.view.figures import map_figure
 
 if TYPE_CHECKING:
     from llava_probe.probes import Cell, Probe, Sweep
-    from llava_probe.trace import Trace
+    from llava_probe.trace.trace import Trace
 
 __all__ = ["confusion_figure", "probe_figure", "sweep_figure"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava_probe.model import VLM
-    from llava_probe.trace import Trace
+    from llava_probe.trace.trace import Trace
 
 
 @contextmanager

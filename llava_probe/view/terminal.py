@@ -11,9 +11,9 @@ from rich.text import Text
 
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
-from llava_probe.explained import GENERATED
-from llava_probe.maps import ImageMap
-from llava_probe.trace import Trace
+from llava_probe.maps.maps import ImageMap
+from llava_probe.trace.explained import GENERATED
+from llava_probe.trace.trace import Trace
 from llava_probe.view.folder import heaviest
 
 _BAR = 10  # characters of a full probability bar

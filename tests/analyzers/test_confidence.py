@@ -14,7 +14,7 @@ from synthetic import TEXTS, P, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.analyzers.confidence import Confidence
-from llava_probe.distributions import top_k
+from llava_probe.trace.distributions import top_k
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"

@@ -23,7 +23,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 import llava_probe as lp
 from llava_probe.attribution import prepared
 from llava_probe.attribution.attnlrp import Propagating, _rule, _Rules, attnlrp
-from llava_probe.attribution.forward import forward
+from llava_probe.attribution.engine.forward import forward
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,7 +11,7 @@ from test_relevance import dense
 
 import llava_probe as lp
 from llava_probe.attribution import explained_by, prepared
-from llava_probe.attribution.target import Task, Term
+from llava_probe.attribution.engine.target import Task, Term
 
 FEW = {"integrated_gradients": {"steps": 4}, "rise": {"budget": 6}, "occlusion": {"budget": 10}}
 RUNS = [(name, FEW.get(name, {})) for name, method in lp.METHODS.items() if method.contrasts] + [

@@ -13,7 +13,7 @@ from PIL import Image
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
-from llava_probe.attribution.pixels import pixel_cells
+from llava_probe.attribution.engine.pixels import pixel_cells
 
 
 @pytest.fixture(scope="module")

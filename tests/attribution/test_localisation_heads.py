@@ -19,7 +19,7 @@ from llava_probe.attribution import LocalisationHeads, find_heads, localisation
 from llava_probe.attribution.localisation import above_elbow, components, smoothed, spatial_entropy
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import boxes_between
-from llava_probe.tokens import Token
+from llava_probe.trace.tokens import Token
 
 ROOM = np.ones((3, 3), dtype=int)  # scipy's word for 8-connected
 

@@ -12,9 +12,9 @@ from plain_passes import plain_logits, plain_scores
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
-from llava_probe.attribution.perturbing import Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.perturbing import Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.windows import token_windows, within
 from llava_probe.attribution.rise import random_masks
-from llava_probe.attribution.windows import token_windows, within
 
 QUESTION = "What is it?"
 #: Passes of the trial that a cache may be used: two to fill caches, two changed inputs.

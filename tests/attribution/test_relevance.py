@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
-from llava_probe.attribution.forward import forward
+from llava_probe.attribution.engine.forward import forward
 
 
 def exact(seed: int = 0, **options) -> lp.VLM:
@@ -308,7 +308,7 @@ def test_dynamic_int8_is_refused_in_a_sentence(random_vlm):
 
 def test_near_certainty_a_logprob_still_explains_the_word():
     """log_softmax loses the word's own part of its gradient where its probability rounds to one."""
-    from llava_probe.attribution.target import _measured
+    from llava_probe.attribution.engine.target import _measured
 
     logits = torch.tensor([40.0, 1.0, 2.0], requires_grad=True)
     _measured(logits, 0, "logprob").backward()
@@ -343,7 +343,7 @@ def test_relevance_of_other_families_equals_their_eager_path(name):
 
 def test_the_memory_that_is_told_is_what_the_graph_keeps(random_vlm, monkeypatch):
     """Told from the first block; the others are counted here, storage by storage."""
-    monkeypatch.setattr("llava_probe.attribution.graph_memory.TELL_ABOVE", 0)
+    monkeypatch.setattr("llava_probe.attribution.engine.graph_memory.TELL_ABOVE", 0)
     trace = answered(random_vlm)
     task = prepared(random_vlm, trace, "relevance", tokens=trace.prompt_length)
     weights = {each.untyped_storage().data_ptr() for each in random_vlm.model.parameters()}

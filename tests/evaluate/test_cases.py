@@ -11,7 +11,7 @@ from PIL import Image
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.evaluate import Case, read_cases, tiny_cases, write_cases
-from llava_probe.tokens import Token, find
+from llava_probe.trace.tokens import Token, find
 
 MASK = np.zeros((20, 30), dtype=bool)
 MASK[4:9, 10:16] = True

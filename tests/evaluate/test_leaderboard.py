@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 import llava_probe as lp
 from llava_probe.cli import app
 from llava_probe.evaluate.cases import Case, write_cases
-from llava_probe.evaluate.entries import BASELINES, ENTRIES
-from llava_probe.evaluate.leaderboard import Leaderboard
 from llava_probe.evaluate.randomised import randomised
-from llava_probe.evaluate.scoring import Plan, read_scores, score_cases, spans_of
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
-from llava_probe.view.leaderboard_page import leaderboard_page
+from llava_probe.leaderboard.board import Leaderboard
+from llava_probe.leaderboard.entries import BASELINES, ENTRIES
+from llava_probe.leaderboard.page import leaderboard_page
+from llava_probe.leaderboard.scoring import Plan, read_scores, score_cases, spans_of
 
 CHEAP = {name: ENTRIES[name] for name in ("attention", "gradient", "gradient of pixels", "relevance")}
 

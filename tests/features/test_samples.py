@@ -25,7 +25,7 @@ from PIL import Image
 
 from llava_probe.features import sources
 from llava_probe.features.samples import Sample, digest, from_portable, portable, read_samples
-from llava_probe.images import open_image
+from llava_probe.pictures.images import open_image
 
 # --- what a row means -------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pictures import noise
 
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import read_samples
-from llava_probe.images import open_image
+from llava_probe.pictures.images import open_image
 
 
 def pope_sources(folder: Path) -> dict[str, Any]:

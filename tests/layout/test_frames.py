@@ -8,8 +8,8 @@ from conftest import photo
 from PIL import Image
 
 import llava_probe as lp
+from llava_probe.inside.isolation import entering, isolated
 from llava_probe.layout import OF_FRAMES
-from llava_probe.layout.isolation import entering, isolated
 
 WRITTEN = [name for name in zoo.NAMES if name in OF_FRAMES]
 MEASURED = ["internvl", "smolvlm", "glm46v", "perception_lm"]

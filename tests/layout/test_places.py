@@ -15,7 +15,7 @@ from conftest import photo
 from PIL import Image
 
 import llava_probe as lp
-from llava_probe.layout.isolation import entering, isolated
+from llava_probe.inside.isolation import entering, isolated
 
 pytestmark = [
     pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision"),

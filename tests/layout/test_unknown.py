@@ -12,8 +12,8 @@ from test_places import PLACELESS
 
 import llava_probe as lp
 from llava_probe import layout as layouts
+from llava_probe.asking.prompts import made_otherwise, pose
 from llava_probe.layout import asking
-from llava_probe.prompts import made_otherwise, pose
 
 QUESTION = "what is the text on the stop sign"
 SQUASHED = {"do_center_crop": False, "size": {"height": 48, "width": 48}}

@@ -14,10 +14,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_probe import tiny
-from llava_probe.tiny.batches import KINDS_OF_PATCH, Encoder, batch_of, sample
-from llava_probe.tiny.card import answers, measure
 from llava_probe.tiny.drawing import draw
-from llava_probe.tiny.packed import answer_logits, visual_features
+from llava_probe.tiny.making.batches import KINDS_OF_PATCH, Encoder, batch_of, sample
+from llava_probe.tiny.making.card import answers, measure
+from llava_probe.tiny.making.packed import answer_logits, visual_features
 from llava_probe.tiny.plan import plan
 from llava_probe.tiny.questions import all_questions, vary
 

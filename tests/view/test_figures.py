@@ -143,7 +143,7 @@ def test_the_colour_bar_has_the_colours_of_the_picture(trace):
 
 def test_pyplot_is_never_touched():
     code = (
-        "import sys, llava_probe.maps, llava_probe.analyzers.confidence, llava_probe.analyzers.attention\n"
+        "import sys, llava_probe.maps.maps, llava_probe.analyzers.confidence, llava_probe.analyzers.attention\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import llava_probe.view.figures\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

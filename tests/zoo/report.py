@@ -18,7 +18,7 @@ import test_families
 import test_places
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-import llava_probe.family_table
+import llava_probe.layout.family_table
 import zoo
 from zoo.unbuilt import UNBUILT
 
@@ -60,4 +60,4 @@ def written(entries: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    llava_probe.family_table._TABLE.write_text(written(table()), encoding="utf-8")
+    llava_probe.layout.family_table._TABLE.write_text(written(table()), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""What a folder of scores was made with, so that no other model, plan or case is mixed into it.
+
+A run that goes on, or shares its folder with others, must be the same run: same weights, same entries, same cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_probe.asking.provenance import model_of, weights_of
+from llava_probe.attribution import LocalisationHeads
+from llava_probe.errors import BadInput, shortened
+from llava_probe.evaluate.cases import Case
+from llava_probe.inside.passes import in_force
+from llava_probe.model import VLM
+from llava_probe.pictures.images import open_image
+
+if TYPE_CHECKING:
+    from llava_probe.leaderboard.scoring import Plan
+
+RUN = "run.json"
+
+
+def claim(folder: Path, vlm: VLM, plan: Plan) -> None:
+    """Note in a folder what its scores are made with, or see that they were made with the same.
+
+    Raises:
+        BadInput: the folder holds scores of another model or plan.
+    """
+    model = {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)}
+    under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
+    mine = json.loads(json.dumps({"model": model, **under, **_told(plan)}, default=_plain))
+    path = folder / RUN
+    if not path.exists():
+        whole = folder / f".{RUN}-{os.getpid()}"  # other parts may look at any moment
+        whole.write_text(json.dumps(mine, indent=1, ensure_ascii=False), encoding="utf-8")
+        whole.replace(path)
+    try:
+        theirs = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged; delete it, or give another folder for the scores") from error
+    other = [f"{name}: {old!r}, here {new!r}" for name, old, new in _apart(theirs, mine)]
+    if other:
+        raise BadInput(
+            f"{folder} holds scores that were made in another way ({shortened('; '.join(other))}); give another folder"
+        )
+
+
+def made_with(folder: Path) -> Mapping[str, Any]:
+    """What ``claim`` noted in a folder; empty where nothing is."""
+    try:
+        return dict(json.loads((folder / RUN).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _apart(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of what differs in two records, with both values."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for part in dict.fromkeys([*theirs, *mine]):
+            yield from _apart(theirs.get(part), mine.get(part), f"{name} {part}".strip())
+    elif theirs != mine:
+        yield name, theirs, mine
+
+
+def asked(group: Sequence[Case]) -> str:
+    """A digest of one question and its cases, their masks too.
+
+    Raises:
+        BadInput: a mask that is empty, covers everything, is of another size than the picture or cannot be read; the
+            case is named.
+    """
+    size = open_image(group[0].image).size
+    digest = hashlib.sha256(group[0].picture.encode())
+    for case in group:
+        try:
+            mask = case.mask()
+        except BadInput as error:
+            raise BadInput(f"case {case.id!r}: {error}") from error
+        if mask.shape != size[::-1]:
+            raise BadInput(f"case {case.id!r}: its mask is {mask.shape[::-1]} pixels, its picture {size}")
+        if not mask.any() or mask.all():
+            raise BadInput(f"case {case.id!r}: its mask {'covers the whole picture' if mask.any() else 'is empty'}")
+        told = (case.id, case.question, case.word, case.occurrence, case.token, case.answer, case.kind)
+        digest.update(json.dumps([*told, case.function_words]).encode())
+        digest.update(mask.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _told(plan: Plan) -> Mapping[str, Any]:
+    entries = {name: {"method": entry.method, **plan.options(entry)} for name, entry in plan.runs()}
+    return {"entries": entries, "closer": plan.closer, "random": plan.random}
+
+
+def _plain(value: Any) -> Any:
+    return {"samples": value.samples, "chosen": value.heads} if isinstance(value, LocalisationHeads) else repr(value)

@@ -1,0 +1,314 @@
+"""Runs every entry of the leaderboard over a data set of cases and writes down what each map scored.
+
+    score_cases(vlm, cases, "scores/")                    # picks up where it was stopped
+    score_cases(vlm, cases, "scores/", part=(2, 8))       # the second of eight shares, on another machine
+
+One line of JSON a question, with every entry's scores, appended when it is finished: a run that is cut off loses the
+question that it was at. A question is scored where the model answers it right; the same question about a blank picture
+is asked too, since an answer that needs no picture has no right place.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from llava_probe.attribution import explained_by, prepared
+from llava_probe.attribution.engine.perturbing import picture_scores, token_scores
+from llava_probe.attribution.engine.target import Task
+from llava_probe.attribution.occlusion import blank
+from llava_probe.errors import BadFile, BadInput, ProbeError
+from llava_probe.evaluate.baselines import centre_prior, edges, of_another, random
+from llava_probe.evaluate.cases import Case
+from llava_probe.evaluate.energy import energy_inside
+from llava_probe.evaluate.faithfulness import deletion_insertion
+from llava_probe.evaluate.overlap import iou
+from llava_probe.evaluate.pointing import pointing, touches
+from llava_probe.evaluate.precision import average_precision
+from llava_probe.evaluate.randomised import randomised
+from llava_probe.evaluate.ranks import agreement
+from llava_probe.evaluate.tam import tam_scores
+from llava_probe.leaderboard.entries import ENTRIES, Entry
+from llava_probe.leaderboard.run import asked, claim
+from llava_probe.maps.maps import ImageMap
+from llava_probe.model import VLM
+from llava_probe.pictures.images import open_image
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import ANSWER
+from llava_probe.trace.trace import Trace
+
+#: Points of the deletion and insertion curves.
+STEPS = 14
+#: Function words of a description that are explained beside its objects.
+FUNCTION_WORDS = 3
+_ROWS = Capture(hidden_states=False, logits=False, scores=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run besides the scores against masks.
+
+    Attributes:
+        entries: by name.
+        heads: for ``localisation_heads``; that entry is left out without.
+        closer: how many of the questions also get deletion, insertion and the methods' rank agreement.
+        random: how many are explained once more with the language model's layers random.
+    """
+
+    entries: Mapping[str, Entry] = field(default_factory=lambda: ENTRIES)
+    heads: Any = None
+    closer: int = 0
+    random: int = 0
+
+    def options(self, entry: Entry) -> dict[str, Any]:
+        """An entry's options, the chosen heads among them."""
+        return {**entry.options, **({"heads": self.heads} if entry.method == "localisation_heads" else {})}
+
+    def runs(self) -> Iterator[tuple[str, Entry]]:
+        """The entries that can be run."""
+        for name, entry in self.entries.items():
+            if entry.method != "localisation_heads" or self.heads is not None:
+                yield name, entry
+
+
+def score_cases(
+    vlm: VLM, cases: Iterable[Case], folder: str | Path, plan: Plan | None = None, *, part: tuple[int, int] = (1, 1)
+) -> Path:
+    """Score each entry on each case, and append to this part's file in ``folder``.
+
+    Args:
+        vlm: the model.
+        cases: those of one question next to each other.
+        folder: for ``scores-1-of-1.jsonl``; what any part in it holds already is not done again.
+        plan: which entries; all of them by default.
+        part: which share of the questions, and of how many.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: no cases, two of one name, one whose mask does not fit its picture, a part that is not there, or a
+            folder with scores of another model, plan or set of cases.
+        BadFile: the folder cannot be written to.
+    """
+    plan = plan or Plan()
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise BadInput(f"part= takes (1, n) to (n, n); got {part}")
+    target = Path(folder).expanduser()
+    groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.question))]
+    if not groups:
+        raise BadInput("there are no cases to score")
+    names = [case.id for group in groups for case in group]
+    if len(set(names)) < len(names):
+        raise BadInput(f"two cases have the id {next(name for name in names if names.count(name) > 1)!r}")
+    mine = list(enumerate(groups))[number - 1 :: parts]
+    questions = {group[0].id: asked(group) for _, group in mine}
+    path = target / f"scores-{number}-of-{parts}.jsonl"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        claim(target, vlm, plan)
+        _drop_cut_line(path)
+        done = {line["question"]: line.get("asked") for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
+        if other := [name for name, digest in questions.items() if done.get(name, digest) != digest]:
+            raise BadInput(
+                f"{target} holds scores of another question, word or mask named {other[0]!r}; give another folder"
+            )
+        with path.open("a", encoding="utf-8") as file:
+            for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question"):
+                if group[0].id in done:
+                    continue
+                line = _scored(vlm, group, index, plan, groups[index - 1])
+                line["asked"] = questions[group[0].id]
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+    except OSError as error:
+        if isinstance(error, ProbeError):
+            raise
+        raise BadFile(f"the scores could not be written to {target}: {error}") from error
+    return path
+
+
+def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The finished questions of some files; a line that was cut off is none."""
+    for path in paths:
+        if not path.is_file():
+            continue
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                yield json.loads(line)
+            except ValueError:  # cut off, perhaps inside a letter
+                continue
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Take away the end of a line that was being written when a run was killed: the next would be stuck to it."""
+    written = path.read_bytes() if path.is_file() else b""
+    if not written.endswith(b"\n") and written:
+        path.write_bytes(written[: written.rfind(b"\n") + 1])
+
+
+def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: Plan, another: Sequence[Case]) -> dict[str, Any]:
+    """One question's line; ``another`` is the question whose attention stands for another picture's."""
+    first = group[0]
+    image = open_image(first.image)
+    trace = vlm.generate(image, first.question, capture=_ROWS)
+    spans, told = spans_of(trace, group)
+    line: dict[str, Any] = {
+        "question": first.id,
+        "picture": first.picture,
+        "kind": first.kind,
+        "answer": trace.answer,
+        "right": bool(spans),
+        "blind": bool(spans) and _blind(vlm, image, first, trace),
+        "cases": [case.id for case in group],
+    }
+    if not spans:
+        return line
+    task = prepared(vlm, trace, "attention", tokens=spans)
+    maps, line["entries"] = _maps(task, plan)
+    like = maps.get("attention") or next(iter(maps.values()))
+    maps |= {"centre prior": centre_prior(like), "edges": edges(like), "random": random(like, seed=index)}
+    if another[0].picture != first.picture:
+        maps["attention of another picture"] = of_another(_attention(vlm, another[0]), like)
+    masks = [case.mask() for case in group]
+    for name, m in maps.items():
+        line["entries"].setdefault(name, {})["cases"] = [_judged(m, mask, row) for row, mask in enumerate(masks)]
+        if len(told):
+            rows = dict(enumerate(masks))
+            words = tam_scores(m, rows, range(len(masks), len(spans)))
+            line["entries"][name]["tam"] = [words.obj_iou, words.func_iou]
+    if index < plan.closer and not len(told):
+        _look_closer(vlm, trace, spans, maps, masks[0], line)
+    if index < plan.random and not len(told):
+        line["random"] = _on_a_random_model(vlm, trace, spans, plan, masks)
+    return line
+
+
+def _attention(vlm: VLM, case: Case) -> ImageMap:
+    """Attention of a whole answer, right or not."""
+    trace = vlm.generate(open_image(case.image), case.question, capture=_ROWS)
+    return explained_by(prepared(vlm, trace, "attention", tokens=ANSWER), "attention")
+
+
+def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list[str]]:
+    """Positions of each case's word, then of the function words; none where the answer is not right."""
+    first = group[0]
+    if first.answer is not None and trace.answer.strip(" .").casefold() != first.answer.strip(" .").casefold():
+        return [], []
+    spans = []
+    for case in group:
+        if case.token is not None:
+            found: Sequence[int] = [trace.prompt_length + case.token]
+        else:
+            found = trace.find(case.word or trace.answer, role="generated", occurrence=case.occurrence or 0)
+        if not found or found[-1] >= len(trace.tokens):
+            return [], []
+        spans.append(list(found))
+    told = [word for word in first.function_words if trace.find(word, role="generated", occurrence=0)][:FUNCTION_WORDS]
+    return spans + [list(trace.find(word, role="generated", occurrence=0)) for word in told], told
+
+
+def _blind(vlm: VLM, image: Image.Image, case: Case, trace: Trace) -> bool:
+    """Whether the same is answered about a grey picture."""
+    grey = Image.new("RGB", image.size, (127, 127, 127))
+    return vlm.generate(grey, case.question, capture=_ROWS).answer == trace.answer
+
+
+def _maps(task: Task, plan: Plan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:
+    maps: dict[str, ImageMap] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for name, entry in plan.runs():
+        started = time.perf_counter()
+        try:
+            maps[name] = explained_by(task, entry.method, plan.options(entry))
+        except ProbeError as error:  # a method that this model cannot be explained by: the table says why
+            told[name] = {"refused": str(error)}
+            continue
+        about = maps[name].about
+        seconds = time.perf_counter() - started
+        told[name] = {"seconds": seconds, "forwards": about["forwards"], "backwards": about["backwards"]}
+    if not maps:
+        raise BadInput("no entry could be run: " + "; ".join(each["refused"] for each in told.values()))
+    return maps, told
+
+
+def _judged(m: ImageMap, mask: np.ndarray, row: int) -> dict[str, float]:
+    return {
+        "touches": float(touches(m, mask, row)),
+        "inside": float(pointing(m, mask, row)),
+        "precision": average_precision(m, mask, row),
+        "energy": energy_inside(m, mask, row),
+        "iou": iou(m, mask, row).iou,
+        "otsu": iou(m, mask, row, threshold="otsu").iou,
+    }
+
+
+def _look_closer(
+    vlm: VLM,
+    trace: Trace,
+    spans: list[list[int]],
+    maps: Mapping[str, ImageMap],
+    mask: np.ndarray,
+    line: dict[str, Any],
+) -> None:
+    for name, m in maps.items():
+        curves = deletion_insertion(vlm, trace, m, steps=STEPS, tokens=spans, row=0)
+        line["entries"][name] |= {
+            "deletion": float(curves.deletion_auc[0]),
+            "insertion": float(curves.insertion_auc[0]),
+        }
+    like = next(iter(maps.values()))
+    line["removal"] = _removed(vlm, trace, spans, mask)
+    alike = agreement({name: _on_tokens(m, like) for name, m in maps.items()}, row=0)
+    line["agreement"] = {"names": list(alike.names), "values": np.round(alike.values, 4).tolist()}
+
+
+def _on_tokens(m: ImageMap, like: ImageMap) -> ImageMap:
+    """A map with a finer layout as its mean over each visual token's box."""
+    if len(m.layout) == len(like.layout):
+        return m
+    values = np.stack([like.layout.to_tokens(m.pixels(row)) for row in range(len(m))])
+    return replace(like, values=torch.from_numpy(values), method=m.method, about=m.about)
+
+
+def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -> dict[str, float]:
+    """The word's probability with the right place taken away, alone, and with as many other tokens taken away.
+
+    What a method on visual tokens can find at best: a tower may carry what it saw of an object to other tokens.
+    """
+    task = prepared(vlm, trace, "occlusion", tokens=spans, of="logprob")
+    own = torch.from_numpy(task.layout.to_tokens(mask) > 0)
+    others = (~own).nonzero().flatten()
+    drawn = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: int(own.sum())]]
+    elsewhere = torch.zeros_like(own)
+    elsewhere[drawn] = True
+    kept = torch.stack([torch.ones_like(own), ~own, own, ~elsewhere]).float()
+    tokens = token_scores(task, kept)[:, 0].exp().tolist()
+    photograph = trace.images[task.image].convert("RGB")
+    hidden = Image.composite(blank(photograph, "mean"), photograph, Image.fromarray(mask))
+    names = ("whole", "without its tokens", "its tokens alone", "without others")
+    painted = float(picture_scores(task, [hidden])[0, 0].exp())
+    return {**dict(zip(names, tokens, strict=True)), "without its pixels": painted}
+
+
+def _on_a_random_model(
+    vlm: VLM, trace: Trace, spans: list[list[int]], plan: Plan, masks: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Scores of the same words explained by a model whose language layers are random."""
+    with ExitStack() as stack:
+        stack.enter_context(randomised(vlm))
+        again = vlm.rerun(trace, answer=[token.id for token in trace.generated], capture=_ROWS)
+        maps, _ = _maps(prepared(vlm, again, "attention", tokens=spans), plan)
+    return {name: [_judged(m, mask, row) for row, mask in enumerate(masks)] for name, m in maps.items()}

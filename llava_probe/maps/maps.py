@@ -1,0 +1,278 @@
+"""One value per visual token for each explained token, whatever method made it, and its way onto the photograph.
+
+    m = lp.attention_map(trace)
+    m.pixels(0)              # [height, width] on the original, NaN where the model saw nothing
+    m.overlay(0).show()      # the photograph with the map over it, token by token, nothing smoothed
+    m.save("maps/")          # a PNG a row, and one .npz that plots again
+
+Rows count the tokens that were asked for, from 0; leaving the row out takes their mean.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
+from llava_probe.layout import ImageLayout
+from llava_probe.layout.geometry import FloatArray
+from llava_probe.maps.overlay import backdrop
+from llava_probe.trace.tokens import Token
+
+_LAYOUT = ("positions", "boxes", "tiles")
+_NAME_LENGTH = 24  # of a token's text in a file name
+_PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
+_UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMap:
+    """What a method says of each visual token of one picture, for each explained token.
+
+    Attributes:
+        values: [T, N] float32 on the CPU, a row for each of ``tokens``.
+        layout: where the N visual tokens lie; ``image``: the original they lie on.
+        tokens: the explained tokens.
+        method: what made it, ``"attention"`` say.
+        marked: [T, N] bool, tokens to point out (sinks); a [N] or [1, N] mask goes for every row.
+        about: plain data: the options, and ``"unit"``, what a value is, for colour bars.
+        text: [T, M] the same for the M tokens of prompt and answer that are no picture, where the method has a value
+            for them; ``text_tokens``: these tokens.
+
+    Raises:
+        BadInput: values, layout, picture and tokens that do not fit each other.
+        NotANumber: a row holds NaN or infinity.
+    """
+
+    values: Tensor
+    layout: ImageLayout
+    image: Image.Image
+    tokens: tuple[Token, ...]
+    method: str
+    marked: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    text: Tensor | None = None
+    text_tokens: tuple[Token, ...] = ()
+
+    def __post_init__(self) -> None:
+        values = torch.as_tensor(self.values).detach().to("cpu", torch.float32)
+        shape = (len(self.tokens), len(self.layout))
+        if values.shape != shape:
+            raise BadInput(
+                f"{self.method}: a map of {shape[0]} tokens on {shape[1]} visual tokens takes values {list(shape)}; "
+                f"got {list(values.shape)}"
+            )
+        if self.image.size != self.layout.size:
+            raise BadInput(f"the layout is of a picture of {self.layout.size} pixels; this one has {self.image.size}")
+        wrong = (~torch.isfinite(values)).any(1).nonzero().flatten().tolist()
+        if wrong:
+            row = f"row {wrong[0]} ({self.tokens[wrong[0]].text!r})"
+            raise NotANumber(f"{self.method}: the values of {row} are not all finite numbers")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        if self.marked is not None:
+            marked = torch.as_tensor(self.marked).to("cpu", torch.bool)
+            object.__setattr__(self, "marked", marked.expand(shape))
+        if self.text is not None:
+            text = torch.as_tensor(self.text).detach().to("cpu", torch.float32)
+            if text.shape != (shape[0], len(self.text_tokens)):
+                raise BadInput(
+                    f"{self.method}: {shape[0]} rows beside {len(self.text_tokens)} other tokens take text "
+                    f"{[shape[0], len(self.text_tokens)]}; got {list(text.shape)}"
+                )
+            object.__setattr__(self, "text", text)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        told = "".join(token.text for token in self.tokens).strip()
+        return f"ImageMap({self.method}: {len(self)} tokens {told[:40]!r} on {len(self.layout)} visual tokens)"
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.overlay().save(png, format="PNG")
+        return png.getvalue()
+
+    # --- reading ---
+
+    def row(self, row: int | None = None) -> Tensor:
+        """[N] values of one explained token, or the mean of all rows.
+
+        Raises:
+            OutOfRange: there is no such row.
+        """
+        if row is None:
+            return self.values.mean(0)
+        return self.values[self._number(row)]
+
+    def pixels(self, row: int | None = None, tiles: int | Sequence[int] | None = None) -> FloatArray:
+        """[height, width] float32 on the original, NaN where nothing was seen; ``tiles`` as in ``to_pixels``."""
+        return self.layout.to_pixels(self.row(row), tiles)
+
+    def grid(self, row: int | None = None) -> FloatArray:
+        """[rows, columns] where the visual tokens form one grid.
+
+        Raises:
+            BadInput: they do not.
+        """
+        if self.layout.grid is None:
+            raise BadInput("these visual tokens form no single grid; read pixels(row), or values beside layout.boxes")
+        return self.row(row).reshape(self.layout.grid).numpy()
+
+    def peak(self, row: int | None = None) -> tuple[float, float]:
+        """(x, y) centre of the top token's box in pixels of the original; ties: their mean; NaN where no token is."""
+        values = self.row(row)
+        if not len(values):
+            return float("nan"), float("nan")
+        x0, y0, x1, y1 = self.layout.boxes[(values == values.max()).numpy()].mean(0).tolist()
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+    def label(self, row: int | None = None) -> str:
+        """The explained token's text as one word to print, or of all of them; with what it is weighed against."""
+        rows = range(len(self)) if row is None else [self._number(row)]
+        texts = [self.tokens[number].text for number in rows]
+        told = "".join(texts).strip().replace("\n", "⏎") or repr("".join(texts))
+        weighed = self.about.get("contrast") or [None] * len(self)
+        others = dict.fromkeys(weighed[number] for number in rows if weighed[number] is not None)
+        return f"{told} rather than {' or '.join(others)}" if others else told
+
+    # --- seeing ---
+
+    def overlay(self, row: int | None = None, highest: float | None = None) -> Image.Image:
+        """The photograph with the map over it: RGB, of the original's size, unseen pixels hatched.
+
+        Args:
+            row: which explained token; all, averaged, when None.
+            highest: the value that gets the full colour; the row's own largest when None. Give the same to several
+                to compare them.
+        """
+        return Image.fromarray(backdrop(self.image, self.layout).paint(self.row(row), highest))
+
+    # --- as files ---
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
+
+        The overlays of a map that was saved there before are removed; nothing else in the folder is.
+
+        Returns:
+            The files written, in that order.
+
+        Raises:
+            BadFile: the folder cannot be written to.
+        """
+        target = Path(folder).expanduser()
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            remove_saved(target)
+            written = [target / name for name in _file_names(token.text for token in self.tokens)]
+            photograph = backdrop(self.image, self.layout)
+            rows = list(zip(self.values, written, strict=True))
+            for values, path in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False):
+                Image.fromarray(photograph.paint(values)).save(path)
+            written.append(target / "map.npz")
+            np.savez_compressed(written[-1], **self._arrays())
+        except OSError as error:
+            raise BadFile(f"the map could not be written to {target}: {error}") from error
+        return written
+
+    @classmethod
+    def load(cls, path: str | Path) -> ImageMap:
+        """Read the ``.npz`` that ``save`` wrote (or the folder it is in).
+
+        Raises:
+            BadFile: it is not there, or is no map.
+        """
+        source = Path(path).expanduser()
+        source = source / "map.npz" if source.is_dir() else source
+        try:
+            with np.load(source, allow_pickle=False) as held:
+                told = json.loads(str(held["told"]))
+                grid = None if told["grid"] is None else tuple(told["grid"])
+                return cls(
+                    values=torch.from_numpy(held["values"]),
+                    layout=ImageLayout(
+                        tuple(held["size"].tolist()),
+                        **{name: held[name] for name in _LAYOUT},
+                        grid=grid,
+                        frames=tuple(told["frames"]),
+                    ),
+                    image=Image.fromarray(held["image"]),
+                    tokens=tuple(Token(**token) for token in told["tokens"]),
+                    method=told["method"],
+                    marked=torch.from_numpy(held["marked"]) if "marked" in held else None,
+                    about=told["about"],
+                    text=torch.from_numpy(held["text"]) if "text" in held else None,
+                    text_tokens=tuple(Token(**token) for token in told.get("text_tokens", ())),
+                )
+        except _UNREADABLE as error:
+            raise BadFile(f"{source} is no map of llava_probe: {error}") from error
+
+    # --- details ---
+
+    def _number(self, row: int) -> int:
+        if not -len(self) <= row < len(self):
+            raise OutOfRange(f"row {row} is not there: this map has rows 0 to {len(self) - 1}, one for each token")
+        return row % len(self)
+
+    def _arrays(self) -> dict[str, Any]:
+        told = {
+            "method": self.method,
+            "about": self.about,
+            "grid": self.layout.grid,
+            "frames": self.layout.frames,
+            "tokens": [asdict(token) for token in self.tokens],
+            "text_tokens": [asdict(token) for token in self.text_tokens],
+        }
+        beside = {name: tensor.numpy() for name in ("marked", "text") if (tensor := getattr(self, name)) is not None}
+        return {
+            "values": self.values.numpy(),
+            **{name: getattr(self.layout, name) for name in _LAYOUT},
+            "size": np.array(self.layout.size),
+            "seen": self.layout.seen,
+            "image": np.asarray(self.image.convert("RGB")),
+            "texts": np.array([token.text for token in self.tokens]),
+            "ids": np.array([token.id for token in self.tokens]),
+            "token_positions": np.array([token.position for token in self.tokens]),
+            "told": np.array(json.dumps(told, ensure_ascii=False, default=str)),
+            **beside,
+        }
+
+
+def remove_saved(folder: Path) -> bool:
+    """Take away what ``ImageMap.save`` wrote into ``folder`` and nothing else.
+
+    Returns:
+        Whether there was a map of ours.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    source = folder / "map.npz"
+    try:
+        with np.load(source, allow_pickle=False) as held:
+            names = _file_names(token["text"] for token in json.loads(str(held["told"]))["tokens"])
+    except _UNREADABLE:
+        return False
+    for name in [*names, source.name]:
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _file_names(texts: Iterable[str]) -> list[str]:
+    """Of each row's overlay: its number and its token's text, fit for any file system."""
+    plain = (re.sub(r"[^\w-]+", "_", text).strip("_")[:_NAME_LENGTH] or "token" for text in texts)
+    return [f"{row:03d}_{text}.png" for row, text in enumerate(plain)]

@@ -1,0 +1,1 @@
+"""How the weights of the tiny model were made; none of it is used when they are."""
