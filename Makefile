@@ -27,7 +27,7 @@ mutations: $(VENV)/.dev
 
 # The table that llava-probe models prints, from what the tests hold.
 families: $(VENV)/.dev
-	cd tests && HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m zoo.report
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.zoo.report
 
 # The tiny model's weights again, from a seed: about an hour on two cores.
 tiny: $(VENV)/.dev

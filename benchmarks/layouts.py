@@ -16,16 +16,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torchvision_half
+from tests import torchvision_half
 
 torchvision_half.present()
 
 import torch
-import zoo
-from conftest import photo
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -37,6 +34,9 @@ from transformers import (
 
 import llava_probe as lp
 from llava_probe.layout import asking
+from tests import zoo
+from tests.models import photo
+from tests.texts import DECODER, TOWER, template, tokenizer
 
 SIZES = [(640, 480), (480, 640), (1024, 768), (300, 900), (1500, 1100), (250, 250), (333, 90), (1280, 720)]
 FAMILIES = ["llava", "llava_next", "llava_next 336", "llava_onevision", "mistral3", "qwen2_5_vl", "paligemma"]

@@ -11,9 +11,6 @@ from functools import cache
 
 import pytest
 import torch
-import torchvision_half
-import zoo
-from conftest import llava_processor, photo, random_llava
 from transformers import AttentionInterface, Pix2StructConfig, Pix2StructForConditionalGeneration
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -24,6 +21,8 @@ from transformers.models.llama.modeling_llama import (
 
 import llava_probe as lp
 from llava_probe.asking.recorder import recording
+from tests import torchvision_half, zoo
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text"
 NEW = 4

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import photo
 from transformers import AutoModelForImageTextToText, LogitsProcessor, StoppingCriteria
 
 import llava_probe as lp
@@ -10,6 +9,7 @@ from llava_probe.asking.recorder import Recorder
 from llava_probe.attribution import prepared
 from llava_probe.attribution.engine.perturbing import picture_scores
 from llava_probe.inside import rows
+from tests.models import photo
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"

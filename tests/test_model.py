@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 
 import llava_probe as lp
 from llava_probe.loading import TWINS
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
 

@@ -77,13 +77,13 @@ MUTATIONS = (
         "batch: every sample reads the first row",
         "beams is not None else [row] * length",
         "beams is not None else [0] * length",
-        ("tests/test_recorder.py::test_batch_members_equal_themselves_alone",),
+        ("tests/asking/test_recorder.py::test_batch_members_equal_themselves_alone",),
     ),
     Mutation(
         "beams: a sequence's own row at every step, not its beam's",
         "beams[row, :length].tolist() if beams is not None else",
         "",
-        ("tests/test_generation.py::test_beam_scores_sum_to_the_sequence_score",),
+        ("tests/asking/test_generation.py::test_beam_scores_sum_to_the_sequence_score",),
     ),
     Mutation(
         "tokens_in: more than half of a box, not half",
@@ -95,7 +95,7 @@ MUTATIONS = (
         "peak: the first of tied tokens, not their mean",
         "boxes[(values == values.max()).numpy()].mean(0)",
         "boxes[int(values.argmax())]",
-        ("tests/test_maps.py",),
+        ("tests/maps/test_maps.py",),
     ),
     Mutation(
         "grouped heads: a head reads another group's keys",
@@ -107,7 +107,7 @@ MUTATIONS = (
         "lock: a fresh one each time",
         "return _locks.setdefault(model, threading.RLock())",
         "return threading.RLock()",
-        ("tests/test_recorder.py",),
+        ("tests/asking/test_recorder.py",),
     ),
     Mutation(
         "tower: its windows in another order",
@@ -119,7 +119,7 @@ MUTATIONS = (
         "layout: a pixel belongs to a box when its corner lies in it, not its centre",
         "np.ceil(self.boxes - 0.5)",
         "np.floor(self.boxes)",
-        ("tests/layout/test_layout.py", "tests/test_maps.py"),
+        ("tests/layout/test_layout.py", "tests/maps/test_maps.py"),
     ),
     Mutation("interventions: a knock-out is ignored"),
     Mutation("rows: a flash kernel's lengths (cu_seq_lens) are ignored"),

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
-from synthetic import IMAGE_AT, K, P, T, causal, layout, photograph, synthetic_trace
 
 import llava_probe as lp
+from tests.models import llava_processor, photo, random_llava
+from tests.synthetic import IMAGE_AT, K, P, T, causal, layout, photograph, synthetic_trace
 
 PROMPT = "USER: <image>\nwhat is the text on the stop sign\nASSISTANT:"
 

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import TEXTS, P, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.analyzers.confidence import Confidence
 from llava_probe.trace.distributions import top_k
+from tests.models import llava_processor, photo, random_llava
+from tests.synthetic import TEXTS, P, synthetic_trace
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import photo
-from synthetic import IMAGE_AT, K, P, T, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.analyzers.heads import PARTS
+from tests.models import photo
+from tests.synthetic import IMAGE_AT, K, P, T, causal, synthetic_trace
 
 
 def test_shares_are_the_sums_over_each_part():

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import IMAGE_AT, K, P, T, causal, synthetic_trace
 
 import llava_probe as lp
+from tests.models import llava_processor, photo, random_llava
+from tests.synthetic import IMAGE_AT, K, P, T, causal, synthetic_trace
 
 
 def dense(attention, layers, heads, fuse=np.mean):

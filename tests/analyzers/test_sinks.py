@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import IMAGE_AT, K, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe import tiny
+from tests.models import photo
+from tests.synthetic import IMAGE_AT, K, causal, synthetic_trace
 
 LAYERS, WIDTH = 6, 128
 

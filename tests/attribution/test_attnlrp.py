@@ -10,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import zoo
-from conftest import llava_processor, photo, random_llava
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import ACT2FN
@@ -24,6 +22,8 @@ import llava_probe as lp
 from llava_probe.attribution import prepared
 from llava_probe.attribution.attnlrp import Propagating, _rule, _Rules, attnlrp
 from llava_probe.attribution.engine.forward import forward
+from tests import zoo
+from tests.models import llava_processor, photo, random_llava
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
-from test_relevance import dense
 
 import llava_probe as lp
 from llava_probe.attribution import explained_by, prepared
 from llava_probe.attribution.engine.target import Task, Term
+from tests.attribution.test_relevance import dense
+from tests.models import llava_processor, photo, random_llava
 
 FEW = {"integrated_gradients": {"steps": 4}, "rise": {"budget": 6}, "occlusion": {"budget": 10}}
 RUNS = [(name, FEW.get(name, {})) for name, method in lp.METHODS.items() if method.contrasts] + [

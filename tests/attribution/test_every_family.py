@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 import torch
-import zoo
-from conftest import photo
 
 import llava_probe as lp
+from tests import zoo
+from tests.models import photo
 
 #: Families whose visual tokens have no place on a picture, so that no map can be drawn.
 PLACELESS = (

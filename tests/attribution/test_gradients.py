@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import zoo
 from captum.attr import IntegratedGradients
-from conftest import llava_processor, photo, random_llava
 from PIL import Image
 
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
 from llava_probe.attribution.engine.pixels import pixel_cells
+from tests import zoo
+from tests.models import llava_processor, photo, random_llava
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 
 import llava_probe as lp
+from tests.models import llava_processor, photo, random_llava
 
 RUNS = {
     "attention_gradient": {},

@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import zoo
 from captum.attr import FeatureAblation, Occlusion
-from conftest import llava_processor, photo, random_llava
 from PIL import Image
-from plain_passes import plain_logits, plain_scores
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -15,6 +12,9 @@ from llava_probe.attribution import prepared
 from llava_probe.attribution.engine.perturbing import Pictures, picture_scores, token_scores
 from llava_probe.attribution.engine.windows import token_windows, within
 from llava_probe.attribution.rise import random_masks
+from tests import zoo
+from tests.models import llava_processor, photo, random_llava
+from tests.plain_passes import plain_logits, plain_scores
 
 QUESTION = "What is it?"
 #: Passes of the trial that a cache may be used: two to fill caches, two changed inputs.

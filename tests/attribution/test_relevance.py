@@ -7,8 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import zoo
-from conftest import llava_processor, photo, random_llava
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -16,6 +14,8 @@ import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import prepared
 from llava_probe.attribution.engine.forward import forward
+from tests import zoo
+from tests.models import llava_processor, photo, random_llava
 
 
 def exact(seed: int = 0, **options) -> lp.VLM:

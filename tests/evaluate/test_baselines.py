@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from drawn_maps import LAYOUTS, grid_layout, map_on
 from PIL import Image
 from scipy.ndimage import gaussian_filter, sobel
 
 import llava_probe as lp
 from llava_probe.evaluate import centre_prior, edges, of_another, random
+from tests.evaluate.drawn_maps import LAYOUTS, grid_layout, map_on
 
 MADE = (centre_prior, edges, random, lambda m: of_another(m, m))
 

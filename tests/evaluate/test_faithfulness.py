@@ -8,10 +8,7 @@ import captum.metrics
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
-from drawn_maps import grid_layout, map_on, tiled_layout
 from PIL import Image, ImageFilter
-from plain_passes import plain_logits, plain_scores
 
 import llava_probe as lp
 from llava_probe import ImageMap, tiny
@@ -20,6 +17,9 @@ from llava_probe.evaluate.faithfulness import comprehensiveness, deletion_insert
 from llava_probe.evaluate.infidelity import infidelity, random_removals
 from llava_probe.evaluate.removing import Removal, Step, removal_of
 from llava_probe.evaluate.sensitivity import noisy, sensitivity
+from tests.evaluate.drawn_maps import grid_layout, map_on, tiled_layout
+from tests.models import llava_processor, photo, random_llava
+from tests.plain_passes import plain_logits, plain_scores
 
 # The package has functions of these names.
 infidelity_file = import_module("llava_probe.evaluate.infidelity")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from drawn_maps import LAYOUTS, grid_layout, laid, map_on, seen_pixels, tiled_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
@@ -25,6 +24,7 @@ from llava_probe.evaluate import (
     pr_curve,
     touches,
 )
+from tests.evaluate.drawn_maps import LAYOUTS, grid_layout, laid, map_on, seen_pixels, tiled_layout
 
 SCORES = (pointing, touches, energy_inside, average_precision, pr_area, pr_curve, iou)
 

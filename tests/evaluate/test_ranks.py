@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from drawn_maps import grid_layout, map_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import llava_probe as lp
 from llava_probe.evaluate import agreement, spearman, top_overlap
+from tests.evaluate.drawn_maps import grid_layout, map_on
 
 LAYOUT = grid_layout((40, 24), 3, 4)
 VALUES = st.lists(st.one_of(st.integers(0, 4), st.floats(-9, 9, width=32)), min_size=12, max_size=12)

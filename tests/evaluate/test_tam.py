@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_maps import grid_layout, map_on
 
 import llava_probe as lp
 from llava_probe.evaluate import TamScores, tam_scores
+from tests.evaluate.drawn_maps import grid_layout, map_on
 
 SIZE = (40, 30)
 LAYOUT = grid_layout(SIZE, 3, 4)  # every token 10 × 10 pixels, so shares of cells are shares of pixels

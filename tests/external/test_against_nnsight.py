@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 
 import llava_probe as lp
+from tests.models import llava_processor, photo, random_llava
 
 nnsight = pytest.importorskip("nnsight")
 

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from scene_rows import scene_rows
 
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.features import extractor
+from tests.features.scene_rows import scene_rows
 
 ASKED = {"layers": [2, 4], "positions": ["last_prompt", "image_mean", "answer"], "shard_rows": 3, "confidence": True}
 
@@ -56,10 +56,11 @@ class Forks:
 
     def __init__(self):
         code = (
-            "import torchvision_half; torchvision_half.present(); import test_nothing_lost; test_nothing_lost.serve()"
+            "from tests import torchvision_half; torchvision_half.present(); "
+            "from tests.features import test_nothing_lost; test_nothing_lost.serve()"
         )
-        here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "HF_HUB_OFFLINE": "1"}
+        here = Path(__file__).parents[2]
+        environment = {**os.environ, "PYTHONPATH": str(here), "HF_HUB_OFFLINE": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self._process = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
         self._hear()

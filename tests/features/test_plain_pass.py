@@ -8,11 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import zoo
 from PIL import Image
 
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.samples import Sample
+from tests import zoo
 
 QUESTIONS = ("What is red?", "How many dogs are there in the park?", "Is it a cat or a dog?")
 

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from scene_rows import scene_rows
 from transformers import AutoProcessor
 
 import llava_probe as lp
@@ -24,6 +23,7 @@ from llava_probe.features import engines
 from llava_probe.features.engines import RETRIES, Cluster, _waves, _Worker
 from llava_probe.features.extractor import Recipe
 from llava_probe.features.samples import read_samples
+from tests.features.scene_rows import scene_rows
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # nothing but loopback
 ray = pytest.importorskip("ray")

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from written_store import COUNTS, MASK, ROWS, truth, write
 
 import llava_probe as lp
 from llava_probe.features import store
 from llava_probe.features.reading import Features, Ragged
 from llava_probe.features.sharded import ShardedTensor
+from tests.features.written_store import COUNTS, MASK, ROWS, truth, write
 
 
 @pytest.fixture

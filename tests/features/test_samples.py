@@ -19,13 +19,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from data_sets import POPE, jsonl, one, refusal
-from pictures import encode, noise
 from PIL import Image
 
 from llava_probe.features import sources
 from llava_probe.features.samples import Sample, digest, from_portable, portable, read_samples
 from llava_probe.pictures.images import open_image
+from tests.encoded import encode, noise
+from tests.features.data_sets import POPE, jsonl, one, refusal
 
 # --- what a row means -------------------------------------------------------------------------------------
 
@@ -324,12 +324,12 @@ def test_the_digest_changes_with_whatever_is_asked() -> None:
 
 
 def test_the_digest_is_the_same_in_another_process() -> None:
-    here = Path(__file__)
+    here = Path(__file__).parents[2]
     code = (
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
-        "from test_samples import samples_of_all_kinds, digest; print(digest(samples_of_all_kinds()))"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.features.test_samples import samples_of_all_kinds, digest; print(digest(samples_of_all_kinds()))"
     )
-    command = [sys.executable, "-c", code, str(here.parent), str(here.parents[1])]
+    command = [sys.executable, "-c", code, str(here)]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     assert there == digest(samples_of_all_kinds())

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from written_store import MASK, ROWS, truth, write
 
 import llava_probe as lp
 from llava_probe.features.reading import Features
+from tests.features.written_store import MASK, ROWS, truth, write
 
 
 @pytest.fixture

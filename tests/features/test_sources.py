@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_sets import POPE, jsonl, pictures, refusal, seen, table
-from pictures import noise
 
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import read_samples
 from llava_probe.pictures.images import open_image
+from tests.encoded import noise
+from tests.features.data_sets import POPE, jsonl, pictures, refusal, seen, table
 
 
 def pope_sources(folder: Path) -> dict[str, Any]:

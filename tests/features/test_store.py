@@ -130,7 +130,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     code = (
         "import sys, os, signal, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "import test_store as t\n"
+        "from tests.features import test_store as t\n"
         "t.filled(sys.argv[1], 1)\n"
         "real = pathlib.Path.replace\n"
         "def killing(self, target):\n"
@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         "pathlib.Path.replace = killing\n"
         "t.store.write_shard(sys.argv[1], 1, t.tensors(seed=9), t.rows(), [{'id': 'gone'}])\n"
     )
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut"), here], check=False)
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "cut").rglob("*.part"))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import llava_probe as lp
 from llava_probe import tiny
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
 NEW = {"max_new_tokens": 5, "min_new_tokens": 5, "suppress_tokens": [3]}  # a mark of a picture is no answer

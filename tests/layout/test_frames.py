@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import zoo
-from conftest import photo
 from PIL import Image
 
 import llava_probe as lp
 from llava_probe.inside.isolation import entering, isolated
 from llava_probe.layout import OF_FRAMES
+from tests import zoo
+from tests.models import photo
 
 WRITTEN = [name for name in zoo.NAMES if name in OF_FRAMES]
 MEASURED = ["internvl", "smolvlm", "glm46v", "perception_lm"]

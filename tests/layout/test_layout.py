@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import llava_processor, photo, random_llava
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -10,6 +9,7 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 import llava_probe as lp
 from llava_probe.layout.geometry import ImageLayout
+from tests.models import llava_processor, photo, random_llava
 
 SIZES = [(64, 48), (48, 64), (20, 700), (700, 20), (1500, 1100), (48, 48), (336, 336), (13, 17), (90, 333)]
 SQUARE = {"height": 48, "width": 48}

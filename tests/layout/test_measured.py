@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-import torchvision_half
-import zoo
-from conftest import photo
 
 import llava_probe as lp
 from llava_probe import layout as layouts
 from llava_probe.layout import asking
+from tests import torchvision_half, zoo
+from tests.models import photo
 
 pytestmark = [
     pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision"),

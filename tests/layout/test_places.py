@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-import torchvision_half
-import zoo
-from conftest import photo
 from PIL import Image
 
 import llava_probe as lp
 from llava_probe.inside.isolation import entering, isolated
+from tests import torchvision_half, zoo
+from tests.models import photo
 
 pytestmark = [
     pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision"),

@@ -1,12 +1,11 @@
 """A picture that a family cannot take is one clear sentence that names the processor's limit; any other is taken."""
 
 import pytest
-import torchvision_half
-import zoo
-from conftest import photo
-from test_places import NOTHING, PLACELESS
 
 import llava_probe as lp
+from tests import torchvision_half, zoo
+from tests.layout.test_places import NOTHING, PLACELESS
+from tests.models import photo
 
 pytestmark = [
     pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision"),

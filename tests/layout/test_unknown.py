@@ -5,15 +5,14 @@ import threading
 import numpy as np
 import pytest
 import torch
-import torchvision_half
-import zoo
-from conftest import llava_processor, photo, random_llava
-from test_places import PLACELESS
 
 import llava_probe as lp
 from llava_probe import layout as layouts
 from llava_probe.asking.prompts import made_otherwise, pose
 from llava_probe.layout import asking
+from tests import torchvision_half, zoo
+from tests.layout.test_places import PLACELESS
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
 SQUASHED = {"do_center_crop": False, "size": {"height": 48, "width": 48}}

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from probe_store import Store, coloured
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score
 
 from llava_probe.probes import controls, fit_probe
 from llava_probe.probes.labels import read_target
+from tests.probes.probe_store import Store, coloured
 
 CELL = ("layer_0", "last_prompt")
 

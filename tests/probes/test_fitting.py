@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probe_store import Ragged, Store, coloured, fingerprint
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, mean_absolute_error, r2_score
 from sklearn.model_selection import GridSearchCV
@@ -22,6 +21,7 @@ from threadpoolctl import threadpool_limits
 import llava_probe as lp
 from llava_probe.probes import fit_probe
 from llava_probe.probes.readouts import STRENGTHS
+from tests.probes.probe_store import Ragged, Store, coloured, fingerprint
 
 CELL = ("layer_1", "last_prompt")
 LASTING = {"tol": 1e-7, "max_iter": 10_000}
@@ -211,10 +211,10 @@ def test_another_process_finds_the_same():
     code = (
         "import sys, llava_probe.view.probe_figures, llava_probe.probes\n"
         "assert 'sklearn' not in sys.modules\n"
-        "from probe_store import fingerprint\n"
+        "from tests.probes.probe_store import fingerprint\n"
         "print(fingerprint(), end='')"
     )
-    paths = f"{Path(__file__).parent}:{Path(lp.__file__).parents[1]}"
+    paths = f"{Path(__file__).parents[2]}:{Path(lp.__file__).parents[1]}"
     env = {"PYTHONHASHSEED": "7", "PYTHONPATH": paths}
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
     assert found.stdout == fingerprint()

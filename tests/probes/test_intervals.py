@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from probe_store import coloured
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 import llava_probe as lp
 from llava_probe.probes import fit_probe
 from llava_probe.probes.intervals import sums_of
 from llava_probe.resampling import interval, resamples
+from tests.probes.probe_store import coloured
 
 
 def test_resampled_measures_are_those_of_the_resampled_rows():

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from probe_store import coloured
 from safetensors import safe_open
 from safetensors.torch import save_file
-from synthetic import IMAGE_AT, K, P, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.probes import Probe, fit_probe
+from tests.probes.probe_store import coloured
+from tests.synthetic import IMAGE_AT, K, P, synthetic_trace
 
 WIDTH = 12
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from probe_store import Ragged, coloured
 
 from llava_probe.probes import fit_probe
 from llava_probe.probes.instances import read_instances
+from tests.probes.probe_store import Ragged, coloured
 
 CELL = ("layer_1", "last_prompt")
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from synthetic import TEXTS, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.view.folder import heaviest, write_attribution, write_run
+from tests.synthetic import TEXTS, causal, synthetic_trace
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from synthetic import TEXTS, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.view import figures
 from llava_probe.view.canvas import drawable
+from tests.synthetic import TEXTS, causal, synthetic_trace
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from synthetic import TEXTS, causal, layout, photograph, synthetic_trace
 
 import llava_probe as lp
 from llava_probe.view.folder import write_run
+from tests.synthetic import TEXTS, causal, layout, photograph, synthetic_trace
 
 
 @pytest.fixture

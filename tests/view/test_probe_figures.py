@@ -1,19 +1,14 @@
 """Figures of probes can be made of every sweep and never show a score without its controls."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from synthetic import K, synthetic_trace
-
-sys.path.append(str(Path(__file__).parents[1] / "probes"))
-from probe_store import coloured
 
 import llava_probe as lp
 from llava_probe.probes import fit_probe
 from llava_probe.view import probe_figures
 from llava_probe.view.canvas import save_figure
+from tests.probes.probe_store import coloured
+from tests.synthetic import K, synthetic_trace
 
 
 def texts(figure):

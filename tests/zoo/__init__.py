@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torchvision_half
+
+from tests import torchvision_half
 
 torchvision_half.present()  # before anything imports transformers
 
@@ -67,6 +68,6 @@ def vlm(name: str) -> lp.VLM:
 
 
 for _file in _FILES:
-    import_module(f"zoo.{_file}")
+    import_module(f"tests.zoo.{_file}")
 
 NAMES = tuple(BUILDERS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from texts import DECODER, ids, template, tokenizer
 from tokenizers import AddedToken, Regex, normalizers
 from transformers import (
     ChameleonConfig,
@@ -21,7 +20,8 @@ from transformers import (
     FuyuProcessor,
 )
 
-from zoo import family
+from tests.texts import DECODER, ids, template, tokenizer
+from tests.zoo import family
 
 CODES = 32
 

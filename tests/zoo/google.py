@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     Gemma2Config,
     Gemma3Config,
@@ -32,7 +31,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, template, tokenizer
+from tests.zoo import family
 
 #: What every picture, or every crop of one, is squashed to.
 SQUARE = {"height": 64, "width": 64}

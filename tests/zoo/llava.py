@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -41,7 +40,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, template, tokenizer
+from tests.zoo import family
 
 PINPOINTS = [[64, 128], [128, 64], [128, 128], [192, 64], [64, 192]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     AriaConfig,
     AriaForConditionalGeneration,
@@ -54,7 +53,8 @@ from transformers import (
     ResNetConfig,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, ids, template, tokenizer
+from tests.zoo import family
 
 
 @family("ovis2")

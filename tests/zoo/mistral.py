@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     LightOnOcrConfig,
     LightOnOcrForConditionalGeneration,
@@ -23,7 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, template, tokenizer
+from tests.zoo import family
 
 #: Experts of which each token meets two; latent keys and values.
 _LATENT = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     Ernie4_5_VLMoeConfig,
     Ernie4_5_VLMoeForConditionalGeneration,
@@ -52,7 +51,8 @@ from transformers import (
     VideoLlama3VideoProcessor,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, ids, template, tokenizer
+from tests.zoo import family
 
 #: At least 16 patches of 8 pixels, at most 400: 4 to 100 visual tokens.
 LIMITS = {"size": {"shortest_edge": 64 * 16, "longest_edge": 64 * 400}}

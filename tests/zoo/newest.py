@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     CohereCompassConfig,
     CohereCompassForConditionalGeneration,
@@ -47,8 +46,9 @@ from transformers import (
     Qwen4ExpForConditionalGeneration,
 )
 
-from zoo import family
-from zoo.native import AXES, EYES, HYBRID, LIMITS, PAIRS, PATCHES, PICTURE, VIDEO, glm_words, named, qwen_words
+from tests.texts import DECODER, TOWER, ids, template, tokenizer
+from tests.zoo import family
+from tests.zoo.native import AXES, EYES, HYBRID, LIMITS, PAIRS, PATCHES, PICTURE, VIDEO, glm_words, named, qwen_words
 
 MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     Dots3NoteConfig,
     Dots3NoteForConditionalGeneration,
@@ -38,8 +37,9 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from zoo import family
-from zoo.native import AXES, EYES, LIMITS, PAIRS
+from tests.texts import DECODER, TOWER, template, tokenizer
+from tests.zoo import family
+from tests.zoo.native import AXES, EYES, LIMITS, PAIRS
 
 
 def _omni_processor(kind: Any) -> tuple[Any, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -42,7 +41,8 @@ from transformers import (
     MllamaProcessor,
 )
 
-from zoo import family
+from tests.texts import DECODER, TOWER, ids, template, tokenizer
+from tests.zoo import family
 
 SQUARE = {"height": 64, "width": 64}
 EYES = {"image_size": 64, "patch_size": 8, "initializer_range": 0.2, **TOWER}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from texts import DECODER, template, tokenizer
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
@@ -36,7 +35,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from zoo import family
+from tests.texts import DECODER, template, tokenizer
+from tests.zoo import family
 
 #: Patches of 8 pixels and 2 frames, merged 2 by 2.
 PATCHES = {"patch_size": 8, "temporal_patch_size": 2}

@@ -1,4 +1,4 @@
-"""The table of families from what the tests hold: ``python -m zoo.report`` (in tests/) writes it into the package.
+"""The table of families from what the tests hold: ``python -m tests.zoo.report`` writes it into the package.
 
 Each entry stands on a test that fails where it is not so: the lists of exceptions in ``test_families.py`` and
 ``layout/test_places.py`` are strict.
@@ -6,21 +6,15 @@ Each entry stands on a test that fails where it is not so: the lists of exceptio
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import json
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "layout")]
-
-import json
-
-import test_families
-import test_places
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import llava_probe.layout.family_table
-import zoo
-from zoo.unbuilt import UNBUILT
+from tests import test_families, zoo
+from tests.layout import test_places
+from tests.zoo.unbuilt import UNBUILT
 
 #: Towers of timm's that the zoo puts another in place of.
 STAND_INS = {"fast_vlm": "tried with a ResNet in timm's place", "perception_lm": "tried with CLIP in timm's place"}

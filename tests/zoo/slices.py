@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, ids, template, tokenizer
 from transformers import (
     CLIPVisionConfig,
     DeepseekOcr2Config,
@@ -43,8 +42,9 @@ from transformers import (
     UnlimitedOcrProcessor,
 )
 
-from zoo import family
-from zoo.native import HYBRID
+from tests.texts import DECODER, TOWER, ids, template, tokenizer
+from tests.zoo import family
+from tests.zoo.native import HYBRID
 
 
 def _minicpm(config: Any, model: Any, processor: Any, pictures: Any, videos: Any, **more: Any) -> tuple[Any, Any]:

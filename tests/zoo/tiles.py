@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from texts import DECODER, TOWER, template, tokenizer
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -46,7 +45,8 @@ from transformers import (
 )
 from transformers.models.smolvlm import processing_smolvlm
 
-from zoo import family
+from tests.texts import DECODER, TOWER, template, tokenizer
+from tests.zoo import family
 
 SQUARE = {"height": 64, "width": 64}
 

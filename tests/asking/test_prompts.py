@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 from PIL import Image
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import llava_probe as lp
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"

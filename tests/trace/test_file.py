@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import photo
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import llava_probe as lp
 from llava_probe import tiny
+from tests.models import photo
 
 QUESTION = "what is the text on the stop sign"
 

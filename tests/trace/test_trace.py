@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import photo
 
 import llava_probe as lp
+from tests.models import photo
 
 QUESTION = "what is the text on the stop sign"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, noise, pixels, refusal
 
 from llava_probe.pictures import urls
+from tests.encoded import encode, noise, pixels, refusal
 
 PHOTO = encode(noise())
 

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from synthetic import IMAGE_AT, SIZE, P, T, causal, layout, photograph, synthetic_trace
 
 import llava_probe as lp
+from tests.models import photo
+from tests.synthetic import IMAGE_AT, SIZE, P, T, causal, layout, photograph, synthetic_trace
 
 
 def map_of(values, **changes) -> lp.ImageMap:

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from synthetic import IMAGE_AT, P, causal, layout, synthetic_trace
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -20,6 +18,8 @@ from llava_probe.attribution.localisation import above_elbow, components, smooth
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import boxes_between
 from llava_probe.trace.tokens import Token
+from tests.models import photo
+from tests.synthetic import IMAGE_AT, P, causal, layout, synthetic_trace
 
 ROOM = np.ones((3, 3), dtype=int)  # scipy's word for 8-connected
 

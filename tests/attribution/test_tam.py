@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import zoo
-from conftest import llava_processor, photo, random_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,6 +17,8 @@ from llava_probe import tiny
 from llava_probe.attribution import prepared
 from llava_probe.attribution.tam import rank_filtered, scaled, tam, without_interference
 from llava_probe.layout.geometry import tile_grids
+from tests import zoo
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign, the red sign"
 grids = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(2, 6)), elements=st.floats(0, 1, width=32))

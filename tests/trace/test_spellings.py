@@ -1,12 +1,12 @@
 """What ids spell comes with the trace, agrees with the tokenizer, and costs little."""
 
 import pytest
-from conftest import llava_processor, photo, random_llava
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
 from llava_probe.trace.spellings import spellings
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text"
 

@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torchvision_half
-import zoo
-from conftest import photo
 from torch.overrides import TorchFunctionMode
 
 import llava_probe as lp
 from llava_probe.inside.anatomy import anatomy
+from tests import torchvision_half, zoo
+from tests.models import photo
 
 QUESTION = "what is the text"
 

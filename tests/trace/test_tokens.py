@@ -1,7 +1,6 @@
 """Token texts join to what the tokenizer decodes; words are found where they stand."""
 
 import pytest
-from conftest import word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -9,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
 from llava_probe.trace.tokens import Token, find, tokens_of
+from tests.models import word_tokenizer
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import torchvision_half
 from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import cli
 from llava_probe.layout import family_table
+from tests import torchvision_half
 
 MAPPED = tuple(family_table._mapped())
 
@@ -16,7 +16,7 @@ MAPPED = tuple(family_table._mapped())
 @pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision")
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_is_what_the_tests_hold():
-    from zoo import report
+    from tests.zoo import report
 
     written = json.loads(family_table._TABLE.read_text(encoding="utf-8"))
     assert written == report.table(), "write it again: make families"

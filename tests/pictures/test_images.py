@@ -19,12 +19,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pictures import encode, noise, pixels, refusal
 from PIL import Image
 
 from llava_probe.errors import BadImage, BadInput, ProbeError
 from llava_probe.pictures import images
 from llava_probe.pictures.images import fingerprint, open_image
+from tests.encoded import encode, noise, pixels, refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # of damaged files
 

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import photo
-from synthetic import IMAGE_AT, P, T, causal, synthetic_trace
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -14,6 +12,8 @@ from llava_probe.attribution.engine.target import targets
 from llava_probe.trace.explained import PLACES, positions, spans
 from llava_probe.trace.request import Request
 from llava_probe.trace.tokens import Token
+from tests.models import photo
+from tests.synthetic import IMAGE_AT, P, T, causal, synthetic_trace
 
 #: Of the prompt <s> USER: 6 × <image> " what" "?" and the answer " ST" "OP" " sign" </s>.
 EXPECTED = {

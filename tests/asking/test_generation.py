@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import llava_processor, photo, random_llava
 from transformers import GenerationConfig, StoppingCriteria
 
 import llava_probe as lp
 from llava_probe.trace.capture import in_units
+from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
