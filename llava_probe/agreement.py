@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput
 from llava_probe.inside.passes import alone_with
+from llava_probe.inside.undo import undoing
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
@@ -90,7 +91,9 @@ def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens
     Returns:
         The findings, also kept in ``vlm.checks`` and so in the provenance of later traces.
     """
-    with alone_with(vlm.anatomy.model):
+    with alone_with(vlm.anatomy.model), undoing() as undo:
+        generator = torch.get_rng_state()
+        undo(lambda: torch.set_rng_state(generator))
         return _compared(vlm, _picture() if image is None else image, question, max_new_tokens)
 
 

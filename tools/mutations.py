@@ -113,7 +113,7 @@ MUTATIONS = (
         "tower: its windows in another order",
         "runs[-1].append(weights.cpu())",
         "runs[-1].insert(0, weights.cpu())",
-        ("tests/test_families.py::test_the_vision_towers_records_are_whole_matrices_or_one_sentence",),
+        ("tests/asking/test_tower.py",),
     ),
     Mutation(
         "layout: a pixel belongs to a box when its corner lies in it, not its centre",
@@ -121,9 +121,24 @@ MUTATIONS = (
         "np.floor(self.boxes)",
         ("tests/layout/test_layout.py", "tests/maps/test_maps.py"),
     ),
-    Mutation("interventions: a knock-out is ignored"),
-    Mutation("rows: a flash kernel's lengths (cu_seq_lens) are ignored"),
-    Mutation("hooks: they act on passes of other contexts"),
+    Mutation(
+        "interventions: a knock-out is ignored",
+        "call = visitor.attention(call) or call",
+        "visitor.attention(call)",
+        ("tests/interventions/test_knock_out.py",),
+    ),
+    Mutation(
+        "rows: a flash kernel's lengths (cu_seq_lens) are ignored",
+        'lengths = self.kwargs.get("cu_seq_lens_q") if varied else None',
+        "lengths = None",
+        ("tests/inside/test_rows.py",),
+    ),
+    Mutation(
+        "hooks: they act on passes of other contexts",
+        'scenes: ContextVar[tuple[Scene, ...]] = ContextVar("llava_probe_scenes", default=())',
+        'scenes = type("All", (), {"a": (), "get": lambda s: s.a, "set": lambda s, a: setattr(s, "a", a)})()',
+        ("tests/inside/test_passes.py",),
+    ),
 )
 
 

@@ -22,7 +22,7 @@ from llava_probe.errors import BadModel
 from llava_probe.inside.seam import is_one_of, reads_interface, recorded_classes
 
 #: Parts of a block that mix positions and are no attention over the sequence: what is left feeds each one forward.
-_MIXES = re.compile("Att(entio)?n|Mamba|Conv|Delta|Recurrent|Mixer|Norm")
+_MIXES = re.compile("Att(entio)?n|Mamba|Conv|Delta|Recurrent|Mixer|Norm|Residual")
 
 #: Parts that carry something from one position to another, or choose what may be.
 _CARRIES = re.compile("Cross.*Attention|Indexer|ShortConv")

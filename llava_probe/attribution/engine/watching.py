@@ -75,16 +75,16 @@ class Watch(Visitor):
                     "its weights, so relevance cannot be followed through it"
                 )
             return None
+        if self.windowed:
+            first = self._starts.get(call.layer, 0)
+            self._starts[call.layer] = first + call.queries
+            call = replace(call, start=first)
         if call.weights is not None:
             if call.weights.requires_grad:
                 self._weighed(call)
             return None
         if output is None or not output.requires_grad:
             return None
-        if self.windowed:
-            first = self._starts.get(call.layer, 0)
-            self._starts[call.layer] = first + call.queries
-            call = replace(call, start=first)
         return _Seen.apply(output, call.query, call.key, call.value, call.mask, call, self)  # type: ignore[no-any-return, no-untyped-call]
 
     def _weighed(self, call: Call) -> None:
