@@ -61,7 +61,7 @@ def test_a_bug_in_our_own_hooks_goes_through_with_a_note(random_vlm, monkeypatch
 
 
 def test_a_bug_in_our_own_arithmetic_is_not_the_users(random_vlm, monkeypatch):
-    monkeypatch.setattr(rows, "_tell", lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
+    monkeypatch.setattr(rows.Call, "rows", lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         random_vlm.generate(photo(), QUESTION, max_new_tokens=1)
     assert not isinstance(caught.value, lp.ProbeError)

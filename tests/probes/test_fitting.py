@@ -1,6 +1,7 @@
 """The probes are scikit-learn's, on folds that share no picture, and come out alike wherever they are fitted."""
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_another_process_finds_the_same():
         "print(fingerprint(), end='')"
     )
     paths = f"{Path(__file__).parents[2]}:{Path(lp.__file__).parents[1]}"
-    env = {"PYTHONHASHSEED": "7", "PYTHONPATH": paths}
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": paths}
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
     assert found.stdout == fingerprint()
 

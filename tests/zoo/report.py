@@ -42,8 +42,8 @@ def _entry(name: str) -> dict[str, Any]:
         notes.append(STAND_INS[built])
     if rows is not None:
         notes.append(rows)
-    others = [f"no vision records: {reason}" for one, reason in test_families.EXCEPT["vision"].items() if one == built]
-    notes += [*others, *(["its layers without attention are listed"] if zoo.vlm(built).anatomy.other_layers else [])]
+    if zoo.vlm(built).anatomy.other_layers:
+        notes.append("its layers without attention are listed")
     return {"name": name, "places": places, "rows": rows is None, "note": "; ".join(notes)}
 
 
