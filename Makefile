@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint house mutations families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lint house mutations interrupts families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -24,6 +24,10 @@ house:
 # Whether the tests catch what they are there for: the code is changed in a copy, one place at a time. Some minutes.
 mutations: $(VENV)/.dev
 	$(BIN)/python tools/mutations.py
+
+# What 2,000 interrupts at random moments, over all operations, leave behind: it must be nothing.
+interrupts: $(VENV)/.dev
+	$(BIN)/python tools/interrupts.py --count 2000
 
 # The table that llava-probe models prints, from what the tests hold.
 families: $(VENV)/.dev

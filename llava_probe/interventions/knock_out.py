@@ -104,6 +104,24 @@ class KnockOut(Intervention):
     def __repr__(self) -> str:
         return spelled(self.told())
 
+    def plan(self) -> str:
+        """What will happen in each pass, before any has run: modules, blocks, heads, and which look where."""
+        stack, told = self.vlm.anatomy.decoder, self.told()
+        kinds = sorted({type(module).__name__ for module, layer in stack.attentions.items() if layer in self.layers})
+        kernel = seam.implementation(stack.owner.config)
+        queries = "every other position" if told["queries"] is None else told["queries"]
+        heads = "all heads" if self.heads is None else f"heads {', '.join(map(str, self.heads))}"
+        lines = [
+            f"{', '.join(kinds)} ({kernel}) of blocks {', '.join(map(str, self.layers))}, {heads}",
+            f"queries: {queries}",
+            f"may not look at: {told['keys']}",
+            "in each pass of prompt and answer that holds both",
+        ]
+        past = self.vlm.anatomy.beside_attention
+        return "\n".join(
+            [*lines, *([f"what goes past attention, in {'; '.join(past)}, is not reached"] if past else [])]
+        )
+
     def attention(self, call: Call) -> Call | None:
         """The same call without the pairs that are cut."""
         span = self._span

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.isolation import entering, isolated
 from llava_probe.inside.passes import alone_with
@@ -78,7 +79,9 @@ class Asker:
             try:
                 stacked = self._run(first)
                 self._batch = BATCH if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
-            except Exception:  # each model fails in a way of its own
+            except Exception as error:  # each model fails in a way of its own
+                if not (out_of_memory(error) or by_the_model(error)):
+                    raise
                 self._batch = 1
             if self._batch == BATCH:
                 rest = [self._run(asked[start : start + BATCH]) for start in range(BATCH, len(asked), BATCH)]

@@ -424,6 +424,16 @@ def test_a_word_that_is_nowhere_is_a_sentence(tiny_vlm):
         tiny_vlm.generate(photo(), "What is this?")
 
 
+def test_a_plan_says_what_will_happen_before_anything_runs(tiny_vlm):
+    with (
+        pytest.raises(lp.NotActed),
+        lp.knock_out(tiny_vlm, keys=lp.IMAGE, queries="last", layers=[1, 2], heads=0) as cut,
+    ):
+        plan = cut.plan()
+    assert "LlamaAttention (sdpa) of blocks 1, 2, heads 0" in plan
+    assert "queries: last" in plan and "may not look at: image" in plan
+
+
 # --- what remembers it ---
 
 

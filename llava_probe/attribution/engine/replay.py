@@ -20,6 +20,7 @@ from llava_probe.attribution.engine.forward import frozen
 from llava_probe.attribution.engine.side_by_side import AGREEMENT, cut, sliceable, widened
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
+from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
 
 #: Makes of what enters the decoder what shall enter it; None leaves it.
@@ -128,7 +129,9 @@ class Replay:
             if not prefix:
                 return 0
             off = (self._run(keep, prefix) - plain).abs() / plain.abs().clamp(min=1)
-        except Exception:  # a family that cannot go on from our cache fails in its own way; nothing is lost by it
+        except Exception as error:  # a family that cannot go on from our cache fails in its own way
+            if not (out_of_memory(error) or by_the_model(error)):
+                raise
             return 0
         return limit if bool((off <= AGREEMENT[self.task.vlm.anatomy.model.dtype]).all()) else 0
 
