@@ -6,6 +6,7 @@ transformers' table under another name; nothing of the package runs in it.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -330,6 +331,22 @@ def test_every_other_method_sees_the_intervened_model(tiny_vlm):
         assert m.about["interventions"][0]["keys"] == "image"
         assert not m.values.any(), method  # nothing of the picture reaches the answer
         assert lp.attribute(tiny_vlm, trace, method, tokens=trace.prompt_length, **options).values.any()
+
+
+def test_evaluation_sees_the_intervened_model(tiny_vlm):
+    """Without a look at the picture, taking parts of it away changes nothing."""
+    trace = tiny_vlm.generate(tiny.scene(34).image, "What is the text on the stop sign?")
+    m = lp.attribute(tiny_vlm, trace, "attention", tokens=trace.prompt_length)
+    plain = lp.evaluate.deletion_insertion(tiny_vlm, trace, m, steps=3)
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE):
+        cut = lp.evaluate.deletion_insertion(tiny_vlm, trace, m, steps=3)
+    assert np.ptp(plain.deletion) > 0.1 and np.ptp(cut.deletion) < 1e-6 and np.ptp(cut.insertion) < 1e-6
+
+
+def test_a_check_compares_the_intervened_model_with_itself(tiny_vlm):
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE, layers=[2, 3]):
+        found = lp.check(tiny_vlm, tiny.scene(34).image, max_new_tokens=3)
+    assert found.ok, str(found)
 
 
 def test_a_model_called_by_hand_is_changed_too_and_another_thread_is_not(tiny_vlm):
