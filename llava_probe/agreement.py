@@ -21,7 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.errors import BadInput
+from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
+from llava_probe.inside.undo import undoing
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
@@ -174,12 +176,11 @@ def _misplaced(written: ImageLayout, measured: ImageLayout) -> int:
 @contextmanager
 def _eager(vlm: VLM) -> Iterator[None]:
     config = vlm.anatomy.decoder.owner.config
-    before = config._attn_implementation
-    try:
-        config._attn_implementation_internal = "eager"
+    before = seam.implementation(config)
+    with undoing() as undo:
+        undo(lambda: seam.set_implementation(config, before))
+        seam.set_implementation(config, "eager")
         yield
-    finally:
-        config._attn_implementation_internal = before
 
 
 def _differing(one: Tensor, other: Tensor) -> float:

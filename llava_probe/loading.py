@@ -13,6 +13,7 @@ from transformers.utils import logging
 from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
+from llava_probe.inside import seam
 from llava_probe.model import VLM
 
 #: The name of the model that ships inside.
@@ -71,9 +72,9 @@ def _untrained(model: Any, seed: int) -> Any:
     """A model of the same class, shape, dtype and place, initialised anew."""
     torch.manual_seed(seed)
     with torch.device(model.device):
-        untrained = type(model)._from_config(model.config, dtype=model.dtype)
+        untrained = seam.built(type(model), model.config, dtype=model.dtype)
     untrained.generation_config = model.generation_config
-    untrained.config._name_or_path = f"{model.config._name_or_path} with random weights, seed {seed}"
+    seam.rename(untrained.config, f"{seam.checkpoint(model.config)} with random weights, seed {seed}")
     return untrained
 
 

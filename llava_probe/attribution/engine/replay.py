@@ -20,6 +20,7 @@ from llava_probe.attribution.engine.forward import frozen
 from llava_probe.attribution.engine.side_by_side import AGREEMENT, cut, sliceable, widened
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
+from llava_probe.inside import seam
 from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
 
 #: Makes of what enters the decoder what shall enter it; None leaves it.
@@ -142,7 +143,8 @@ class Replay:
         other = self._filled(last)
         if self._cache is None or other is None:
             return 0
-        pairs = list(zip(_held(self._cache), _held(other), strict=True))
+        held = zip(seam.keys_and_values(self._cache), seam.keys_and_values(other), strict=True)
+        pairs = [pair for one, two in held for pair in zip(one, two, strict=True)]
         for end in (last, first):
             if all(torch.equal(one[:, :, :end], two[:, :, :end]) for one, two in pairs):
                 return end
@@ -163,8 +165,7 @@ class Replay:
             return entry, {**others, "past_key_values": cache, "use_cache": True}
 
         self._pass(enter)
-        plain = all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
-        return cache if plain and cache.get_seq_length() == self._length else None
+        return cache if seam.is_whole(cache) and cache.get_seq_length() == self._length else None
 
     @property
     def _length(self) -> int:
@@ -195,15 +196,10 @@ class Replay:
 def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:
     """A cache of the first positions for a batch."""
     begun = DynamicCache()
-    parts = [part[:, :, :prefix].expand(count, -1, -1, -1) for part in _held(cache)]
-    for number, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+    for number, held in enumerate(seam.keys_and_values(cache)):
+        keys, values = (part[:, :, :prefix].expand(count, -1, -1, -1) for part in held)
         begun.update(keys, values, number)
     return begun
-
-
-def _held(cache: DynamicCache) -> list[Tensor]:
-    """Keys and values [B, H, K, d] of each layer in turn."""
-    return [part for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, misc]
 
 
 def baseline_rows(task: Task, entry: Tensor, baseline: str | Tensor) -> Tensor:

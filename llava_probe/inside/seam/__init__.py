@@ -1,0 +1,123 @@
+"""Every private name of transformers, torch and accelerate that we rely on, a function each.
+
+What others call private may change without a word. Each such name is said here and nowhere else, behind a function that
+says what for, and has a test of its own (``tests/inside/test_seam.py``) that fails, with what of ours then breaks, on
+the day it changes. Public names of theirs are used where they are needed.
+
+By what is touched: ``models.py`` (what a model says of itself), ``attention.py`` (kernels and masks), ``generation.py``
+(steps and caches), ``layouts.py`` (what families do to pictures), ``torch.py`` (tensors, graphs, hooks, modes).
+"""
+
+from llava_probe.inside.seam.attention import (
+    eager_kernels,
+    implementation,
+    kernel_tables,
+    mask_asked,
+    mask_of,
+    mask_table,
+    reads_interface,
+    register_kernel,
+    register_mask,
+    set_implementation,
+    shared_kernels,
+)
+from llava_probe.inside.seam.generation import (
+    encodes_first,
+    generation_config,
+    is_whole,
+    keys_and_values,
+    next_inputs,
+)
+from llava_probe.inside.seam.layouts import (
+    best_canvas,
+    best_tiles,
+    call_settings,
+    packed_features,
+    pooled_features,
+    size_limits,
+    size_of,
+    size_on_canvas,
+    size_to_fit,
+)
+from llava_probe.inside.seam.models import (
+    built,
+    checkpoint,
+    is_one_of,
+    layer_kinds,
+    offload_device,
+    reads_pictures,
+    recorded_classes,
+    rename,
+    revision,
+    shares_keys,
+    takes_sdpa,
+    without_recorders,
+)
+from llava_probe.inside.seam.torch import (
+    as_plain_tensor,
+    divides,
+    fused_attention_of,
+    is_cut,
+    is_linear,
+    is_product,
+    is_softmax,
+    made_of,
+    modes_as_now,
+    operation,
+    shown_as,
+    strip_hooks,
+    writes,
+)
+
+__all__ = [
+    "as_plain_tensor",
+    "best_canvas",
+    "best_tiles",
+    "built",
+    "call_settings",
+    "checkpoint",
+    "divides",
+    "eager_kernels",
+    "encodes_first",
+    "fused_attention_of",
+    "generation_config",
+    "implementation",
+    "is_cut",
+    "is_linear",
+    "is_one_of",
+    "is_product",
+    "is_softmax",
+    "is_whole",
+    "kernel_tables",
+    "keys_and_values",
+    "layer_kinds",
+    "made_of",
+    "mask_asked",
+    "mask_of",
+    "mask_table",
+    "modes_as_now",
+    "next_inputs",
+    "offload_device",
+    "operation",
+    "packed_features",
+    "pooled_features",
+    "reads_interface",
+    "reads_pictures",
+    "recorded_classes",
+    "register_kernel",
+    "register_mask",
+    "rename",
+    "revision",
+    "set_implementation",
+    "shared_kernels",
+    "shares_keys",
+    "shown_as",
+    "size_limits",
+    "size_of",
+    "size_on_canvas",
+    "size_to_fit",
+    "strip_hooks",
+    "takes_sdpa",
+    "without_recorders",
+    "writes",
+]
