@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging
 
 from llava_probe import tiny
@@ -52,7 +53,9 @@ def load(name: str | Path | None = None, *, random_weights: int | None = None, *
         twin = TWINS.get(where)
         told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
         raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
-    shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    shared: dict[str, Any] = {
+        key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs
+    }
     try:
         with _quietly(name is None or name == TINY):
             processor = AutoProcessor.from_pretrained(where, **shared)
@@ -63,9 +66,19 @@ def load(name: str | Path | None = None, *, random_weights: int | None = None, *
             raise
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
+    if seam.revision(model.config) is None and (commit := _commit(where, shared)) is not None:
+        seam.note_revision(model.config, commit)
     if random_weights is not None:
         model = _untrained(model, random_weights)
     return VLM(model.eval(), processor)
+
+
+def _commit(where: str, shared: Mapping[str, Any]) -> str | None:
+    """The commit of a repository that was just read into the hub's cache, whose folders bear these names."""
+    if Path(where).exists():
+        return None
+    file = try_to_load_from_cache(where, "config.json", shared.get("cache_dir"), shared.get("revision"))
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _untrained(model: Any, seed: int) -> Any:

@@ -65,8 +65,13 @@ def rename(config: Any, name: str) -> None:
 
 
 def revision(config: Any) -> str | None:
-    """The commit of the repository that it was loaded from, where the hub told it."""
+    """The commit of the repository that it was loaded from, where transformers says it there or we noted it."""
     return getattr(config, "_commit_hash", None)
+
+
+def note_revision(config: Any, commit: str) -> None:
+    """Let a model say which commit it is from; it is not saved with it."""
+    config._commit_hash = commit
 
 
 # --- what hangs on it ---

@@ -103,8 +103,8 @@ def modes_as_now() -> Callable[[], None]:
     gradients, functions = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
 
     def restore() -> None:
-        torch._C._set_grad_enabled(gradients)
-        while torch._C._len_torch_function_stack() > functions:
+        while torch._C._len_torch_function_stack() > functions:  # first: what is left of them would see the next line
             torch._C._pop_torch_function_stack()
+        torch._C._set_grad_enabled(gradients)
 
     return restore
