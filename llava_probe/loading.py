@@ -15,6 +15,7 @@ from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
 from llava_probe.inside import seam
+from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.model import VLM
 
 #: The name of the model that ships inside.
@@ -82,10 +83,12 @@ def _commit(where: str, shared: Mapping[str, Any]) -> str | None:
 
 
 def _untrained(model: Any, seed: int) -> Any:
-    """A model of the same class, shape, dtype and place, initialised anew."""
-    torch.manual_seed(seed)
-    with torch.device(model.device):
-        untrained = seam.built(type(model), model.config, dtype=model.dtype)
+    """A model of the same class, shape, dtype and place, initialised anew; torch's own draws go on as before."""
+    with undoing() as undo:
+        undo(draws_as_now())
+        torch.manual_seed(seed)
+        with torch.device(model.device):
+            untrained = seam.built(type(model), model.config, dtype=model.dtype)
     untrained.generation_config = model.generation_config
     seam.rename(untrained.config, f"{seam.checkpoint(model.config)} with random weights, seed {seed}")
     return untrained
@@ -94,11 +97,8 @@ def _untrained(model: Any, seed: int) -> Any:
 @contextmanager
 def _quietly(quiet: bool) -> Iterator[None]:
     """Without the progress bar of weights that load in a blink."""
-    was = logging.is_progress_bar_enabled()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
+    with undoing() as undo:
+        if quiet and logging.is_progress_bar_enabled():
+            undo(logging.enable_progress_bar)
+            logging.disable_progress_bar()
         yield
-    finally:
-        if quiet and was:
-            logging.enable_progress_bar()

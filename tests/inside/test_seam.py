@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, Gemma3nTextConfig, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
@@ -535,13 +536,18 @@ def test_modes_are_put_back():
     class Mode(TorchFunctionMode):
         pass
 
-    before = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+    def modes():
+        saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        return torch.is_grad_enabled(), torch._C._len_torch_function_stack(), saving
+
+    before = modes()
     restore = seam.modes_as_now()
+    saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor).__enter__()
     torch.set_grad_enabled(False)
     Mode().__enter__()  # refuses all that torch does
     restore()
     restore()  # harmless when said twice
-    assert (torch.is_grad_enabled(), torch._C._len_torch_function_stack()) == before, (
+    assert modes() == before, (
         "torch keeps its modes elsewhere: after an interrupt the user's own graph is off, or patches stay alone"
     )
 

@@ -144,10 +144,7 @@ def forward(
     anatomy = task.vlm.anatomy
     run = Forward(task, number)
     inputs = dict(run.longest.inputs)
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(anatomy.model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(frozen(anatomy.model))
+    with alone_with(anatomy.model), torch.inference_mode(False), frozen(anatomy.model), ExitStack() as stack:
         alone = _Alone(run) if number else None
         for watch in visitors:
             if isinstance(watch, Watch):
@@ -263,7 +260,7 @@ class _Guard(Visitor):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight needs a gradient meanwhile."""
+    """No weight needs a gradient meanwhile; torch's modes may be changed and are then as before."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learn() -> None:

@@ -7,7 +7,7 @@ the same in a whole batch and is read from a cache, where a trial (four passes m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +30,15 @@ Enter = Callable[[Tensor | None, Others], Any]
 @contextmanager
 def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph: bool = False) -> Iterator[Replay]:
     """One continuation to be run again and again while the context lasts, its tower once; with a graph if asked."""
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(task.vlm.anatomy.model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(frozen(task.vlm.anatomy.model))
-        vision = task.vlm.anatomy.vision
-        memory = None if vision is None else _Memory()
-        if vision is not None and memory is not None:
-            stack.enter_context(instead(vision.owner, memory))
+    model, vision = task.vlm.anatomy.model, task.vlm.anatomy.vision
+    memory = None if vision is None else _Memory()
+    with (
+        alone_with(model),
+        torch.inference_mode(False),
+        frozen(model),
+        nullcontext() if vision is None or memory is None else instead(vision.owner, memory),
+    ):
+        torch.set_grad_enabled(graph)  # until ``frozen`` ends
         yield Replay(task, number, baseline, memory)
 
 

@@ -99,10 +99,17 @@ def strip_hooks(module: nn.Module, ours: type) -> None:
 
 
 def modes_as_now() -> Callable[[], None]:
-    """How to make torch's modes what they are now: an interrupt can come between a mode's start and its end."""
+    """How to make torch's modes what they are now: an interrupt can come between a mode's start and its end.
+
+    They are: whether gradients are kept, what sees each function that is called, what sees each tensor that is saved.
+    """
     gradients, functions = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+    top, pop = torch._C._autograd._top_saved_tensors_default_hooks, torch._C._autograd._pop_saved_tensors_default_hooks
+    saving = top(False)
 
     def restore() -> None:
+        while (hooks := top(False)) is not None and hooks != saving:
+            pop()
         while torch._C._len_torch_function_stack() > functions:  # first: what is left of them would see the next line
             torch._C._pop_torch_function_stack()
         torch._C._set_grad_enabled(gradients)
