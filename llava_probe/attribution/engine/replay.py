@@ -17,11 +17,12 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from llava_probe.attribution.engine.forward import frozen
-from llava_probe.attribution.engine.side_by_side import AGREEMENT, cut, sliceable, widened
+from llava_probe.attribution.engine.side_by_side import cut, sliceable, widened
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
+from llava_probe.inside.tolerance import SCORES
 
 #: Makes of what enters the decoder what shall enter it; None leaves it.
 Enter = Callable[[Tensor | None, Others], Any]
@@ -101,7 +102,7 @@ class Replay:
         """[n] values of each target's part, [n, R], with whole embeddings [n, P, D] where the sequence enters."""
 
         def enter(_embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
-            return entry, widened(others, len(entry), self.task)
+            return entry, widened(others, len(entry), self.task, entry.shape[1])
 
         return values_of(self.task, self.number, self._pass(enter))
 
@@ -131,7 +132,7 @@ class Replay:
             off = (self._run(keep, prefix) - plain).abs() / plain.abs().clamp(min=1)
         except Exception:  # a family that cannot go on from our cache fails in its own way; nothing is lost by it
             return 0
-        return limit if bool((off <= AGREEMENT[self.task.vlm.anatomy.model.dtype]).all()) else 0
+        return limit if bool((off <= SCORES[self.task.vlm.anatomy.model.dtype]).all()) else 0
 
     def _unmoved(self) -> int:
         """How many of the first positions stay as they are, to the bit, when the picture's last token is another.
@@ -186,7 +187,7 @@ class Replay:
         weight = keep.to(entry)[..., None]
         batch = entry.expand(count, -1, -1).clone()
         batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
-        wide = widened(others, count, self.task, weight)
+        wide = widened(others, count, self.task, entry.shape[1], weight)
         if not prefix or self._cache is None:
             return batch, wide
         rest = {name: cut(name, value, prefix) for name, value in wide.items()}
