@@ -21,18 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.errors import BadInput
+from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
-from llava_probe.inside.undo import undoing
+from llava_probe.inside.tolerance import QUANTISED_ROWS, ROWS
+from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
-
-#: How far numbers may lie apart where two kernels add in another order, by dtype: float32 leaves 1e-5; bfloat16
-#: has 8 bits of mantissa (2^-8 = 4e-3 a step, a few steps through the layers), float16 has 11.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
-
-#: Quantised layers round activations by what else is in the pass, so one pass and many steps differ by more.
-QUANTISED = 5e-2
 
 #: Of the larger of two boxes: of a token that blends two by two patches, one of them is a quarter.
 _SHARED = 0.2
@@ -92,16 +87,15 @@ def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens
         The findings, also kept in ``vlm.checks`` and so in the provenance of later traces.
     """
     with alone_with(vlm.anatomy.model), undoing() as undo:
-        generator = torch.get_rng_state()
-        undo(lambda: torch.set_rng_state(generator))
+        undo(draws_as_now())
         return _compared(vlm, _picture() if image is None else image, question, max_new_tokens)
 
 
 def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check:
     trace = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=False)
     scored = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
-    limit = TOLERANCE.get(trace.sizes.dtype, max(TOLERANCE.values()))
-    limit = max(limit, QUANTISED) if trace.provenance["quantization"] else limit
+    limit = ROWS.get(getattr(torch, trace.sizes.dtype), max(ROWS.values()))
+    limit = max(limit, QUANTISED_ROWS) if trace.provenance["quantization"] else limit
     findings = (
         *_unchanged(vlm, trace, image, question, max_new_tokens),
         *_rows_equal_eager(vlm, scored, limit),
@@ -177,12 +171,11 @@ def _misplaced(written: ImageLayout, measured: ImageLayout) -> int:
 @contextmanager
 def _eager(vlm: VLM) -> Iterator[None]:
     config = vlm.anatomy.decoder.owner.config
-    before = config._attn_implementation
-    try:
-        config._attn_implementation_internal = "eager"
+    before = seam.implementation(config)
+    with undoing() as undo:
+        undo(lambda: seam.set_implementation(config, before))
+        seam.set_implementation(config, "eager")
         yield
-    finally:
-        config._attn_implementation_internal = before
 
 
 def _differing(one: Tensor, other: Tensor) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging
 
 from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
+from llava_probe.inside import seam
+from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.model import VLM
 
 #: The name of the model that ships inside.
@@ -51,7 +54,9 @@ def load(name: str | Path | None = None, *, random_weights: int | None = None, *
         twin = TWINS.get(where)
         told = f"load its twin {twin!r}" if twin else "look for a converted checkpoint whose name ends in -hf"
         raise BadModel(f"{where} is an original LLaVA checkpoint, which transformers cannot read; {told}")
-    shared = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    shared: dict[str, Any] = {
+        key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs
+    }
     try:
         with _quietly(name is None or name == TINY):
             processor = AutoProcessor.from_pretrained(where, **shared)
@@ -62,29 +67,38 @@ def load(name: str | Path | None = None, *, random_weights: int | None = None, *
             raise
         reason = " ".join(str(error).split())
         raise BadModel(f"{where} cannot be loaded as a vision-language model: {reason}") from error
+    if seam.revision(model.config) is None and (commit := _commit(where, shared)) is not None:
+        seam.note_revision(model.config, commit)
     if random_weights is not None:
         model = _untrained(model, random_weights)
     return VLM(model.eval(), processor)
 
 
+def _commit(where: str, shared: Mapping[str, Any]) -> str | None:
+    """The commit of a repository that was just read into the hub's cache, whose folders bear these names."""
+    if Path(where).exists():
+        return None
+    file = try_to_load_from_cache(where, "config.json", shared.get("cache_dir"), shared.get("revision"))
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
 def _untrained(model: Any, seed: int) -> Any:
-    """A model of the same class, shape, dtype and place, initialised anew."""
-    torch.manual_seed(seed)
-    with torch.device(model.device):
-        untrained = type(model)._from_config(model.config, dtype=model.dtype)
+    """A model of the same class, shape, dtype and place, initialised anew; torch's own draws go on as before."""
+    with undoing() as undo:
+        undo(draws_as_now())
+        torch.manual_seed(seed)
+        with torch.device(model.device):
+            untrained = seam.built(type(model), model.config, dtype=model.dtype)
     untrained.generation_config = model.generation_config
-    untrained.config._name_or_path = f"{model.config._name_or_path} with random weights, seed {seed}"
+    seam.rename(untrained.config, f"{seam.checkpoint(model.config)} with random weights, seed {seed}")
     return untrained
 
 
 @contextmanager
 def _quietly(quiet: bool) -> Iterator[None]:
     """Without the progress bar of weights that load in a blink."""
-    was = logging.is_progress_bar_enabled()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
+    with undoing() as undo:
+        if quiet and logging.is_progress_bar_enabled():
+            undo(logging.enable_progress_bar)
+            logging.disable_progress_bar()
         yield
-    finally:
-        if quiet and was:
-            logging.enable_progress_bar()

@@ -43,6 +43,7 @@ from llava_probe.asking.prompts import (
 )
 from llava_probe.asking.provenance import provenance_of, sizes_of
 from llava_probe.errors import BadInput, BadModel
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import anatomy
 from llava_probe.inside.passes import Prompt, alone_with, in_force
 from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
@@ -451,7 +452,7 @@ def _input_device(model: Any) -> torch.device:
     embedding = model.get_input_embeddings()
     device = next(embedding.parameters()).device
     if device.type == "meta":
-        device = torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", None) or "cpu")
+        device = seam.offload_device(embedding) or torch.device("cpu")
     return device
 
 

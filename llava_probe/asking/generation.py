@@ -21,6 +21,7 @@ from llava_probe.asking.prompts import Question
 from llava_probe.asking.recorder import Recorder, recording
 from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import Prompt
 from llava_probe.layout import ImageLayout
@@ -65,7 +66,7 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
         raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
     given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
     with refusals(f"the settings of {type(model).__name__}.generate"):
-        config, _ = model._prepare_generation_config(arguments.get("generation_config"), **given)
+        config = seam.generation_config(model, arguments.get("generation_config"), given)
         mode = config.get_generation_mode()
     mode = str(getattr(mode, "value", mode))
     if mode not in _MODES:
@@ -73,7 +74,7 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
             f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
             f"(greedy, sampling, beams)"
         )
-    if config.prefill_chunk_size and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+    if config.prefill_chunk_size and not seam.encodes_first(model):
         raise BadInput(
             f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
             "prompt with a picture into chunks; leave it out"
@@ -177,18 +178,11 @@ def lengthened(model: Any, inputs: Mapping[str, Any], count: int) -> dict[str, A
     ids = inputs["input_ids"]
     extended: dict[str, Any] = {**inputs, "use_cache": False}
     for _ in range(count):
-        extended = model._update_model_kwargs_for_generation(_Nothing(), extended, is_encoder_decoder=False)
+        extended = seam.next_inputs(model, extended)
     for name, value in extended.items():  # marks of the prompt's visual tokens: the answer has none
         if isinstance(value, Tensor) and value.shape == ids.shape:
             extended[name] = torch.nn.functional.pad(value, (0, count))
     return {name: value for name, value in extended.items() if value is not None}
-
-
-class _Nothing(dict[str, Any]):
-    """The output of a pass that was not run: whatever a model would take over from one is not there."""
-
-    def __getattr__(self, name: str) -> None:
-        return None
 
 
 def _whole_prompt(recorder: Recorder) -> dict[str, bool]:
@@ -359,7 +353,7 @@ def _vision(recorder: Recorder, images: Sequence[int], config: Any) -> list[dict
     """
     if recorder.tower is None:
         return [{} for _ in images]
-    inside = "mm_encoder_outputs" not in inspect.signature(recorder.anatomy.model.forward).parameters
+    inside = not seam.encodes_first(recorder.anatomy.model)
     copies = max(config.num_beams or 1, config.num_return_sequences or 1) if inside else 1
     return recorder.tower.records(images, copies)
 

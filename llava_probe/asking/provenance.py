@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from llava_probe import __version__, tiny
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.pictures.images import fingerprint
 from llava_probe.trace.sizes import Sizes
@@ -52,10 +53,10 @@ def model_of(anatomy: Anatomy) -> dict[str, Any]:
     quantization = getattr(model.config, "quantization_config", None)
     return {
         "model": _name(model),
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": seam.revision(model.config),
         "class": type(model).__name__,
         "dtype": _dtype(model),
-        "attention": anatomy.decoder.owner.config._attn_implementation,
+        "attention": seam.implementation(anatomy.decoder.owner.config),
         "quantization": None if quantization is None else str(getattr(quantization, "quant_method", quantization)),
     }
 
@@ -77,5 +78,5 @@ def _dtype(model: Any) -> str:
 
 
 def _name(model: Any) -> str:
-    where = model.config._name_or_path
+    where = seam.checkpoint(model.config)
     return "tiny" if where == str(tiny.path()) else where or type(model).__name__

@@ -29,19 +29,12 @@ from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.rows import Call
 
-#: Operations of autograd that are linear in what the graph gives them: their gradient is the ε-rule.
-LINEAR = {
-    *("AccumulateGrad", "Add", "Sub", "Neg", "Sum", "Mean", "ToCopy", "Clone", "Alias"),
-    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Repeat", "Squeeze", "Unsqueeze"),
-    *("Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Cat", "Stack", "ViewAsComplex", "ViewAsReal"),
-}
-#: Operations that are linear in each of two things: the same, where one of them is a constant.
-BILINEAR = {"Mul", "Bmm", "Mm", "Addmm", "Div"}
-#: Ours.
+#: Operations of ours, with a gradient of their own.
 RULED = {"_Held", "_Shared"}
 
 #: Probes of a norm are so long that its ε does not show, and agree to what bfloat16 can tell.
@@ -255,15 +248,15 @@ class _Graph:
         """
         ends = [tensor.grad_fn for tensor in _tensors(values) if tensor.grad_fn is not None]
         for node in self._new(ends):
-            name = _operation(node)
+            name = seam.operation(node)
             onward = _following(node)
-            if name not in LINEAR | BILINEAR | RULED:
+            if name not in RULED and not seam.is_linear(node) and not seam.is_product(node):
                 raise BadModel(_unruled(name, self.inside))
             if name in ("Add", "Sub") and len(onward) < 2:
                 raise BadModel(_unruled("the addition of something that did not enter as a token", self.inside))
             ends += [] if name == "_Shared" else onward
         if products := [node for node in ends if _multiplies(node)]:
-            raise BadModel(_unruled(f"a product ({_operation(products[0])})", self.inside))
+            raise BadModel(_unruled(f"a product ({seam.operation(products[0])})", self.inside))
 
     def trust(self, values: Any) -> None:
         """Take what was made since the last time as it is."""
@@ -280,20 +273,13 @@ class _Graph:
                 waiting += _following(node)
 
 
-def _operation(node: Node) -> str:
-    """``"Mul"`` of ``MulBackward0``."""
-    return node.name().rpartition("Backward")[0] or node.name().rpartition("::")[2]
-
-
 def _following(node: Node) -> list[Node]:
-    return [following for following, _ in node.next_functions if following is not None]
+    return [following for following in seam.made_of(node) if following is not None]
 
 
 def _multiplies(node: Node) -> bool:
     """Whether both sides of a product are in the graph, or what is divided by."""
-    name = _operation(node)
-    divisor = name == "Div" and len(node.next_functions) > 1 and node.next_functions[1][0] is not None
-    return divisor or (name in BILINEAR and len(_following(node)) > 1)
+    return seam.divides(node) or (seam.is_product(node) and len(_following(node)) > 1)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -309,7 +295,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def _unruled(what: str, inside: Sequence[nn.Module]) -> str:
     where = type(inside[-1]).__name__ if inside else "the model"
     config = getattr(inside[-1], "config", None) if inside else None
-    if getattr(config, "_attn_implementation", None) == "eager":
+    if seam.implementation(config) == "eager":
         where += " (attention is eager, which cannot be told apart: try set_attn_implementation('sdpa'))"
     return (
         f"AttnLRP has no rule for {what} in {where}; it knows linear layers, RMSNorm and LayerNorm, elementwise "

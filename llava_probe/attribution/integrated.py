@@ -118,5 +118,6 @@ class _Reader:
 @contextmanager
 def _reading(task: Task, number: int, name: str) -> Iterator[_Reader]:
     model = task.vlm.anatomy.model
-    with alone_with(model), torch.inference_mode(False), torch.enable_grad(), frozen(model):
+    with alone_with(model), torch.inference_mode(False), frozen(model):
+        torch.set_grad_enabled(True)  # until ``frozen`` ends
         yield _Reader(task, number, name)

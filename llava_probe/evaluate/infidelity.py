@@ -19,7 +19,7 @@ from torch import Tensor
 from llava_probe.attribution.engine.perturbing import BATCH, token_scores
 from llava_probe.attribution.engine.target import QUANTITIES, Task
 from llava_probe.errors import BadInput, at_least
-from llava_probe.evaluate.removing import task_of
+from llava_probe.evaluate.removing import Judged, task_of
 from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -85,7 +85,7 @@ def infidelity(
     at_least("batch", batch, 1)
     if of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
-    task, rows = task_of(vlm, trace, m, row, image, tokens, contrast, of)
+    task, rows = task_of(vlm, trace, m, Judged(row, image, tokens, contrast, of))
     values = _added_up(m, task)[list(rows)]
     removed = random_removals(len(task.layout), samples, seed)
     keep = torch.cat([torch.ones(1, removed.shape[1]), (~removed).float()])

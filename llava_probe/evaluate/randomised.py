@@ -15,7 +15,9 @@ from contextlib import contextmanager
 import torch
 
 from llava_probe.errors import BadInput, BadModel
+from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
+from llava_probe.inside.undo import undoing
 from llava_probe.model import VLM
 
 
@@ -39,16 +41,20 @@ def randomised(vlm: VLM, blocks: int | None = None, *, seed: int = 0) -> Iterato
     chosen = [weight for block in decoder[len(decoder) - count :] for weight in block.parameters()]
     if any(not weight.is_floating_point() or weight.is_meta for weight in chosen):
         raise BadModel("quantised or offloaded weights cannot be drawn anew; load the model in bfloat16 or float32")
-    with alone_with(vlm.anatomy.model), torch.no_grad():
-        before = [weight.detach().to("cpu", copy=True) for weight in chosen]
-        generator = torch.Generator().manual_seed(seed)
-        try:
-            for weight in chosen:
-                noise = torch.randn(weight.shape, generator=generator)
-                spread, mean = weight.float().std(correction=0).cpu(), weight.float().mean().cpu()
-                weight.copy_(mean + spread * noise)
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, own in zip(chosen, before, strict=True):
-                    weight.copy_(own)
+    before = [weight.detach().to("cpu", copy=True) for weight in chosen]
+    generator = torch.Generator().manual_seed(seed)
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for weight, own in zip(chosen, before, strict=True):
+                weight.copy_(own)
+
+    with alone_with(vlm.anatomy.model), undoing() as undo:
+        undo(seam.modes_as_now())
+        undo(put_back)
+        torch.set_grad_enabled(False)
+        for weight in chosen:
+            noise = torch.randn(weight.shape, generator=generator)
+            spread, mean = weight.float().std(correction=0).cpu(), weight.float().mean().cpu()
+            weight.copy_(mean + spread * noise)
+        yield

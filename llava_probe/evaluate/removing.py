@@ -55,6 +55,17 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Which rows of a map are judged and what they explain, as in ``Options``; ``of``: by which quantity."""
+
+    row: int | None = None
+    image: int = 0
+    tokens: Tokens = None
+    contrast: str | Sequence[str] | None = None
+    of: str = "logprob"
+
+
+@dataclass(frozen=True)
 class Step:
     """The picture with some of its parts in the baseline's place.
 
@@ -173,29 +184,18 @@ def removal_of(
         raise BadInput(f"on {on}, baseline= takes {' or '.join(map(repr, known))}; got {baseline!r}")
     at_least("batch", batch, 1)
     at_least("seed", seed, 0)
-    task, rows = task_of(vlm, trace, m, row, image, tokens, contrast)
+    task, rows = task_of(vlm, trace, m, Judged(row, image, tokens, contrast))
     return Removal(task, m, rows, on, baseline, batch, seed)
 
 
-def task_of(
-    vlm: VLM,
-    trace: Trace,
-    m: ImageMap,
-    row: int | None,
-    image: int,
-    tokens: Tokens,
-    contrast: str | Sequence[str] | None,
-    of: str = "logprob",
-) -> tuple[Task, tuple[int, ...]]:
+def task_of(vlm: VLM, trace: Trace, m: ImageMap, judged: Judged) -> tuple[Task, tuple[int, ...]]:
     """What the rows of a map explain, as a task, and the rows judged.
-
-    Args:
-        tokens: as it was given to ``lp.attribute``; None to read it from the map's own tokens.
 
     Raises:
         BadInput: a map of another picture, or of other tokens.
         OutOfRange: a row or picture that is not there.
     """
+    row, image, tokens = judged.row, judged.image, judged.tokens
     layout = placed(trace, image)
     made = m.about.get("image")
     if made is not None and made != image % len(trace.images):
@@ -207,7 +207,7 @@ def task_of(
             f"({m.image.size} against {photograph.size} pixels); pass the trace that it was made from"
         )
     m.row(row)  # refuses a row that is not there
-    contrast = m.about.get("contrast") if contrast is None else contrast
+    contrast = m.about.get("contrast") if judged.contrast is None else judged.contrast
     found, answers = targets(vlm, trace, _explained(m, trace) if tokens is None else tokens, contrast)
     told, own = [target.token.position for target in found], [token.position for token in m.tokens]
     if told != own:
@@ -216,8 +216,8 @@ def task_of(
             "pass what lp.attribute was given"
         )
     rows = tuple(range(len(m))) if row is None else (row % len(m),)
-    judged = tuple(found[number] for number in rows)
-    return Task(vlm, trace, layout, image % len(trace.images), judged, answers, of), rows
+    explained = tuple(found[number] for number in rows)
+    return Task(vlm, trace, layout, image % len(trace.images), explained, answers, judged.of), rows
 
 
 def token_values(m: ImageMap, row: int, task: Task) -> FloatArray:

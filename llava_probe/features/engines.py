@@ -27,6 +27,7 @@ from llava_probe.features import store
 from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe, Shard
 from llava_probe.features.samples import Sample, digest, from_portable, portable
 from llava_probe.features.sending import packed, unpacked
+from llava_probe.inside.undo import Undo, undoing
 from llava_probe.loading import load
 from llava_probe.model import VLM
 
@@ -144,7 +145,23 @@ def _connected(cluster: Cluster) -> Iterator[None]:
     """A Ray that is quiet and there; one that was not there before is left again."""
     import ray
 
+    with undoing() as undo:
+        _join(cluster, undo)
+        context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+        shown, level = context.enable_progress_bars, log.level
+        undo(lambda: setattr(context, "enable_progress_bars", shown))
+        undo(lambda: log.setLevel(level))
+        context.enable_progress_bars = False
+        log.setLevel(logging.ERROR)
+        yield
+
+
+def _join(cluster: Cluster, undo: Undo) -> None:
+    """Be connected with a Ray; one that was not there before ends with ``undo``."""
+    import ray
+
     if ours := not ray.is_initialized():
+        undo(ray.shutdown)
         where: dict[str, Any] = {"address": cluster.address}
         if cluster.address is None:
             cpus = max(1, math.ceil(cluster.workers * cluster.cpus))
@@ -158,21 +175,10 @@ def _connected(cluster: Cluster) -> Iterator[None]:
                 root = root.__cause__
             reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
             raise BadInput(f"no Ray at {cluster.address or 'this machine'}: {reason}") from error
-    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    shown, context.enable_progress_bars = context.enable_progress_bars, False
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        found = ray.cluster_resources().get("GPU", 0)
-        if ours and cluster.address is None and cluster.gpus * cluster.workers > found:  # others may still grow
-            asked = f"{cluster.workers} workers with {cluster.gpus:g} GPUs each"
-            raise BadInput(f"{asked} were asked for, and Ray sees {found:g} GPUs here")
-        yield
-    finally:
-        context.enable_progress_bars = shown
-        log.setLevel(level)
-        if ours:
-            ray.shutdown()
+    found = ray.cluster_resources().get("GPU", 0)
+    if ours and cluster.address is None and cluster.gpus * cluster.workers > found:  # others may still grow
+        asked = f"{cluster.workers} workers with {cluster.gpus:g} GPUs each"
+        raise BadInput(f"{asked} were asked for, and Ray sees {found:g} GPUs here")
 
 
 def _waves(runs: Runs) -> Iterator[list[dict[str, Any]]]:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
 
 from llava_probe.errors import BadModel
 from llava_probe.features.packs import Pack
@@ -84,12 +83,12 @@ def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[tuple
     elsewhere = None if anatomy.vision is None else anatomy.vision.owner.config
     state = _Apart(elsewhere, *_indices(packs, width, next(owner.parameters()).device))
     name = seam.implementation(owner.config)
-    table, place = ALL_MASK_ATTENTION_FUNCTIONS, (id(ALL_MASK_ATTENTION_FUNCTIONS), name)
+    table = seam.mask_table()
     with undoing() as undo:
         before = _running.get()
         undo(lambda: _running.set(before))
         _running.set(state)
-        put_twin(AttentionMaskInterface.register, place, table[name], _twin, undo)
+        put_twin(seam.register_mask, (id(table), name), table[name], _twin, undo)
         yield (_Restarted(state.origin),)
     if not state.calls:
         raise Unpackable(f"{type(anatomy.model).__name__} makes its masks in a way of its own")
@@ -131,31 +130,24 @@ def _twin(kernel: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     def mask(*args: Any, **kwargs: Any) -> Any:
         state = _running.get()
-        lengths = (kwargs.get("batch_size"), kwargs.get("q_length"), kwargs.get("kv_length"))
-        ours = state is not None and kwargs.get("config") is not state.elsewhere
-        if state is None or not ours or lengths != tuple(state.visible.shape):
+        asked = seam.mask_asked(kwargs)
+        if state is None or asked is None or asked.config is state.elsewhere:
             return kernel(*args, **kwargs)
-        rule = kwargs["mask_function"]
+        if asked.sizes != tuple(state.visible.shape):
+            return kernel(*args, **kwargs)
+        rule = asked.rule
 
         def at_home(batch: Any, head: Any, query: Any, key: Any) -> Any:
             return rule(batch, head, state.origin[batch, query], state.origin[batch, key])
 
-        allowed: Any = sdpa_mask(
-            batch_size=kwargs["batch_size"],
-            q_length=kwargs["q_length"],
-            kv_length=kwargs["kv_length"],
-            mask_function=at_home,
-            allow_is_causal_skip=False,
-            use_vmap=kwargs.get("use_vmap", False),
-            device=state.origin.device,
-        )
+        allowed = seam.mask_of(at_home, kwargs, state.origin.device)
         if bool((allowed[:, 0] & state.ahead).any()):
             raise Unpackable("the prompt's beginning reads the question behind it, so it is not the same for two")
         state.calls += 1
         allowed = allowed & state.visible.unsqueeze(1)
         if not additive:
             return allowed
-        dtype = kwargs["dtype"]
+        dtype = asked.dtype
         return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), torch.finfo(dtype).min)
 
     return mask

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from llava_probe.errors import BadInput, first_line
+from llava_probe.inside import seam
 from llava_probe.model import VLM
-
-#: Whose hooks transformers hangs on a model in its first pass.
-_CAPTURING = "transformers.utils.output_capturing"
 
 
 def packed(vlm: VLM) -> bytes:
@@ -45,23 +43,15 @@ def unpacked(sent: bytes) -> VLM:
     """What ``packed`` was given, on the CPU."""
     vlm: VLM = pickle.loads(sent)
     with torch.device("meta"):  # transformers learns what a class records where one is made, not where one is unpickled
-        type(vlm.anatomy.model)._from_config(deepcopy(vlm.anatomy.model.config))
+        seam.built(type(vlm.anatomy.model), deepcopy(vlm.anatomy.model.config))
     return vlm
 
 
 def _unhooked(module: nn.Module) -> tuple[Any, ...]:
-    """Without what transformers hangs on a model in its first pass, closures over variables of that process.
-
-    The worker's first pass hangs it on anew.
-    """
+    """Without what transformers hangs on a model in its first pass, which cannot be sent."""
     reduced: Any = module.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     made, given, state, *rest = reduced
-    if isinstance(state, dict) and "_forward_hooks" in state:
-        hooks = state["_forward_hooks"].items()
-        own = {key: hook for key, hook in hooks if getattr(hook, "__module__", None) != _CAPTURING}
-        state = {**state, "_forward_hooks": type(state["_forward_hooks"])(own)}
-        state.pop("_output_capturing_hooks_installed", None)
-    return made, given, state, *rest
+    return made, given, seam.without_recorders(state) if isinstance(state, dict) else state, *rest
 
 
 def _tensor(is_parameter: bool, data: Tensor, requires_grad: bool) -> Tensor:

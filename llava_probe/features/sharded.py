@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.inside import seam
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ShardedTensor(Tensor):
     @staticmethod
     def __new__(cls, parts: Parts) -> ShardedTensor:  # noqa: D102 - Tensor's own
         shown = torch.full((1,), torch.nan if parts.dtype.is_floating_point else -1).to(parts.dtype)
-        made = Tensor._make_subclass(cls, shown.expand(parts.shape))  # NaN: what slipped past us would show
+        made: ShardedTensor = seam.shown_as(cls, shown.expand(parts.shape))  # NaN: what slipped past us would show
         made._parts = parts
         return made
 
@@ -84,8 +85,7 @@ class ShardedTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _COSTLESS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return seam.as_plain_tensor(func, args, kwargs)
         name = getattr(func, "__name__", "")
         if name in _WRITING or (name.endswith("_") and not name.endswith("__")) or _holds(kwargs.get("out")):
             raise BadInput(f"{name} would write to a feature store; take .clone() of the rows first")
@@ -96,7 +96,7 @@ class ShardedTensor(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """What comes past ``__torch_function__``, like ``torch.as_tensor(t, dtype=...)``, from within torch."""
-        if func._schema.is_mutable:
+        if seam.writes(func):
             raise BadInput(f"{func} would write to a feature store; take .clone() of the rows first")
         return func(*_plain(args), **_plain(kwargs or {}))
 

@@ -17,10 +17,8 @@ from llava_probe.features.packs import Batch, Unshared, batch_of
 from llava_probe.features.passes import Reading, read
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Others, Visitor
+from llava_probe.inside.tolerance import STATES
 from llava_probe.model import VLM
-
-#: How far hidden states may be from those of a sample alone, relative to their length: rounding, no more.
-AGREEMENT = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 #: How far one question's states may move with another one's words, in epsilons: not at all, up to a kernel's sums.
 ISOLATION = 4.0
@@ -69,7 +67,7 @@ def _differing(name: str, together: _States, alone: Sequence[_States]) -> str | 
     for place, (_, (own,)) in zip(places, alone, strict=True):
         if place is not None and own is not None and not torch.equal(place, own):
             return f"tokens of {name} get other positions than alone"
-    if (distance := _apart(states, plain)) > AGREEMENT.get(states.dtype, 0.1):
+    if (distance := _apart(states, plain)) > STATES.get(states.dtype, max(STATES.values())):
         return f"hidden states of {name} differ from those alone (by {distance:.1e} of their length)"
     return None
 

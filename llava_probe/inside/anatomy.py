@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from llava_probe.errors import BadModel
-from llava_probe.inside.seam import is_one_of, reads_interface, recorded_classes
+from llava_probe.inside import seam
 
 #: Parts of a block that mix positions and are no attention over the sequence: what is left feeds each one forward.
 _MIXES = re.compile("Att(entio)?n|Mamba|Conv|Delta|Recurrent|Mixer|Norm|Residual")
@@ -50,7 +50,7 @@ class Stack:
     @property
     def other_layers(self) -> dict[int, str]:
         """The blocks without attention over the sequence, by index: ``{0: "Lfm2DecoderLayer, conv"}``."""
-        kinds = getattr(self.owner.config, "layer_types", None) or []
+        kinds = seam.layer_kinds(self.owner.config)
         attending = set(self.attentions.values())
         return {
             index: ", ".join([type(block).__name__, *kinds[index : index + 1]])
@@ -159,8 +159,7 @@ class Anatomy:
 
         Layers that share keys run for the prompt's last token alone, unless somebody asks for all states.
         """
-        shares = getattr(self.decoder.owner.config, "num_kv_shared_layers", 0)
-        return {"output_hidden_states": True} if shares else {}
+        return {"output_hidden_states": True} if seam.shares_keys(self.decoder.owner.config) else {}
 
     @property
     def vocabulary(self) -> int:
@@ -198,7 +197,7 @@ def anatomy(model: Any) -> Anatomy:
     if not isinstance(model, PreTrainedModel):
         raise BadModel(f"expected a transformers model, got {type(model).__name__}")
     name = type(model).__name__
-    if not hasattr(model.config, "vision_config") and "image" not in model.input_modalities:
+    if not hasattr(model.config, "vision_config") and not seam.reads_pictures(model):
         raise BadModel(
             f"{name} is not a vision-language model: its config has no vision_config; "
             "load one with lp.load('llava-hf/llava-1.5-7b-hf') or AutoModelForImageTextToText"
@@ -247,7 +246,7 @@ def _vision(model: PreTrainedModel, decoder: Stack) -> Stack | None:
     """The first tower for pictures beside the decoder's blocks."""
     taken = {id(block) for block in decoder.blocks}
     towers = [stack for stack in _stacks(model) if not any(id(block) in taken for block in stack.blocks)]
-    seeing = [stack for stack in towers if "image" in stack.owner.input_modalities]
+    seeing = [stack for stack in towers if seam.reads_pictures(stack.owner)]
     return next(iter(seeing or towers), None)
 
 
@@ -259,9 +258,9 @@ def _stacks(model: nn.Module) -> Iterator[Stack]:
 
 
 def _stack(owner: PreTrainedModel) -> Stack | None:
-    records = recorded_classes(owner)
+    records = seam.recorded_classes(owner)
     named = list(owner.named_modules())
-    blocks = tuple(module for name, module in named if is_one_of(records.get("hidden_states"), name, module))
+    blocks = tuple(module for name, module in named if seam.is_one_of(records.get("hidden_states"), name, module))
     if not blocks:
         return None
     recorded = records.get("attentions")
@@ -269,7 +268,7 @@ def _stack(owner: PreTrainedModel) -> Stack | None:
         module
         for name, module in named
         if "Cross" not in type(module).__name__  # its keys are the picture's features, not the sequence
-        and (is_one_of(recorded, name, module) if recorded else reads_interface(module))
+        and (seam.is_one_of(recorded, name, module) if recorded else seam.reads_interface(module))
     }
     attentions = {
         module: index for index, block in enumerate(blocks) for module in block.modules() if module in attending

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -22,26 +21,21 @@ from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import ENTRY, Entry, entered, visiting
 from llava_probe.inside.undo import undoing
 
-_SOFTMAX = (torch.softmax, functional.softmax, Tensor.softmax)
-
 
 class _Alone(TorchFunctionMode):
     """Self-attention as the identity."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
-            query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(_QKV))
+        if (attention := seam.fused_attention_of(func, args, kwargs)) is not None:
+            query, key, value = attention
             if query.shape[-2] == key.shape[-2] > 1:
                 return value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
             return func(torch.zeros_like(query), *args[1:], **kwargs)
-        if func in _SOFTMAX and args[0].ndim > 2 and args[0].shape[-1] == args[0].shape[-2] > 1:
+        if seam.is_softmax(func) and args[0].ndim > 2 and args[0].shape[-1] == args[0].shape[-2] > 1:
             weights = func(*args, **kwargs)
             return torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device).expand_as(weights)
         return func(*args, **kwargs)
-
-
-_QKV = ("query", "key", "value")
 
 
 @contextmanager

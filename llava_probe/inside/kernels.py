@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
@@ -112,9 +112,9 @@ def _put_twins(model: PreTrainedModel, undo: Undo) -> None:
     names = {seam.implementation(config) for config in configs.values()}
     if "flex_attention" in names:
         raise BadModel("attention cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
-    shared = AttentionInterface()  # a table without entries of its own shows those that all share
+    shared = seam.shared_kernels()
     for name in names & set(shared):
-        put_twin(AttentionInterface.register, (0, name), shared[name], _twin, undo)
+        put_twin(seam.register_kernel, (0, name), shared[name], _twin, undo)
     for table in seam.kernel_tables(model):
         for name in names & set(table):
             if table[name] is not shared.get(name):

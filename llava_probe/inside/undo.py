@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 #: A step that fails by itself is tried so often: an interrupt that falls into one is not its fault.
 _TRIES = 3
 
@@ -62,3 +64,16 @@ def undoing() -> Iterator[Undo]:
         yield undo
     finally:
         undo.settle()
+
+
+def draws_as_now() -> Callable[[], None]:
+    """How to make torch's generators what they are now, on the CPU and on each GPU that is in use."""
+    own = torch.get_rng_state()
+    others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        torch.set_rng_state(own)
+        if others:
+            torch.cuda.set_rng_state_all(others)
+
+    return restore

@@ -7,12 +7,10 @@ model's own packing is given features that name their places, and what comes out
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import torch
-from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 
+from llava_probe.inside import seam
 from llava_probe.layout.geometry import LEAST, FloatArray, IntArray, Placement, Share, boxes_between, edges
 from llava_probe.layout.prepared import Prepared
 
@@ -35,7 +33,7 @@ def _one(prepared: Prepared, size: tuple[int, int], tiled: bool) -> Share:
     vision = prepared.config.vision_config
     crop, side = vision.image_size, vision.image_size // vision.patch_size
     points = prepared.config.image_grid_pinpoints
-    canvas = select_best_resolution((height, width), points)
+    canvas = seam.best_canvas((height, width), points)
     rows, columns = (canvas[0] // crop, canvas[1] // crop) if tiled else (0, 0)
     packed = _packed(prepared, size, rows, columns, side)
     index = np.flatnonzero(packed[:, 0] != _NEWLINE)
@@ -47,7 +45,7 @@ def _one(prepared: Prepared, size: tuple[int, int], tiled: bool) -> Share:
     boxes[thumb] = thumbnail[row[thumb].astype(int), column[thumb].astype(int)]
     tiles = np.zeros(len(index), dtype=np.int64)
     if not thumb.all():
-        new_height, new_width = get_patch_output_size(np.empty((height, width, 0)), canvas, "channels_last")
+        new_height, new_width = seam.size_on_canvas((height, width), canvas)
         x = _on_original(columns * side, vision.patch_size, canvas[1], new_width, width)
         y = _on_original(rows * side, vision.patch_size, canvas[0], new_height, height)
         left, right = blended(column[~thumb], columns * side)
@@ -64,17 +62,9 @@ def _packed(prepared: Prepared, size: tuple[int, int], rows: int, columns: int, 
     for row in range(rows):
         views += [torch.stack([torch.ones_like(y), y + row * side, x + column * side], -1) for column in range(columns)]
     features = torch.stack(views).flatten(1, 2).float()
-    inner = prepared.model.model
-    told = {
-        "image_features": [features],
-        "image_sizes": torch.tensor([[size[1], size[0]]]),
-        "vision_feature_select_strategy": "default",
-        "image_newline": torch.full((3,), _NEWLINE),
-        "vision_aspect_ratio": getattr(prepared.config, "vision_aspect_ratio", None),
-    }
-    wanted = inspect.signature(inner.pack_image_features).parameters
-    packed, _ = inner.pack_image_features(**{name: told[name] for name in wanted if name in told})
-    return np.asarray(packed[0], dtype=float)
+    newline, aspect = torch.full((3,), _NEWLINE), getattr(prepared.config, "vision_aspect_ratio", None)
+    packed = seam.packed_features(prepared.model, features, (size[1], size[0]), newline, aspect)
+    return np.asarray(packed, dtype=float)
 
 
 def _on_original(count: int, patch: int, canvas: int, resized: int, size: int) -> FloatArray:

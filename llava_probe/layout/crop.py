@@ -10,10 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from transformers.image_processing_utils import get_size_dict
-from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import SizeDict
 
+from llava_probe.inside import seam
 from llava_probe.layout.geometry import FloatArray, Share, boxes_between
 from llava_probe.layout.prepared import Prepared
 
@@ -56,13 +54,10 @@ def _resized(prepared: Prepared, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) after the processor's resize."""
     if not prepared.setting("do_resize"):
         return size
-    target = dict(get_size_dict(prepared.setting("size"), default_to_square=False))
+    target = seam.size_limits(prepared.setting("size"), square=False)
     if target.get("height") and target.get("width"):
         return target["width"], target["height"]
-    stand_in = np.broadcast_to(np.uint8(0), (3, size[1], size[0]))
-    height, width = get_resize_output_image_size(
-        stand_in, size=target["shortest_edge"], default_to_square=False, input_data_format="channels_first"
-    )
+    height, width = seam.size_to_fit((size[1], size[0]), target["shortest_edge"])
     return width, height
 
 
@@ -70,9 +65,9 @@ def _crop(prepared: Prepared, size: tuple[int, int]) -> tuple[int, int, tuple[in
     """(left, top) of the crop on the resized picture, negative where it pads, and the canvas's (width, height)."""
     if not prepared.setting("do_center_crop"):
         return 0, 0, size
-    target = get_size_dict(prepared.setting("crop_size"), default_to_square=True)
+    target = seam.size_limits(prepared.setting("crop_size"), square=True)
     canvas_width, canvas_height = int(target["width"]), int(target["height"])
-    canvas = SizeDict(height=canvas_height, width=canvas_width)
+    canvas = seam.size_of(canvas_height, canvas_width)
     middle_x, middle_y = canvas_width // 2, canvas_height // 2
     starts = []
     for coordinates, middle in zip(prepared.coordinates(size), (middle_x, middle_y), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.inside import seam
 from llava_probe.layout.anyres import blended
 from llava_probe.layout.crop import lines
 from llava_probe.layout.geometry import Share, boxes_between, edges
@@ -49,7 +50,7 @@ def place_blended(prepared: Prepared) -> list[Share]:
     """LLaVA-OneVision: the model's own pooling is given features that name their places, as in ``anyres``."""
     side = prepared.config.vision_config.image_size // prepared.config.vision_config.patch_size
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()  # [patches, (row, column)]
-    pooled = prepared.model.model.apply_pooling(places[None])[0]
+    pooled = seam.pooled_features(prepared.model, places[None])[0]
     (top, bottom), (left, right) = (blended(place, side) for place in np.asarray(pooled, dtype=float).T)
     rows = round(len(top) ** 0.5)
     shares = []

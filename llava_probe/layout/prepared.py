@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.inside import seam
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -44,10 +46,7 @@ class Prepared:
     ) -> Prepared:
         """As the whole ``processor`` prepared them: it has defaults for its parts, and ``call`` overrides them."""
         of_kind = "videos_kwargs" if frames else "images_kwargs"
-        try:
-            settings = processor._merge_kwargs(**call)[of_kind]
-        except (TypeError, AttributeError, KeyError):  # transformers 5.17 merges otherwise
-            settings = {**call, **call.get(of_kind, {})}
+        settings = seam.call_settings(processor, call, of_kind)
         part = processor.video_processor if frames else processor.image_processor
         return cls(model, part, settings, sizes, inputs, first, frames)
 

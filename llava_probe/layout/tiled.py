@@ -6,17 +6,15 @@ come tile by tile, the thumbnail's last; where one tile is enough, it is the who
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 
+from llava_probe.inside import seam
 from llava_probe.layout.geometry import Share, boxes_between, edges
 from llava_probe.layout.prepared import Prepared
 
 
 def place_by_ratio(prepared: Prepared) -> list[Share]:
     """InternVL: the canvas nearest to the photograph's aspect ratio."""
-    best = sys.modules[type(prepared.processor).__module__].get_optimal_tiled_canvas
     side = round(prepared.model.config.image_seq_length**0.5)
     size = prepared.setting("size")
     shares = []
@@ -24,7 +22,8 @@ def place_by_ratio(prepared: Prepared) -> list[Share]:
         rows = columns = 1
         if prepared.setting("crop_to_patches"):
             limits = prepared.setting("min_patches"), prepared.setting("max_patches")
-            columns, rows = best((height, width), (size["height"], size["width"]), *limits)
+            tile = size["height"], size["width"]
+            columns, rows = seam.best_tiles(prepared.processor, (height, width), tile, limits)
         shares.append(_tiled((width, height), rows, columns, side))
     return shares
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -307,8 +306,7 @@ def _on_a_random_model(
     vlm: VLM, trace: Trace, spans: list[list[int]], plan: Plan, masks: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Scores of the same words explained by a model whose language layers are random."""
-    with ExitStack() as stack:
-        stack.enter_context(randomised(vlm))
+    with randomised(vlm):
         again = vlm.rerun(trace, answer=[token.id for token in trace.generated], capture=_ROWS)
         maps, _ = _maps(prepared(vlm, again, "attention", tokens=spans), plan)
     return {name: [_judged(m, mask, row) for row, mask in enumerate(masks)] for name, m in maps.items()}

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from llava_probe.attribution.engine.graph_memory import checkpointed, measured
-from llava_probe.attribution.engine.side_by_side import AGREEMENT, widened
+from llava_probe.attribution.engine.side_by_side import widened
 from llava_probe.attribution.engine.target import Continuation, Target, Task
 from llava_probe.attribution.engine.watching import Watch
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Entry, Others, Visitor, alone_with, entered, visiting
+from llava_probe.inside.tolerance import SCORES
 from llava_probe.inside.undo import undoing
 
 _GRADIENTLESS = "a method without gradients: attention, rollout, tam, occlusion, rise"
@@ -144,10 +145,7 @@ def forward(
     anatomy = task.vlm.anatomy
     run = Forward(task, number)
     inputs = dict(run.longest.inputs)
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(anatomy.model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(frozen(anatomy.model))
+    with alone_with(anatomy.model), torch.inference_mode(False), frozen(anatomy.model), ExitStack() as stack:
         alone = _Alone(run) if number else None
         for watch in visitors:
             if isinstance(watch, Watch):
@@ -198,7 +196,7 @@ class _Alone:
         """Refuse a family in which it is not beside the other what it is alone."""
         found = logits.detach()[self._row, : len(self._logits)].float()
         off = (found - self._logits.float()).abs().max() / self._logits.abs().max().clamp(min=1)
-        if not off <= AGREEMENT[logits.dtype]:
+        if not off <= SCORES[logits.dtype]:
             raise BadModel(
                 f"{self._name} does not give two sequences side by side what it gives each alone, so "
                 "a contrast of several tokens cannot be followed; give one of one token, or use occlusion"
@@ -218,7 +216,7 @@ class _Start(Visitor):
         run = self._run
         entry = entered(run.task.vlm.anatomy, embeddings, run.longest.length)
         if self._alone is not None:
-            entry, others = self._alone.beside(entry), widened(others, 2, run.task)
+            entry, others = self._alone.beside(entry), widened(others, 2, run.task, entry.shape[1])
         torch.set_grad_enabled(True)
         run.entry = entry if self._pixels and entry.requires_grad else entry.detach().clone().requires_grad_()
         return run.entry, others
@@ -263,7 +261,7 @@ class _Guard(Visitor):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight needs a gradient meanwhile."""
+    """No weight needs a gradient meanwhile; torch's modes may be changed and are then as before."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learn() -> None:

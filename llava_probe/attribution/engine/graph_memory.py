@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llava_probe.asking.announce import TELL_ABOVE
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor, instead
 from llava_probe.inside.undo import undoing
@@ -25,6 +26,7 @@ def measured(decoder: Stack) -> Iterator[tuple[Visitor, ...]]:
     """Tells what the graph of a pass will take, where it is much, as soon as its first block is there."""
     graph = _Graph(decoder)
     with undoing() as undo:
+        undo(seam.modes_as_now())
         undo(graph.counting.close)
         yield (graph,)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llava_probe.inside.tolerance import GRADIENTS
+
 _BASE = 4
-#: How far a gradient may be from a multiple, relative to its length, and a digit from a whole number.
-_OFF = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+#: How far a digit may be from a whole number.
 _ROUNDING = 0.3
 #: Parts whose gradient is this much weaker than the strongest count as going nowhere.
 _FAINT = 1e-6
@@ -67,7 +68,7 @@ def _numbered(tokens: Tensor, source: Tensor, features: int, seed: int) -> tuple
         slope = weighed((left % _BASE + 1).float())
         digit = (slope * alike).sum(-1) / strength.square().clamp(min=1e-300)
         off = (slope - digit[..., None] * alike).norm(dim=-1) / slope.norm(dim=-1).clamp(min=1e-300)
-        wrong |= ((off > _OFF[source.dtype]) | ((digit - digit.round()).abs() > _ROUNDING)) & used
+        wrong |= ((off > GRADIENTS[source.dtype]) | ((digit - digit.round()).abs() > _ROUNDING)) & used
         number += place * (digit.round().long() - 1)
         left, place = left // _BASE, place * _BASE
     return torch.where(used, number, -1), wrong | (used & ((number < 0) | (number >= count)))

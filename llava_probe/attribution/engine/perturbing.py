@@ -20,10 +20,10 @@ from tqdm import tqdm
 from llava_probe.asking.generation import teacher_forced
 from llava_probe.asking.prompts import asked_again
 from llava_probe.attribution.engine.replay import replaying, values_of
-from llava_probe.attribution.engine.side_by_side import AGREEMENT
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, NotANumber, at_least
 from llava_probe.faults import by_the_model, out_of_memory
+from llava_probe.inside.tolerance import SCORES
 
 #: Changed inputs that go through the model together.
 BATCH = 16
@@ -152,4 +152,4 @@ def _may_batch(task: Task, number: int) -> bool:
         raise
     alone = torch.cat([_pictured(task, number, [picture]) for picture in (other, own)])
     off = (together - alone).abs() / alone.abs().clamp(min=1)
-    return bool((off <= AGREEMENT[task.vlm.anatomy.model.dtype]).all())
+    return bool((off <= SCORES[task.vlm.anatomy.model.dtype]).all())

@@ -7,7 +7,7 @@ the same in a whole batch and is read from a cache, where a trial (four passes m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from llava_probe.attribution.engine.forward import frozen
-from llava_probe.attribution.engine.side_by_side import AGREEMENT, cut, sliceable, widened
+from llava_probe.attribution.engine.side_by_side import cut, sliceable, widened
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.faults import by_the_model, out_of_memory
+from llava_probe.inside import seam
 from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
+from llava_probe.inside.tolerance import SCORES
 
 #: Makes of what enters the decoder what shall enter it; None leaves it.
 Enter = Callable[[Tensor | None, Others], Any]
@@ -30,15 +32,15 @@ Enter = Callable[[Tensor | None, Others], Any]
 @contextmanager
 def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph: bool = False) -> Iterator[Replay]:
     """One continuation to be run again and again while the context lasts, its tower once; with a graph if asked."""
-    with ExitStack() as stack:
-        stack.enter_context(alone_with(task.vlm.anatomy.model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(frozen(task.vlm.anatomy.model))
-        vision = task.vlm.anatomy.vision
-        memory = None if vision is None else _Memory()
-        if vision is not None and memory is not None:
-            stack.enter_context(instead(vision.owner, memory))
+    model, vision = task.vlm.anatomy.model, task.vlm.anatomy.vision
+    memory = None if vision is None else _Memory()
+    with (
+        alone_with(model),
+        torch.inference_mode(False),
+        frozen(model),
+        nullcontext() if vision is None or memory is None else instead(vision.owner, memory),
+    ):
+        torch.set_grad_enabled(graph)  # until ``frozen`` ends
         yield Replay(task, number, baseline, memory)
 
 
@@ -101,7 +103,7 @@ class Replay:
         """[n] values of each target's part, [n, R], with whole embeddings [n, P, D] where the sequence enters."""
 
         def enter(_embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
-            return entry, widened(others, len(entry), self.task)
+            return entry, widened(others, len(entry), self.task, entry.shape[1])
 
         return values_of(self.task, self.number, self._pass(enter))
 
@@ -133,7 +135,7 @@ class Replay:
             if not (out_of_memory(error) or by_the_model(error)):
                 raise
             return 0
-        return limit if bool((off <= AGREEMENT[self.task.vlm.anatomy.model.dtype]).all()) else 0
+        return limit if bool((off <= SCORES[self.task.vlm.anatomy.model.dtype]).all()) else 0
 
     def _unmoved(self) -> int:
         """How many of the first positions stay as they are, to the bit, when the picture's last token is another.
@@ -145,7 +147,8 @@ class Replay:
         other = self._filled(last)
         if self._cache is None or other is None:
             return 0
-        pairs = list(zip(_held(self._cache), _held(other), strict=True))
+        held = zip(seam.keys_and_values(self._cache), seam.keys_and_values(other), strict=True)
+        pairs = [pair for one, two in held for pair in zip(one, two, strict=True)]
         for end in (last, first):
             if all(torch.equal(one[:, :, :end], two[:, :, :end]) for one, two in pairs):
                 return end
@@ -166,8 +169,7 @@ class Replay:
             return entry, {**others, "past_key_values": cache, "use_cache": True}
 
         self._pass(enter)
-        plain = all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
-        return cache if plain and cache.get_seq_length() == self._length else None
+        return cache if seam.is_whole(cache) and cache.get_seq_length() == self._length else None
 
     @property
     def _length(self) -> int:
@@ -188,7 +190,7 @@ class Replay:
         weight = keep.to(entry)[..., None]
         batch = entry.expand(count, -1, -1).clone()
         batch[:, places] = weight * batch[:, places] + (1 - weight) * baseline_rows(self.task, entry, self.baseline)
-        wide = widened(others, count, self.task, weight)
+        wide = widened(others, count, self.task, entry.shape[1], weight)
         if not prefix or self._cache is None:
             return batch, wide
         rest = {name: cut(name, value, prefix) for name, value in wide.items()}
@@ -198,15 +200,10 @@ class Replay:
 def _begun(cache: DynamicCache, prefix: int, count: int) -> DynamicCache:
     """A cache of the first positions for a batch."""
     begun = DynamicCache()
-    parts = [part[:, :, :prefix].expand(count, -1, -1, -1) for part in _held(cache)]
-    for number, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+    for number, held in enumerate(seam.keys_and_values(cache)):
+        keys, values = (part[:, :, :prefix].expand(count, -1, -1, -1) for part in held)
         begun.update(keys, values, number)
     return begun
-
-
-def _held(cache: DynamicCache) -> list[Tensor]:
-    """Keys and values [B, H, K, d] of each layer in turn."""
-    return [part for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, misc]
 
 
 def baseline_rows(task: Task, entry: Tensor, baseline: str | Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""Private parts of what a transformers model says of itself: its blocks, its checkpoint, what hangs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+# --- its parts ---
+
+
+def recorded_classes(owner: nn.Module) -> Mapping[str, Any]:
+    """What a transformers model says its blocks and attention modules are, by the kind of record."""
+    return getattr(type(owner), "_can_record_outputs", None) or {}
+
+
+def is_one_of(specs: Any, name: str, module: nn.Module) -> bool:
+    """Whether one entry of ``recorded_classes`` means this module: a class, a recorder, or a list of them."""
+    for spec in specs if isinstance(specs, list | tuple) else [specs]:
+        kind = spec if isinstance(spec, type) else getattr(spec, "target_class", None)
+        place = (getattr(spec, "layer_name", None) or "").strip(".")
+        if kind is not None and isinstance(module, kind) and (not place or f".{place}." in f".{name}."):
+            return True
+    return False
+
+
+def layer_kinds(config: Any) -> Sequence[str]:
+    """What kind each block is (``"full_attention"``, ``"conv"`` ...); nothing where all are of one kind."""
+    return getattr(config, "layer_types", None) or ()
+
+
+def shares_keys(config: Any) -> bool:
+    """Whether the last layers use the keys of earlier ones: they run for the prompt's last token alone."""
+    return bool(getattr(config, "num_kv_shared_layers", 0))
+
+
+def reads_pictures(part: Any) -> bool:
+    """Whether a model takes pictures, as far as it says."""
+    return "image" in part.input_modalities
+
+
+def takes_sdpa(part: Any) -> bool:
+    """Whether a model's modules may call torch's fused attention."""
+    return bool(part._supports_sdpa)
+
+
+# --- where it is from ---
+
+
+def built(kind: type, config: Any, **settings: Any) -> Any:
+    """A model of a class and a config with the weights that training begins with, where torch makes tensors now."""
+    return kind._from_config(config, **settings)  # type: ignore[attr-defined]
+
+
+def checkpoint(config: Any) -> str:
+    """The repository or folder that a model was loaded from; empty where from none."""
+    return getattr(config, "_name_or_path", None) or ""
+
+
+def rename(config: Any, name: str) -> None:
+    """Let a model say that it is from elsewhere."""
+    config._name_or_path = name
+
+
+def revision(config: Any) -> str | None:
+    """The commit of the repository that it was loaded from, where transformers says it there or we noted it."""
+    return getattr(config, "_commit_hash", None)
+
+
+def note_revision(config: Any, commit: str) -> None:
+    """Let a model say which commit it is from; it is not saved with it."""
+    config._commit_hash = commit
+
+
+# --- what hangs on it ---
+
+
+def offload_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate runs a module whose weights lie elsewhere; None where it does not."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)
+
+
+def without_recorders(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state without the hooks that transformers hangs on a model in its first pass.
+
+    They are closures over variables of one process, and are hung on anew by the next first pass.
+    """
+    if "_forward_hooks" not in state:
+        return state
+    hooks = state["_forward_hooks"]
+    own = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", None) != _RECORDING}
+    kept = {**state, "_forward_hooks": type(hooks)(own)}
+    kept.pop("_output_capturing_hooks_installed", None)
+    return kept
+
+
+_RECORDING = "transformers.utils.output_capturing"
