@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llava_probe.asking.announce import announce
 from llava_probe.asking.generation import (
-    Sample,
+    PromptedSample,
     Vocabulary,
     check_decoding,
     run_generate,
@@ -31,7 +31,7 @@ from llava_probe.asking.generation import (
     traces_of,
 )
 from llava_probe.asking.prompts import (
-    Question,
+    PosedQuestion,
     answer_ids,
     asked_again,
     encode,
@@ -45,7 +45,7 @@ from llava_probe.asking.provenance import provenance_of, sizes_of
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import anatomy
 from llava_probe.inside.passes import Prompt, alone_with, in_force
-from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
+from llava_probe.layout import Asking, Clips, ImageLayout, Layouts, PromptLayouts
 from llava_probe.trace.capture import Capture, Plan, resolve
 from llava_probe.trace.request import Request, unsaved
 from llava_probe.trace.spellings import ends_of
@@ -190,7 +190,7 @@ class VLM:
 
     def _score(
         self,
-        asked: Question,
+        asked: PosedQuestion,
         answer: str | Sequence[int] | Tensor,
         capture: Capture | None,
         processor_kwargs: Mapping[str, Any] | None,
@@ -248,7 +248,7 @@ class VLM:
 
     def model_inputs(
         self, image: Any = None, question: str | None = None, **asking: Any
-    ) -> tuple[dict[str, Tensor], Question]:
+    ) -> tuple[dict[str, Tensor], PosedQuestion]:
         """What ``generate`` would feed the model for this question, for calls of your own.
 
         Args:
@@ -289,7 +289,7 @@ class VLM:
         return self._vocabulary.visual
 
     def prepare(
-        self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
+        self, questions: Sequence[PosedQuestion], processor_kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], list[Prompt]]:
         """Model inputs on the model's device, and where each sample's prompt lies in them."""
         tensors = encode(self.processor, questions, processor_kwargs)
@@ -308,16 +308,16 @@ class VLM:
 
     def layouts_of(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         number: int,
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
         processor_kwargs: Mapping[str, Any],
-    ) -> Places:
+    ) -> PromptLayouts:
         """Where the visual tokens of one sample lie; measuring it is a run of the model like any other."""
         question, before = questions[number], questions[:number]
         if self.layouts.how != "none" and (why := made_otherwise(self.processor, question, processor_kwargs)):
-            return Places(unknown=why)
+            return PromptLayouts(unknown=why)
         ids = tensors["input_ids"][number, prompt.padding :]
         filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
 
@@ -329,7 +329,7 @@ class VLM:
                 [image.size for image in question.images],
                 prompt.image_positions,
                 tensors,
-                Probe(encoded, self._sent, self._visual),
+                Asking(encoded, self._sent, self._visual),
                 processor_kwargs,
                 sum(len(other.stills) for other in before),
                 Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
@@ -339,7 +339,7 @@ class VLM:
 
     def _generate(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         arguments: Mapping[str, Any],
         capture: Capture | None,
         seed: int | None,
@@ -428,13 +428,13 @@ class VLM:
 
     def _sample(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         number: int,
         request: Request,
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
         config: Any,
-    ) -> Sample:
+    ) -> PromptedSample:
         """What a trace says of one sample of a batch besides what is recorded."""
         question = questions[number]
         places = self.layouts_of(questions, number, prompt, tensors, request.processor)
@@ -443,7 +443,7 @@ class VLM:
         if places.unknown:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
-        return Sample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
+        return PromptedSample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
 
 
 def _input_device(model: Any) -> torch.device:

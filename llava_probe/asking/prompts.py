@@ -33,7 +33,7 @@ _GREY_LEVEL = 1 / 255
 
 
 @dataclass(frozen=True)
-class Question:
+class PosedQuestion:
     """One sample to ask: its pictures, and its text or its ready-made inputs.
 
     Attributes:
@@ -72,7 +72,7 @@ def pose(
     prompt: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
-) -> Question:
+) -> PosedQuestion:
     """Settle one of the four ways of asking.
 
     Raises:
@@ -116,12 +116,14 @@ def pose(
     return _question(images, clips, text, messages, words=words)
 
 
-def asked_again(images: tuple[Image.Image, ...], request: Request) -> Question:
+def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
     """The question of a trace, to be put through the processor once more."""
-    return Question(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
+    return PosedQuestion(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
 
 
-def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+def encode(
+    processor: Any, questions: Sequence[PosedQuestion], processor_kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Model inputs for the questions, left-padded where they differ in length.
 
     Raises:
@@ -170,7 +172,7 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
 
 
 def encode_with(
-    processor: Any, question: Question, images: Sequence[Image.Image], processor_kwargs: Mapping[str, Any]
+    processor: Any, question: PosedQuestion, images: Sequence[Image.Image], processor_kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Model inputs of a question with other pictures; of any short question where its own inputs were ready made."""
     other = replace(question, images=tuple(images), inputs=None)
@@ -185,7 +187,7 @@ def encode_with(
     return encode(processor, [other], processor_kwargs)
 
 
-def made_otherwise(processor: Any, question: Question, processor_kwargs: Mapping[str, Any]) -> str:
+def made_otherwise(processor: Any, question: PosedQuestion, processor_kwargs: Mapping[str, Any]) -> str:
     """Why nothing is known of how ready-made inputs show their pictures; empty where they are as the processor's.
 
     Another crop or size gives other pixels. A picture of one colour does not tell.
@@ -214,7 +216,9 @@ def _alike(given: Tensor, expected: Tensor) -> bool:
     return bool(off <= (rounding + _GREY_LEVEL) * float(expected.abs().max()))
 
 
-def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:
+def answer_ids(
+    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any
+) -> tuple[int, ...]:
     """Ids of a given answer as the model would have generated it.
 
     Args:
@@ -286,9 +290,9 @@ def _question(
     messages: Any = None,
     inputs: Mapping[str, Tensor] | None = None,
     words: str | None = None,
-) -> Question:
+) -> PosedQuestion:
     frames = tuple(frame for clip in clips for frame in clip)
-    return Question(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
+    return PosedQuestion(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
 
 
 def _last_words(messages: Sequence[Mapping[str, Any]]) -> str | None:
@@ -389,7 +393,7 @@ def _check_places(text: str, mark: str, places: int, given: int, what: str = "pi
         raise BadInput(f"the prompt has {has} for a {what} ({mark}) but {were} given: {text!r}")
 
 
-def _check_beside(processor: Any, questions: Sequence[Question], tensors: Mapping[str, Any]) -> None:
+def _check_beside(processor: Any, questions: Sequence[PosedQuestion], tensors: Mapping[str, Any]) -> None:
     """Where prompts have no places for pictures, each stands beside one prompt: a second would be left out unseen."""
     pixels = [value for value in tensors.values() if isinstance(value, Tensor) and value.is_floating_point()]
     for question in questions:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from llava_probe.features.packs import Batch, Unshared, batch_of
-from llava_probe.features.passes import Reading, read
+from llava_probe.features.passes import ActivationChoice, read
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.model import VLM
 
 #: How far hidden states may be from those of a sample alone, relative to their length: rounding, no more.
-AGREEMENT = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+TRIAL_AGREEMENT = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 #: How far one question's states may move with another one's words, in epsilons: not at all, up to a kernel's sums.
 ISOLATION = 4.0
@@ -69,7 +69,7 @@ def _differing(name: str, together: _States, alone: Sequence[_States]) -> str | 
     for place, (_, (own,)) in zip(places, alone, strict=True):
         if place is not None and own is not None and not torch.equal(place, own):
             return f"tokens of {name} get other positions than alone"
-    if (distance := _apart(states, plain)) > AGREEMENT.get(states.dtype, 0.1):
+    if (distance := _apart(states, plain)) > TRIAL_AGREEMENT.get(states.dtype, 0.1):
         return f"hidden states of {name} differ from those alone (by {distance:.1e} of their length)"
     return None
 
@@ -78,7 +78,7 @@ def _states(vlm: VLM, batch: Batch) -> _States:
     """[samples, layers, D] at each last prompt token, and the positions [..., tokens] that each sample was given."""
     noted = _Positions()
     last = [[branch.place(len(branch.prompt) - 1) for branch in pack.branches] for pack in batch.packs]
-    out = read(vlm.anatomy, vlm.model, batch, Reading(tuple(range(vlm.anatomy.layers + 1)), last), noted)
+    out = read(vlm.anatomy, vlm.model, batch, ActivationChoice(tuple(range(vlm.anatomy.layers + 1)), last), noted)
     widths = {tuple(states.shape[1:]) for states in out.states.values()}
     kept = [states for states in out.states.values() if tuple(states.shape[1:]) == max(widths)]
     positions = noted.given

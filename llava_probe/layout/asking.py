@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.arrays import BoolArray, FloatArray
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.isolation import entering, isolated
 from llava_probe.inside.passes import alone_with
-from llava_probe.layout.geometry import BoolArray, FloatArray
 from llava_probe.layout.patches import Patches, channels_first
 from llava_probe.layout.ramps import DARK, LIGHT, Encode
 
 #: How many changed inputs go through the vision path at once.
-BATCH = 8
+AT_ONCE = 8
 #: Runs of one input alone and beside others lie this close, as a share of it.
 _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Probe:
+class Asking:
     """How to ask a model with other pictures.
 
     Attributes:
@@ -43,13 +43,13 @@ class Asker:
 
     Args:
         anatomy: of the unmodified model.
-        probe: how its inputs are sent.
+        asking: how its inputs are sent.
         inputs: the model inputs of plain pictures; what is asked replaces their numbers.
         positions: sequence positions of the visual tokens.
     """
 
-    def __init__(self, anatomy: Anatomy, probe: Probe, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
-        self._anatomy, self._probe, self._inputs = anatomy, probe, inputs
+    def __init__(self, anatomy: Anatomy, asking: Asking, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
+        self._anatomy, self._asking, self._inputs = anatomy, asking, inputs
         self._at = torch.as_tensor(list(positions))
         self._batch: int | None = None  # found out when there is a first batch
         self._cut: Patches | None = None
@@ -73,15 +73,15 @@ class Asker:
     def _together(self, asked: Sequence[BoolArray]) -> Tensor:
         """[asked, N, D] the tokens for each, stacked where the model's inputs can be: some count through a batch."""
         if self._batch is None and len(asked) > 1:
-            first = asked[:BATCH]
+            first = asked[:AT_ONCE]
             alone = self._run(first[-1:])
             try:
                 stacked = self._run(first)
-                self._batch = BATCH if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
+                self._batch = AT_ONCE if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
             except Exception:  # each model fails in a way of its own
                 self._batch = 1
-            if self._batch == BATCH:
-                rest = [self._run(asked[start : start + BATCH]) for start in range(BATCH, len(asked), BATCH)]
+            if self._batch == AT_ONCE:
+                rest = [self._run(asked[start : start + AT_ONCE]) for start in range(AT_ONCE, len(asked), AT_ONCE)]
                 return torch.cat([stacked, *rest])
         size = self._batch or 1
         return torch.cat([self._run(asked[start : start + size]) for start in range(0, len(asked), size)])
@@ -89,7 +89,7 @@ class Asker:
     def _run(self, batch: Sequence[BoolArray]) -> Tensor:
         many = [{**self._inputs, **self._changed(patches)} for patches in batch]
         stacked = {name: _stacked([each[name] for each in many]) for name in self._inputs}
-        return entering(self._anatomy, self._probe.send(stacked))[:, self._at].float().cpu()
+        return entering(self._anatomy, self._asking.send(stacked))[:, self._at].float().cpu()
 
     def _changed(self, patches: BoolArray) -> dict[str, Tensor]:
         assert self._cut is not None

@@ -14,11 +14,12 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import SizeDict
 
-from llava_probe.layout.geometry import FloatArray, Share, boxes_between
+from llava_probe.arrays import FloatArray
+from llava_probe.layout.geometry import Share, boxes_between
 from llava_probe.layout.prepared import Prepared
 
 
-def place(prepared: Prepared) -> list[Share]:
+def place_center_crop(prepared: Prepared) -> list[Share]:
     """The patches of each picture in reading order; a class token that was kept has no place."""
     class_token = int(getattr(prepared.config, "vision_feature_select_strategy", "default") == "full")
     class_token *= _has_class_token(prepared.config.vision_config)

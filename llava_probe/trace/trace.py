@@ -244,12 +244,12 @@ class Trace:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, atomically; see ``llava_probe.trace.file``."""
-        return trace_file.save(self, path)
+        return trace_file.save_trace(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a saved trace; no model is needed."""
-        return trace_file.load(path, cls)
+        return trace_file.load_trace(path, cls)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):

@@ -95,7 +95,7 @@ def place_or_word(text: str | None) -> str | Place | None:
     return next((place for place in PLACES.values() if repr(place) == text), text)
 
 
-def numbers(flag: str, text: str | None) -> list[int] | None:
+def flag_numbers(flag: str, text: str | None) -> list[int] | None:
     """``10,11,12`` as numbers."""
     if text is None:
         return None
