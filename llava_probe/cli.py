@@ -6,7 +6,6 @@ sentence on standard error and exit status 1.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.errors import BadInput, ProbeError
 from llava_probe.view import arguments
 
 if TYPE_CHECKING:
@@ -90,8 +89,8 @@ def run(
         from llava_probe.view.terminal import show
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
-        _check_there("layers", chosen[0], vlm.anatomy.layers)
-        _check_there("heads", chosen[1], vlm.anatomy.heads)
+        arguments.check_there("layers", chosen[0], vlm.anatomy.layers)
+        arguments.check_there("heads", chosen[1], vlm.anatomy.heads)
         made(out)
         if model == TINY_MODEL:
             _warn_tiny()
@@ -331,21 +330,9 @@ def models(
     only: Annotated[str | None, typer.Argument(help="Only names with this text in them: qwen.")] = None,
 ) -> None:
     """What holds for each family of transformers, as the tests found it."""
-    from rich.console import Console
-    from rich.table import Table
+    from llava_probe.view.terminal import show_families
 
-    from llava_probe.layout.family_table import families
-
-    table = Table("family", "places of visual tokens", "rows = eager", "note", box=None, pad_edge=False)
-    shown = [family for family in families() if only is None or only in family.name]
-    for family in shown:
-        rows = {True: "yes", False: "no", None: ""}[family.rows]
-        table.add_row(family.name, family.places, rows, family.note)
-    console = Console()
-    console.print(table)
-    counts = Counter(family.places for family in shown)
-    told = ", ".join(f"{count} {places}" for places, count in counts.items())
-    console.print(f"\n{len(shown)} of {len(families())} families: {told}")
+    show_families(only)
 
 
 @contextmanager
@@ -375,12 +362,6 @@ def _told(out: Path, written: list[Path]) -> str:
     parts = [path.relative_to(out.expanduser()).parts for path in written]
     names = dict.fromkeys(first + "/" * bool(rest) for first, *rest in parts)
     return f"{out}/: {', '.join(names)}"
-
-
-def _check_there(name: str, chosen: list[int] | None, count: int) -> None:
-    for number in chosen or ():
-        if not -count <= number < count:
-            raise OutOfRange(f"--{name} {number} is not there: this model has {name} 0 to {count - 1}")
 
 
 def _with_stop_sign(seed: int) -> int:

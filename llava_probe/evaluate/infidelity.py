@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.arrays import FloatArray
-from llava_probe.attribution.engine.perturbing import BATCH, token_scores
+from llava_probe.attribution.engine.perturbing import AT_ONCE, token_scores
 from llava_probe.attribution.engine.target import QUANTITIES, Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import task_of
@@ -59,7 +59,7 @@ def infidelity(
     baseline: str = "mean",
     samples: int = INFIDELITY_SAMPLES,
     scaled: bool = True,
-    batch: int = BATCH,
+    batch: int = AT_ONCE,
     seed: int = 0,
 ) -> Infidelity:
     """Infidelity of each row of a map under random sets of visual tokens taken away.

@@ -18,7 +18,7 @@ from llava_probe.layout.patches import Patches, channels_first
 from llava_probe.layout.ramps import DARK, LIGHT, Encode
 
 #: How many changed inputs go through the vision path at once.
-AT_ONCE = 8
+BATCH = 8
 #: Runs of one input alone and beside others lie this close, as a share of it.
 _SAME = 1e-3
 
@@ -73,15 +73,15 @@ class Asker:
     def _together(self, asked: Sequence[BoolArray]) -> Tensor:
         """[asked, N, D] the tokens for each, stacked where the model's inputs can be: some count through a batch."""
         if self._batch is None and len(asked) > 1:
-            first = asked[:AT_ONCE]
+            first = asked[:BATCH]
             alone = self._run(first[-1:])
             try:
                 stacked = self._run(first)
-                self._batch = AT_ONCE if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
+                self._batch = BATCH if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
             except Exception:  # each model fails in a way of its own
                 self._batch = 1
-            if self._batch == AT_ONCE:
-                rest = [self._run(asked[start : start + AT_ONCE]) for start in range(AT_ONCE, len(asked), AT_ONCE)]
+            if self._batch == BATCH:
+                rest = [self._run(asked[start : start + BATCH]) for start in range(BATCH, len(asked), BATCH)]
                 return torch.cat([stacked, *rest])
         size = self._batch or 1
         return torch.cat([self._run(asked[start : start + size]) for start in range(0, len(asked), size)])
