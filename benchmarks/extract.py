@@ -32,7 +32,7 @@ import llava_probe as lp
 from llava_probe.features import store as ours_store
 from llava_probe.features.engines import Cluster, run_here
 from llava_probe.features.extractor import Extractor, Recipe
-from llava_probe.features.places import Wanted
+from llava_probe.features.places import FeatureChoice
 from llava_probe.features.samples import Sample
 
 OBJECTS = ("dog", "traffic light", "person", "snowboard", "dining table", "bicycle")
@@ -101,7 +101,7 @@ def speed(vlm: lp.VLM, arguments: argparse.Namespace) -> None:
     rows, last = questions(arguments.pictures), vlm.anatomy.layers
     layers = [last // 4, last // 2, last]
     extractor = extractor_of(vlm, layers)
-    deep, shallow = extractor.wanted, Wanted.of(vlm.anatomy, layers[:2])
+    deep, shallow = extractor.wanted, FeatureChoice.of(vlm.anatomy, layers[:2])
     ratios, halves = [], []
     for number in range(arguments.rounds):
         found: dict[str, torch.Tensor] = {}

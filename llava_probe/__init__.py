@@ -13,7 +13,54 @@ Names are imported when first used, so that ``import llava_probe`` and ``llava-p
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: test_names.py compares the two
+    from llava_probe import evaluate as evaluate
+    from llava_probe.agreement import check as check
+    from llava_probe.analyzers.attention import attention_map as attention_map
+    from llava_probe.analyzers.confidence import confidence as confidence
+    from llava_probe.analyzers.heads import heads as heads
+    from llava_probe.analyzers.rollout import rollout as rollout
+    from llava_probe.analyzers.sinks import sinks as sinks
+    from llava_probe.attribution import METHODS as METHODS
+    from llava_probe.attribution import attribute as attribute
+    from llava_probe.errors import BadFile as BadFile
+    from llava_probe.errors import BadImage as BadImage
+    from llava_probe.errors import BadInput as BadInput
+    from llava_probe.errors import BadModel as BadModel
+    from llava_probe.errors import NotActed as NotActed
+    from llava_probe.errors import NotANumber as NotANumber
+    from llava_probe.errors import NotCaptured as NotCaptured
+    from llava_probe.errors import OutOfRange as OutOfRange
+    from llava_probe.errors import ProbeError as ProbeError
+    from llava_probe.features.engines import Cluster as Cluster
+    from llava_probe.features.extract import extract as extract
+    from llava_probe.features.reading import Features as Features
+    from llava_probe.interventions.knock_out import knock_out as knock_out
+    from llava_probe.layout import ImageLayout as ImageLayout
+    from llava_probe.layout.family_table import families as families
+    from llava_probe.loading import load as load
+    from llava_probe.maps.maps import ImageMap as ImageMap
+    from llava_probe.model import VLM as VLM
+    from llava_probe.pictures.images import open_image as open_image
+    from llava_probe.probes import Probe as Probe
+    from llava_probe.probes import fit_probe as fit_probe
+    from llava_probe.trace.capture import Capture as Capture
+    from llava_probe.trace.explained import ALL as ALL
+    from llava_probe.trace.explained import ANSWER as ANSWER
+    from llava_probe.trace.explained import GENERATED as GENERATED
+    from llava_probe.trace.explained import IMAGE as IMAGE
+    from llava_probe.trace.explained import LAST as LAST
+    from llava_probe.trace.explained import PREDICTING as PREDICTING
+    from llava_probe.trace.explained import PROMPT as PROMPT
+    from llava_probe.trace.explained import QUESTION as QUESTION
+    from llava_probe.trace.explained import SPECIAL as SPECIAL
+    from llava_probe.trace.explained import TEXT as TEXT
+    from llava_probe.trace.tokens import Token as Token
+    from llava_probe.trace.trace import Trace as Trace
+    from llava_probe.view import figures as figures
+    from llava_probe.view import probe_figures as probe_figures
 
 __version__ = "0.1.0"
 
@@ -40,7 +87,7 @@ _NAMES = {
     "fit_probe": "probes",
     "Probe": "probes",
     "families": "layout.family_table",
-    "knock_out": "interventions",
+    "knock_out": "interventions.knock_out",
     "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",
@@ -70,13 +117,15 @@ _MODULES = {"evaluate", "figures", "probe_figures"}
 __all__ = list(_NAMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_NAMES[name]}")
-    value = module if name in _MODULES else getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else a name that is not there would pass for Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f"{__name__}.{_NAMES[name]}")
+        value = module if name in _MODULES else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,6 @@ sentence on standard error and exit status 1.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.errors import BadInput, ProbeError
 from llava_probe.view import arguments
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ app = typer.Typer(
     help="A microscope for vision-language models: what was answered, how surely, and where it looked.",
 )
 
-TINY = "tiny"
+TINY_MODEL = "tiny"
 EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 
 ModelName = Annotated[str, typer.Option(help="A checkpoint on the Hugging Face hub or a folder; 'tiny' ships inside.")]
@@ -48,7 +47,7 @@ def demo(
         from llava_probe.view.terminal import show
 
         scene = tiny.scene(_with_stop_sign(seed))
-        vlm = _load(TINY)
+        vlm = _load(TINY_MODEL)
         asked = "What is the text on the stop sign?"
         trace = vlm.generate(scene.image, asked)
         written = _write(trace, out)
@@ -65,7 +64,7 @@ def run(
     context: typer.Context,
     image: Annotated[str, typer.Argument(help="Path or URL of a picture; several with commas between them.")],
     question: Annotated[str, typer.Argument(help="What to ask, in plain words.")],
-    model: ModelName = TINY,
+    model: ModelName = TINY_MODEL,
     out: Annotated[Path, typer.Option(help="Folder for answer, trace, maps and figures.")] = Path("out"),
     dtype: DType = None,
     device_map: DeviceMap = None,
@@ -83,17 +82,17 @@ def run(
     with _plainly():
         arguments.check_order(image, question)
         flags = arguments.generation_flags(context.args)
-        chosen = arguments.numbers("--layers", layers), arguments.numbers("--heads", heads)
+        chosen = arguments.flag_numbers("--layers", layers), arguments.flag_numbers("--heads", heads)
         pictures = arguments.pictures(image)
         from llava_probe.view.folder import made
         from llava_probe.view.progress import generated
         from llava_probe.view.terminal import show
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
-        _check_there("layers", chosen[0], vlm.anatomy.layers)
-        _check_there("heads", chosen[1], vlm.anatomy.heads)
+        arguments.check_there("layers", chosen[0], vlm.anatomy.layers)
+        arguments.check_there("heads", chosen[1], vlm.anatomy.heads)
         made(out)
-        if model == TINY:
+        if model == TINY_MODEL:
             _warn_tiny()
         trace = generated(vlm, pictures, question, max_new_tokens, flags, seed)
         written = _write(trace, out, maps=maps and bool(trace.layouts), layers=chosen[0], heads=chosen[1])
@@ -108,7 +107,7 @@ def attribute(
     method: Annotated[str, typer.Option(help="relevance, occlusion, tam ...; lp.METHODS and the README list all.")] = (
         "relevance"
     ),
-    model: ModelName = TINY,
+    model: ModelName = TINY_MODEL,
     tokens: Annotated[str | None, typer.Option(help="A word, or lp.ANSWER; each content word if left.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Explain why the word and not this one.")] = None,
     text: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
@@ -133,7 +132,7 @@ def attribute(
 
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
         made(out)
-        if model == TINY:
+        if model == TINY_MODEL:
             _warn_tiny()
         kept = Capture(hidden_states=False, logits=False)
         if text is None:
@@ -149,7 +148,7 @@ def attribute(
 
 @app.command()
 def leaderboard(
-    model: ModelName = TINY,
+    model: ModelName = TINY_MODEL,
     cases: Annotated[Path | None, typer.Option(help="JSON lines of image, question, word, mask.")] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes, where there are no cases.")] = 500,
     part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
@@ -171,11 +170,11 @@ def leaderboard(
     """
     with _plainly():
         share = (1, 1) if part is None else arguments.part(part)
-        from llava_probe.leaderboard.folder import CLOSER, Wanted, score, write_leaderboard
+        from llava_probe.leaderboard.folder import CLOSER, BoardSettings, score, write_leaderboard
 
-        if cases is None and model != TINY:
+        if cases is None and model != TINY_MODEL:
             raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
-        wanted, kept = Wanted(cases, scenes, closer=closer, quick=quick), scores or out / "scores"
+        wanted, kept = BoardSettings(cases, scenes, closer=closer, quick=quick), scores or out / "scores"
         vlm = _load(model, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
         try:
             written = score(vlm, wanted, kept, share)
@@ -192,7 +191,7 @@ def leaderboard(
 
 @app.command()
 def check(
-    model: ModelName = TINY,
+    model: ModelName = TINY_MODEL,
     dtype: DType = None,
     device_map: DeviceMap = None,
     attn_implementation: Attention = None,
@@ -219,7 +218,7 @@ def check(
 def extract(
     samples: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, a folder of pictures, a data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the store; the same command again goes on there.")],
-    model: ModelName = TINY,
+    model: ModelName = TINY_MODEL,
     layers: Annotated[str | None, typer.Option(help="8,16,24, vision_-2, projector; all states if left.")] = None,
     positions: Annotated[str, typer.Option(help="last_prompt, answer, image, image_mean, word:stop sign, 5 ...")] = (
         "last_prompt"
@@ -331,21 +330,9 @@ def models(
     only: Annotated[str | None, typer.Argument(help="Only names with this text in them: qwen.")] = None,
 ) -> None:
     """What holds for each family of transformers, as the tests found it."""
-    from rich.console import Console
-    from rich.table import Table
+    from llava_probe.view.terminal import show_families
 
-    from llava_probe.layout.family_table import families
-
-    table = Table("family", "places of visual tokens", "rows = eager", "note", box=None, pad_edge=False)
-    shown = [family for family in families() if only is None or only in family.name]
-    for family in shown:
-        rows = {True: "yes", False: "no", None: ""}[family.rows]
-        table.add_row(family.name, family.places, rows, family.note)
-    console = Console()
-    console.print(table)
-    counts = Counter(family.places for family in shown)
-    told = ", ".join(f"{count} {places}" for places, count in counts.items())
-    console.print(f"\n{len(shown)} of {len(families())} families: {told}")
+    show_families(only)
 
 
 @contextmanager
@@ -375,12 +362,6 @@ def _told(out: Path, written: list[Path]) -> str:
     parts = [path.relative_to(out.expanduser()).parts for path in written]
     names = dict.fromkeys(first + "/" * bool(rest) for first, *rest in parts)
     return f"{out}/: {', '.join(names)}"
-
-
-def _check_there(name: str, chosen: list[int] | None, count: int) -> None:
-    for number in chosen or ():
-        if not -count <= number < count:
-            raise OutOfRange(f"--{name} {number} is not there: this model has {name} 0 to {count - 1}")
 
 
 def _with_stop_sign(seed: int) -> int:

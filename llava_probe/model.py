@@ -16,13 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
 from llava_probe.asking.generation import (
-    Sample,
+    PromptedSample,
     Vocabulary,
     check_decoding,
     run_generate,
@@ -30,23 +28,13 @@ from llava_probe.asking.generation import (
     scored_trace,
     traces_of,
 )
-from llava_probe.asking.prompts import (
-    Question,
-    answer_ids,
-    asked_again,
-    encode,
-    encode_with,
-    made_otherwise,
-    marked,
-    pose,
-    token_id,
-)
+from llava_probe.asking.preparation import Preparation
+from llava_probe.asking.prompts import PosedQuestion, answer_ids, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
 from llava_probe.errors import BadInput, BadModel
-from llava_probe.inside import seam
 from llava_probe.inside.anatomy import anatomy
 from llava_probe.inside.passes import Prompt, alone_with, in_force
-from llava_probe.layout import Clips, ImageLayout, Layouts, Places, Probe
+from llava_probe.layout import ImageLayout, Layouts, PromptLayouts
 from llava_probe.trace.capture import Capture, Plan, resolve
 from llava_probe.trace.request import Request, unsaved
 from llava_probe.trace.spellings import ends_of
@@ -55,7 +43,6 @@ from llava_probe.trace.trace import Trace
 #: How long an answer may get where nobody says.
 DEFAULT_NEW_TOKENS = 64
 
-_ASKING = ("image", "question", "video", "prompt", "messages", "inputs")
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
 
@@ -89,6 +76,7 @@ class VLM:
         image, video = (token_id(self.anatomy.model, processor, kind) for kind in ("image", "video"))
         self._vocabulary = Vocabulary(processor.tokenizer, image, video)
         self.layouts = Layouts(self.anatomy, processor, layout)
+        self._preparation = Preparation(self.anatomy, processor, self._vocabulary.visual, self.layouts)
 
     def __repr__(self) -> str:
         inside = self.anatomy
@@ -153,17 +141,7 @@ class VLM:
         """
         if not samples:
             return []
-        questions = []
-        for number, sample in enumerate(samples):
-            if isinstance(sample, Mapping) and set(sample) <= set(_ASKING):
-                questions.append(pose(self.processor, **sample))
-            elif isinstance(sample, tuple | list) and len(sample) == 2:
-                questions.append(pose(self.processor, *sample))
-            else:
-                raise BadInput(
-                    f"sample {number} of the batch is neither an (image, question) pair nor a dict of "
-                    f"{', '.join(_ASKING)}: {sample!r}"
-                )
+        questions = pose_each(self.processor, samples)
         arguments = self._arguments(max_new_tokens, generate_kwargs)
         return self._generate(questions, arguments, capture, seed, processor_kwargs)
 
@@ -191,7 +169,7 @@ class VLM:
 
     def _score(
         self,
-        asked: Question,
+        asked: PosedQuestion,
         answer: str | Sequence[int] | Tensor,
         capture: Capture | None,
         processor_kwargs: Mapping[str, Any] | None,
@@ -213,7 +191,7 @@ class VLM:
             question=asked.words,
         )
         sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
-        announce(plan, self.anatomy, prompts, new_tokens=len(ids), sequences=1, pixels=_pixels(tensors))
+        announce(plan, self.anatomy, prompts, tensors, new_tokens=len(ids), sequences=1)
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
         return scored_trace(recorder, logits, prompt_ids, self._vocabulary, sample)
 
@@ -249,7 +227,7 @@ class VLM:
 
     def model_inputs(
         self, image: Any = None, question: str | None = None, **asking: Any
-    ) -> tuple[dict[str, Tensor], Question]:
+    ) -> tuple[dict[str, Tensor], PosedQuestion]:
         """What ``generate`` would feed the model for this question, for calls of your own.
 
         Args:
@@ -290,57 +268,27 @@ class VLM:
         return self._vocabulary.visual
 
     def prepare(
-        self, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]
+        self, questions: Sequence[PosedQuestion], processor_kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], list[Prompt]]:
         """Model inputs on the model's device, and where each sample's prompt lies in them."""
-        tensors = encode(self.processor, questions, processor_kwargs)
-        ids = tensors["input_ids"]
-        mask = tensors.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
-        prompts = []
-        for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
-            padding = int((kept == 0).sum())
-            if bool((kept[:padding] != 0).any()):
-                raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
-            places = self._visual(row[padding:]) or marked(tensors, number, padding)
-            own, asked = tuple(row[padding:].tolist()), questions[number].words
-            prompts.append(Prompt(len(own), padding, places, own, asked))
-        return self._sent(tensors), prompts
+        return self._preparation.inputs(questions, processor_kwargs)
 
     def layouts_of(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         number: int,
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
         processor_kwargs: Mapping[str, Any],
-    ) -> Places:
+    ) -> PromptLayouts:
         """Where the visual tokens of one sample lie; measuring it is a run of the model like any other."""
-        question, before = questions[number], questions[:number]
-        if self.layouts.how != "none" and (why := made_otherwise(self.processor, question, processor_kwargs)):
-            return Places(unknown=why)
-        ids = tensors["input_ids"][number, prompt.padding :]
-        filmed = (ids == self._vocabulary.video_token).nonzero().flatten().tolist()
-
-        def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
-            return encode_with(self.processor, question, images, processor_kwargs)
-
-        with alone_with(self.anatomy.model):
-            return self.layouts(
-                [image.size for image in question.images],
-                prompt.image_positions,
-                tensors,
-                Probe(encoded, self._sent, self._visual),
-                processor_kwargs,
-                sum(len(other.stills) for other in before),
-                Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
-            )
+        return self._preparation.layouts_of(questions, number, prompt, tensors, processor_kwargs)
 
     # --- details ---
 
     def _generate(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         arguments: Mapping[str, Any],
         capture: Capture | None,
         seed: int | None,
@@ -377,9 +325,9 @@ class VLM:
             plan,
             self.anatomy,
             prompts,
+            tensors,
             new_tokens=config.max_new_tokens or max(1, (config.max_length or 20) - prompts[0].length),
             sequences=max(config.num_beams or 1, config.num_return_sequences or 1),
-            pixels=_pixels(tensors),
         )
         recorder, out, ended = run_generate(
             self.model,
@@ -414,28 +362,15 @@ class VLM:
         inside = self.anatomy
         return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
 
-    def _visual(self, ids: Tensor) -> tuple[int, ...]:
-        """Places of the visual tokens among the ids of one prompt."""
-        image, video = self._vocabulary.visual
-        return tuple(((ids == image) | (ids == video)).nonzero().flatten().tolist())
-
-    def _sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Model inputs on the model's device, in its dtype."""
-        device, dtype = _input_device(self.anatomy.model), self.anatomy.model.dtype
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
-            for name, value in tensors.items()
-        }
-
     def _sample(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PosedQuestion],
         number: int,
         request: Request,
         prompt: Prompt,
         tensors: Mapping[str, Tensor],
         config: Any,
-    ) -> Sample:
+    ) -> PromptedSample:
         """What a trace says of one sample of a batch besides what is recorded."""
         question = questions[number]
         places = self.layouts_of(questions, number, prompt, tensors, request.processor)
@@ -444,21 +379,7 @@ class VLM:
         if places.unknown:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
-        return Sample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
-
-
-def _input_device(model: Any) -> torch.device:
-    """Where ids go: to the embedding, wherever ``device_map`` put it; weights on disk run where their hook says."""
-    embedding = model.get_input_embeddings()
-    device = next(embedding.parameters()).device
-    if device.type == "meta":
-        device = seam.offload_device(embedding) or torch.device("cpu")
-    return device
-
-
-def _pixels(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """What the vision tower reads."""
-    return tensors.get("pixel_values", tensors.get("pixel_values_videos"))
+        return PromptedSample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
 
 
 def _whole(name: str, number: Any) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
+
 LEVEL = 0.95
 #: Random sign flips of the paired test; below ``_EXACT`` differing pictures all of them are counted out.
 FLIPS, _EXACT = 10_000, 13
@@ -21,8 +23,6 @@ FLIPS, _EXACT = 10_000, 13
 _CHUNK = 64
 
 Counts = npt.NDArray[np.uint16]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 def resamples(group_count: int, times: int, seed: int) -> Counts:

@@ -111,7 +111,7 @@ def test_check_notices_places_that_are_wrong(random_vlm, monkeypatch):
     def stretched(prepared):
         """The usual mistake: the grid over the whole photograph, whatever the crop hid."""
         [(width, height)] = prepared.sizes
-        edges = layout.geometry.edges
+        edges = layout.geometry.cell_edges
         return [layout.Share.of(layout.geometry.boxes_between(edges(0, width, 6), edges(0, height, 6)), grid=(6, 6))]
 
     monkeypatch.setitem(layout.WAYS, "llava", stretched)

@@ -74,7 +74,7 @@ def attention_map(
     layout = placed(trace, image)
     wanted = explained(trace, tokens)
     columns = torch.from_numpy(layout.positions)
-    layers, heads = numbers("layers", layers), numbers("heads", heads)
+    layers, heads = axis_list("layers", layers), axis_list("heads", heads)
     values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
     about: dict[str, Any] = {
         "unit": "share of attention",
@@ -114,7 +114,7 @@ def reduced(
     """
     if reduce not in REDUCTIONS:
         raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
-    layers, heads = numbers("layers", layers), numbers("heads", heads)
+    layers, heads = axis_list("layers", layers), axis_list("heads", heads)
     reduced_rows = []
     for row in trace.each_row(list(positions), layers, heads):
         weights = row[..., columns].float().flatten(0, 1)
@@ -125,7 +125,7 @@ def reduced(
     return found
 
 
-def numbers(name: str, given: Numbers) -> list[int] | None:
+def axis_list(name: str, given: Numbers) -> list[int] | None:
     """Layers or heads as a list, whichever way they were given: numbers of numpy or torch, arrays and ranges too.
 
     Raises:

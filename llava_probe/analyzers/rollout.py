@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.attention import REDUCTIONS, Numbers, numbers
+from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.capture import in_units
@@ -57,8 +57,8 @@ def rollout(
     wanted = explained(trace, tokens)
     _check_kept(trace)
     count = trace.sizes.layers
-    layer_list = numbers("layers", layers) or _through(trace)
-    head_list = numbers("heads", heads) or list(range(trace.sizes.heads))
+    layer_list = axis_list("layers", layers) or _through(trace)
+    head_list = axis_list("heads", heads) or list(range(trace.sizes.heads))
     trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
     layer_list = sorted({layer % count for layer in layer_list})
     rows = torch.eye(len(trace.tokens) - 1)[queries(trace, wanted)]  # [T, K]

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import NotCaptured
-from llava_probe.layout.geometry import IntArray
 from llava_probe.trace.explained import PREDICTING, placed
 from llava_probe.trace.trace import Trace
 

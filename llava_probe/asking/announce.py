@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,16 @@ TELL_ABOVE = 1_000_000_000
 
 
 def announce(
-    plan: Plan, anatomy: Anatomy, prompts: Sequence[Prompt], *, new_tokens: int, sequences: int, pixels: Tensor | None
+    plan: Plan,
+    anatomy: Anatomy,
+    prompts: Sequence[Prompt],
+    tensors: Mapping[str, Tensor],
+    *,
+    new_tokens: int,
+    sequences: int,
 ) -> None:
     """Tell the size of what will be kept, where it is large, before it is made."""
-    vision_bytes = _vision_bytes(anatomy, pixels) // len(prompts)
+    vision_bytes = _vision_bytes(anatomy, tensors) // len(prompts)
     total = sequences * sum(
         nbytes(
             plan,
@@ -44,8 +50,9 @@ def announce(
         )
 
 
-def _vision_bytes(anatomy: Anatomy, pixels: Tensor | None) -> int:
+def _vision_bytes(anatomy: Anatomy, tensors: Mapping[str, Tensor]) -> int:
     """About how much the vision tower's records take; 0 where its config does not tell its sizes."""
+    pixels = tensors.get("pixel_values", tensors.get("pixel_values_videos"))
     if anatomy.vision is None or pixels is None:
         return 0
     config = anatomy.vision.owner.config

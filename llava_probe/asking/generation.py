@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
-from llava_probe.asking.prompts import Question
+from llava_probe.asking.prompts import PosedQuestion
 from llava_probe.asking.recorder import Recorder, recording
 from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
@@ -191,10 +191,10 @@ def _whole_prompt(recorder: Recorder) -> dict[str, bool]:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PromptedSample:
     """One prompt of a run and all that a trace says of it besides what was recorded."""
 
-    question: Question
+    question: PosedQuestion
     request: Request
     layouts: tuple[ImageLayout, ...]
     sizes: Sizes
@@ -239,7 +239,7 @@ def traces_of(
     config: Any,
     ended: Mapping[int, int],
     vocabulary: Vocabulary,
-    samples: Sequence[Sample],
+    samples: Sequence[PromptedSample],
 ) -> list[Trace]:
     """One trace per sample; further returned sequences are its alternatives."""
     sequences = out.sequences.cpu()
@@ -282,7 +282,7 @@ def traces_of(
 
 
 def scored_trace(
-    recorder: Recorder, logits: Tensor, prompt_ids: Sequence[int], vocabulary: Vocabulary, sample: Sample
+    recorder: Recorder, logits: Tensor, prompt_ids: Sequence[int], vocabulary: Vocabulary, sample: PromptedSample
 ) -> Trace:
     """The trace of a given answer."""
     recorder.release()
@@ -301,7 +301,7 @@ def _trace(
     ids: Sequence[int],
     records: dict[str, Tensor],
     vocabulary: Vocabulary,
-    sample: Sample,
+    sample: PromptedSample,
 ) -> Trace:
     plan = recorder.plan
     prompt_length = recorder.prompts[number].length

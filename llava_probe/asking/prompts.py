@@ -12,28 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.chats import last_words, marks_of, opened_chat, templated
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
-from llava_probe.pictures.videos import open_video, several_videos
+from llava_probe.pictures.videos import several_videos
 from llava_probe.trace.request import Request
 
-_PICTURE_KEYS = ("image", "path", "url", "base64")
-_VIDEO_KEYS = ("video", "path", "url")
+_ASKING = ("image", "question", "video", "prompt", "messages", "inputs")
 
 #: One of 255, as a share of the range.
 _GREY_LEVEL = 1 / 255
 
 
 @dataclass(frozen=True)
-class Question:
+class PosedQuestion:
     """One sample to ask: its pictures, and its text or its ready-made inputs.
 
     Attributes:
@@ -72,7 +71,7 @@ def pose(
     prompt: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
-) -> Question:
+) -> PosedQuestion:
     """Settle one of the four ways of asking.
 
     Raises:
@@ -93,13 +92,13 @@ def pose(
             raise BadInput(f"the question is empty; ask something in plain words (got {question!r})")
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in clips]
         content += [{"type": "text", "text": question}]
-        text, words = _templated(processor, [{"role": "user", "content": content}]), question
+        text, words = templated(processor, [{"role": "user", "content": content}]), question
     elif messages is not None:
-        messages, inside, filmed = _unpacked(messages)
+        messages, inside, filmed = opened_chat(messages)
         if (inside and images) or (filmed and clips):
             raise BadInput("pictures were given both inside messages= and as image; give them in one place")
         images, clips = images or inside, clips or filmed
-        text, words = _templated(processor, messages), _last_words(messages)
+        text, words = templated(processor, messages), last_words(messages)
         types = [part.get("type") for message in messages for part in message["content"]]
         _check_places(text, "an image part", types.count("image"), len(images))
         _check_places(text, "a video part", types.count("video"), len(clips), "video")
@@ -107,8 +106,8 @@ def pose(
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(f"the prompt is empty (got {prompt!r})")
         text, words = prompt, None
-        marks = _marks(processor, "image")
-        videos = [mark for mark in _marks(processor, "video") if mark not in marks]
+        marks = marks_of(processor, "image")
+        videos = [mark for mark in marks_of(processor, "video") if mark not in marks]
         for what, among, count in (("picture", marks, len(images)), ("video", videos, len(clips))):
             if among:
                 mark = max(among, key=text.count)
@@ -116,12 +115,34 @@ def pose(
     return _question(images, clips, text, messages, words=words)
 
 
-def asked_again(images: tuple[Image.Image, ...], request: Request) -> Question:
+def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
+    """The same for each sample of a batch: an (image, question) pair, or a dict of ``pose``'s arguments.
+
+    Raises:
+        BadInput: a sample that is neither, or as for ``pose``.
+    """
+    questions = []
+    for number, sample in enumerate(samples):
+        if isinstance(sample, Mapping) and set(sample) <= set(_ASKING):
+            questions.append(pose(processor, **sample))
+        elif isinstance(sample, tuple | list) and len(sample) == 2:
+            questions.append(pose(processor, *sample))
+        else:
+            raise BadInput(
+                f"sample {number} of the batch is neither an (image, question) pair nor a dict of "
+                f"{', '.join(_ASKING)}: {sample!r}"
+            )
+    return questions
+
+
+def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
     """The question of a trace, to be put through the processor once more."""
-    return Question(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
+    return PosedQuestion(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
 
 
-def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+def encode(
+    processor: Any, questions: Sequence[PosedQuestion], processor_kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Model inputs for the questions, left-padded where they differ in length.
 
     Raises:
@@ -170,7 +191,7 @@ def encode(processor: Any, questions: Sequence[Question], processor_kwargs: Mapp
 
 
 def encode_with(
-    processor: Any, question: Question, images: Sequence[Image.Image], processor_kwargs: Mapping[str, Any]
+    processor: Any, question: PosedQuestion, images: Sequence[Image.Image], processor_kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Model inputs of a question with other pictures; of any short question where its own inputs were ready made."""
     other = replace(question, images=tuple(images), inputs=None)
@@ -180,12 +201,12 @@ def encode_with(
             other = pose(processor, question="?", **given)
         else:
             kinds = ("image",) * len(other.stills) + ("video",) * len(other.clips)
-            marks = [mark for kind in kinds for mark in _marks(processor, kind)[:1]]
+            marks = [mark for kind in kinds for mark in marks_of(processor, kind)[:1]]
             other = pose(processor, prompt=" ".join([*marks, "?"]), **given)
     return encode(processor, [other], processor_kwargs)
 
 
-def made_otherwise(processor: Any, question: Question, processor_kwargs: Mapping[str, Any]) -> str:
+def made_otherwise(processor: Any, question: PosedQuestion, processor_kwargs: Mapping[str, Any]) -> str:
     """Why nothing is known of how ready-made inputs show their pictures; empty where they are as the processor's.
 
     Another crop or size gives other pixels. A picture of one colour does not tell.
@@ -214,7 +235,9 @@ def _alike(given: Tensor, expected: Tensor) -> bool:
     return bool(off <= (rounding + _GREY_LEVEL) * float(expected.abs().max()))
 
 
-def answer_ids(processor: Any, question: Question, prompt_ids: Sequence[int], answer: str | Any) -> tuple[int, ...]:
+def answer_ids(
+    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any
+) -> tuple[int, ...]:
     """Ids of a given answer as the model would have generated it.
 
     Args:
@@ -286,100 +309,9 @@ def _question(
     messages: Any = None,
     inputs: Mapping[str, Tensor] | None = None,
     words: str | None = None,
-) -> Question:
+) -> PosedQuestion:
     frames = tuple(frame for clip in clips for frame in clip)
-    return Question(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
-
-
-def _last_words(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The last text of a chat's user."""
-    asked = [part for message in messages if message["role"] == "user" for part in message["content"]]
-    texts = [str(part["text"]) for part in asked if part.get("type") == "text" and part.get("text")]
-    return texts[-1] if texts else None
-
-
-def _unpacked(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...], list[tuple[Image.Image, ...]]]:
-    """The chat with bare places, and the pictures and videos that stood in them."""
-    plain, images, clips = [], [], []
-    if isinstance(messages, Mapping | str) or not messages:
-        raise BadInput("messages= is a list of {'role': ..., 'content': ...}, as for a chat template")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise BadInput(f"a message needs 'role' and 'content'; got {message!r}")
-        content = message["content"]
-        if not isinstance(content, str) and not all(isinstance(part, Mapping) for part in content or [None]):
-            raise BadInput(f"a message's content is text, or a list of {{'type': ...}} parts; got {content!r}")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-        kept: list[dict[str, Any]] = []
-        for part in parts:
-            if part.get("type") == "image_url":
-                raise BadInput("a picture in a chat is {'type': 'image', 'image': path, URL or picture}, not image_url")
-            if part.get("type") == "image":
-                key = next((key for key in _PICTURE_KEYS if key in part), None)
-                if key is not None:
-                    source = part[key] if key != "base64" else "data:image/*;base64," + part[key]
-                    images.append(open_image(source))
-                kept.append({"type": "image"})
-            elif part.get("type") == "video":
-                clips += [open_video(part[key]) for key in _VIDEO_KEYS if key in part][:1]
-                kept.append({"type": "video"})
-            else:
-                kept.append(dict(part))
-        plain.append({"role": message["role"], "content": kept})
-    return plain, tuple(images), clips
-
-
-def _templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    if not getattr(processor, "chat_template", None):
-        raise BadInput(
-            f"{type(processor).__name__} has no chat template to put plain words into; pass the whole text as prompt="
-        )
-    try:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except Exception as error:  # jinja raises whatever the template's author chose
-        raise BadInput(f"the model's chat template refused these messages: {first_line(error)}") from error
-
-
-def _marks(processor: Any, kind: str) -> list[str]:
-    """What may stand for a picture (a video) in a prompt: the processor's tokens, what its template writes for one."""
-    names = ("image_token", "boi_token") if kind == "image" else ("video_token",)
-    marks = [str(mark) for name in names if (mark := getattr(processor, name, None))]
-    written = _written(processor, kind)
-    return [*marks, written] if written else marks
-
-
-#: What each processor's chat template writes for a picture or a video, by the template and the kind.
-_WRITTEN: WeakKeyDictionary[Any, dict[tuple[str, str], str]] = WeakKeyDictionary()
-
-
-def _written(processor: Any, kind: str) -> str:
-    """What the chat template writes for a picture (a video); nothing where it refuses one."""
-    known = _WRITTEN.setdefault(processor, {})
-    key = str(getattr(processor, "chat_template", None)), kind
-    if key not in known:
-        known[key] = _difference(processor, kind)
-    return known[key]
-
-
-def _difference(processor: Any, kind: str) -> str:
-    text = {"type": "text", "text": "?"}
-    try:
-        without, with_one = (
-            _templated(processor, [{"role": "user", "content": [*place, text]}]) for place in ([], [{"type": kind}])
-        )
-    except BadInput:
-        return ""
-    before = _shared(without, with_one)
-    after = _shared(without[before:][::-1], with_one[before:][::-1])
-    return with_one[before : len(with_one) - after].strip()
-
-
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return PosedQuestion(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
 
 
 def _check_places(text: str, mark: str, places: int, given: int, what: str = "picture") -> None:
@@ -389,12 +321,12 @@ def _check_places(text: str, mark: str, places: int, given: int, what: str = "pi
         raise BadInput(f"the prompt has {has} for a {what} ({mark}) but {were} given: {text!r}")
 
 
-def _check_beside(processor: Any, questions: Sequence[Question], tensors: Mapping[str, Any]) -> None:
+def _check_beside(processor: Any, questions: Sequence[PosedQuestion], tensors: Mapping[str, Any]) -> None:
     """Where prompts have no places for pictures, each stands beside one prompt: a second would be left out unseen."""
     pixels = [value for value in tensors.values() if isinstance(value, Tensor) and value.is_floating_point()]
     for question in questions:
         crowded = len(question.stills) > 1 and pixels and len(pixels[0]) != len(questions)
-        if crowded and not any(mark in (question.prompt or "") for mark in _marks(processor, "image")):
+        if crowded and not any(mark in (question.prompt or "") for mark in marks_of(processor, "image")):
             raise BadInput(
                 f"{type(processor).__name__} puts a picture beside a prompt, not into it, so it takes one for each; "
                 f"got {len(question.stills)}"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from llava_probe.analyzers.attention import FLOOR, Numbers, check_same_picture, numbers, reduced
+from llava_probe.analyzers.attention import FLOOR, Numbers, axis_list, check_same_picture, reduced
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, NotCaptured
@@ -35,7 +35,7 @@ def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> F
         reduced(trace, [task.position(step) for step in target.steps(0)], everywhere, layers, heads, "mean").mean(0)
         for target in task.targets
     ]
-    about = {"layers": numbers("layers", layers), "heads": numbers("heads", heads)}
+    about = {"layers": axis_list("layers", layers), "heads": axis_list("heads", heads)}
     return Found(torch.stack(rows), unit="share of attention", forwards=forwards, about=about)
 
 
@@ -74,7 +74,7 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
     """The trace, or one recorded now where it did not keep these rows."""
     steps = sorted({step for target in task.targets for step in target.steps(0)})
     try:
-        task.trace.rows(at=[task.position(steps[0])], layer=numbers("layers", layers), head=numbers("heads", heads))
+        task.trace.rows(at=[task.position(steps[0])], layer=axis_list("layers", layers), head=axis_list("heads", heads))
         same = tuple(task.trace.interventions) == in_force(task.vlm.anatomy)
         whole = layers is not None or len(task.trace.attention_layers) == len(task.vlm.anatomy.head_counts)
         if same and whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):
@@ -91,6 +91,6 @@ def _all_heads(task: Task) -> bool:
 
 def rows_only(layers: Numbers) -> Capture:
     """Attention rows of the predicting positions and nothing else."""
-    chosen = numbers("layers", layers)
+    chosen = axis_list("layers", layers)
     only = {} if chosen is None else {"attention_layers": chosen}
     return Capture(hidden_states=False, logits=False, scores=False, **only)  # type: ignore[arg-type]

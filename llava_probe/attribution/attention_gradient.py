@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.attention import Numbers, numbers
+from llava_probe.analyzers.attention import Numbers, axis_list
 from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
@@ -62,7 +62,7 @@ def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
 
 def _chosen(task: Task, layers: Numbers) -> set[int]:
     count = task.vlm.anatomy.layers
-    listed = numbers("layers", layers)
+    listed = axis_list("layers", layers)
     if listed is None:
         return set(range(count))
     wrong = [layer for layer in listed if not -count <= layer < count]

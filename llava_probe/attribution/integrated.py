@@ -21,11 +21,11 @@ from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.inside.passes import alone_with
 
-STEPS = 32
+PATH_STEPS = 32
 
 
 def integrated_gradients(
-    task: Task, *, on: str = "tokens", baseline: str = "mean", steps: int = STEPS, batch: int = 4
+    task: Task, *, on: str = "tokens", baseline: str = "mean", steps: int = PATH_STEPS, batch: int = 4
 ) -> Found:
     """Integrated gradients of each part, summed over its features; adds up to the target's gain over the baseline.
 

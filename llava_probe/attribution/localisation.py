@@ -25,13 +25,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_probe.analyzers.attention import numbers
+from llava_probe.analyzers.attention import axis_list
+from llava_probe.arrays import BoolArray, FloatArray, IntArray
 from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray, tile_grids
+from llava_probe.layout.geometry import tile_grids
 from llava_probe.model import VLM
 from llava_probe.trace.explained import LAST, Tokens, explained, place_named, placed, queries
 from llava_probe.trace.trace import Trace
@@ -41,7 +42,7 @@ from llava_probe.trace.trace import Trace
 LIT = 2.0
 #: How many heads a sample picks, and the Gaussian's width in tokens: the paper's.
 PICKED = 10
-SIGMA = 1.0
+MASK_SIGMA = 1.0
 #: A sample picks one in so many of the candidates at most: of a small model's few, ten would be nearly all.
 ONE_IN = 4
 
@@ -188,7 +189,7 @@ def find_heads(
 
 
 def localisation_heads(
-    task: Task, *, heads: LocalisationHeads | Sequence[tuple[int, int]] | None = None, sigma: float = SIGMA
+    task: Task, *, heads: LocalisationHeads | Sequence[tuple[int, int]] | None = None, sigma: float = MASK_SIGMA
 ) -> Found:
     """Attention of a few chosen heads alone, summed; no pass at all where the trace kept its rows.
 
@@ -323,7 +324,7 @@ def _pairs(heads: Any) -> list[tuple[int, int]]:
         )
     pairs = []
     for pair in heads:
-        listed = numbers("heads", pair) or []
+        listed = axis_list("heads", pair) or []
         if len(listed) != 2:
             raise BadInput(f"heads= takes (layer, head) pairs; got {pair!r}")
         pairs.append((listed[0], listed[1]))
@@ -386,7 +387,7 @@ def _overlaps(vlm: VLM, sample: Sequence[Any], tokens: Tokens, heads: Sequence[t
         )
 
     def overlap(summed: FloatArray) -> float:
-        smooth = smoothed(summed, layout, SIGMA)
+        smooth = smoothed(summed, layout, MASK_SIGMA)
         above = layout.to_pixels(smooth) > smooth.mean()  # NaN, the unseen, is above nothing
         return float((above & mask).sum() / max(1, ((above | mask) & layout.seen).sum()))
 

@@ -13,7 +13,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.perturbing import (
+    AT_ONCE,
+    TOKEN_BASELINES,
+    Pictures,
+    picture_scores,
+    token_scores,
+)
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.windows import blocks_of, token_windows, within
 from llava_probe.errors import BadInput, at_least
@@ -33,7 +39,7 @@ def occlusion(
     baseline: str = "mean",
     cells: int = CELLS,
     budget: int | None = None,
-    batch: int = BATCH,
+    batch: int = AT_ONCE,
 ) -> Found:
     """Drop of the target when each window is taken away, in the target's own unit.
 

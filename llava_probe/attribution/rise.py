@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.perturbing import BATCH, Pictures, picture_scores, token_scores
+from llava_probe.attribution.engine.perturbing import AT_ONCE, Pictures, picture_scores, token_scores
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.windows import blocks_of
 from llava_probe.attribution.occlusion import CELLS, blank
@@ -32,7 +32,7 @@ def rise(
     keep: float = 0.5,
     baseline: str = "mean",
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int = AT_ONCE,
 ) -> Found:
     """How much better the target does when a part is shown.
 

@@ -24,12 +24,13 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from llava_probe.arrays import FloatArray
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Visitor
-from llava_probe.layout.geometry import FloatArray, tile_grids
+from llava_probe.layout.geometry import tile_grids
 from llava_probe.trace.explained import queries
 from llava_probe.trace.tokens import Token
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 
 #: Of the Gaussian, as a share of each side: two standard deviations reach the photograph's border.
-SIGMA = 0.25
+CENTRE_SIGMA = 0.25
 
 
-def centre_prior(like: ImageMap, sigma: float = SIGMA) -> ImageMap:
+def centre_prior(like: ImageMap, sigma: float = CENTRE_SIGMA) -> ImageMap:
     """A Gaussian at the photograph's centre, the mean of it over each token's box; every row the same.
 
     Args:
@@ -33,7 +33,7 @@ def centre_prior(like: ImageMap, sigma: float = SIGMA) -> ImageMap:
         BadInput: a sigma that is not above zero.
     """
     if not 0 < sigma < np.inf:
-        raise BadInput(f"sigma={sigma} is no share of the photograph's sides; pass more than 0, such as {SIGMA}")
+        raise BadInput(f"sigma={sigma} is no share of the photograph's sides; pass more than 0, such as {CENTRE_SIGMA}")
     across, down = (
         np.exp(-(((np.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * sigma**2)) for side in like.layout.size
     )

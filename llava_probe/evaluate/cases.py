@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava_probe.arrays import BoolArray
 from llava_probe.errors import BadFile, BadInput, refusing, shortened
 from llava_probe.evaluate import run_length
 from llava_probe.features.samples import Box, Sample, read_samples
-from llava_probe.layout.geometry import BoolArray
 from llava_probe.pictures.images import fingerprint, open_image
 
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")

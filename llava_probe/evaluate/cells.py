@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import BoolArray, FloatArray, IntArray
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
 from llava_probe.maps.maps import ImageMap
 
 

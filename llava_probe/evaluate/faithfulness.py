@@ -23,15 +23,15 @@ from typing import Unpack
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import Options, Step, removal_of
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
 
 #: Points of a curve where nobody says.
-STEPS = 32
+CURVE_STEPS = 32
 #: Of the parts, as in ERASER.
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 #: 0.1 of 30 parts are 3, not 4.
@@ -82,7 +82,7 @@ class Drops:
 
 
 def deletion_insertion(
-    vlm: VLM, trace: Trace, m: ImageMap, *, steps: int = STEPS, **options: Unpack[Options]
+    vlm: VLM, trace: Trace, m: ImageMap, *, steps: int = CURVE_STEPS, **options: Unpack[Options]
 ) -> Curves:
     """Deletion and insertion curves of each row of a map.
 

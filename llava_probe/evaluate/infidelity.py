@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.attribution.engine.perturbing import BATCH, token_scores
+from llava_probe.arrays import FloatArray
+from llava_probe.attribution.engine.perturbing import AT_ONCE, token_scores
 from llava_probe.attribution.engine.target import QUANTITIES, Task
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.removing import Judged, task_of
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.explained import Tokens
 from llava_probe.trace.trace import Trace
 
-SAMPLES = 200
+INFIDELITY_SAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +57,9 @@ def infidelity(
     contrast: str | Sequence[str] | None = None,
     of: str = "logprob",
     baseline: str = "mean",
-    samples: int = SAMPLES,
+    samples: int = INFIDELITY_SAMPLES,
     scaled: bool = True,
-    batch: int = BATCH,
+    batch: int = AT_ONCE,
     seed: int = 0,
 ) -> Infidelity:
     """Infidelity of each row of a map under random sets of visual tokens taken away.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray
 from llava_probe.evaluate.cells import cells
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadInput
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.maps import ImageMap
 
 Measure = Callable[[ImageMap, ImageMap, int | None], float]

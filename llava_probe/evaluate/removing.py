@@ -19,12 +19,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_probe.attribution.engine.perturbing import BATCH, TOKEN_BASELINES, Pictures, picture_scores, token_scores
+from llava_probe.arrays import BoolArray, FloatArray, IntArray
+from llava_probe.attribution.engine.perturbing import (
+    AT_ONCE,
+    TOKEN_BASELINES,
+    Pictures,
+    picture_scores,
+    token_scores,
+)
 from llava_probe.attribution.engine.target import Target, Task, targets
 from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
 from llava_probe.errors import BadInput, at_least
 from llava_probe.evaluate.cells import owners
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.explained import Tokens, placed
@@ -168,7 +174,7 @@ def removal_of(
     contrast: str | Sequence[str] | None = None,
     on: str = "tokens",
     baseline: str = "mean",
-    batch: int = BATCH,
+    batch: int = AT_ONCE,
     seed: int = 0,
 ) -> Removal:
     """Check a map against the model's answer, and make its rows orders; the arguments are ``Options``.

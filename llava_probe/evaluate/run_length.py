@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import BoolArray
 from llava_probe.errors import BadInput, shortened
-from llava_probe.layout.geometry import BoolArray
 from llava_probe.pictures.images import MAX_PIXELS
 
 _FIRST = ord("0")

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava_probe.arrays import FloatArray
 from llava_probe.attribution import attribute
 from llava_probe.attribution.engine.target import targets
 from llava_probe.errors import BadInput, at_least
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import Tokens, placed
 from llava_probe.trace.trace import Trace
 
 #: Of the full scale from black to white: about five of 255.
-RADIUS, SAMPLES = 0.02, 10
+RADIUS, SENSITIVITY_SAMPLES = 0.02, 10
 _NOTHING = Capture(hidden_states=False, attention=False, logits=False)
 
 
@@ -61,7 +61,7 @@ def sensitivity(
     contrast: str | Sequence[str] | None = None,
     of: str | None = None,
     radius: float = RADIUS,
-    samples: int = SAMPLES,
+    samples: int = SENSITIVITY_SAMPLES,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Sensitivity:

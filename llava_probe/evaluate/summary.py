@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput
-from llava_probe.resampling import FloatArray, IntArray, by_group, interval, resamples, sign_flip, weighed
+from llava_probe.resampling import by_group, interval, resamples, sign_flip, weighed
 
 #: Resamples of the pictures: an end of the interval then rests on 50 of them.
 TIMES = 2000

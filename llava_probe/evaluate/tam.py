@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import owners
 from llava_probe.evaluate.otsu import otsu
 from llava_probe.evaluate.overlap import Overlap, iou
-from llava_probe.layout.geometry import IntArray
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.tokens import Token
 

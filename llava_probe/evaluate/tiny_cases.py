@@ -13,10 +13,10 @@ from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
 
 #: Kinds of question that rest on one object at a time. "Exists", "count" and "relation" rest on several or on none.
-KINDS = ("colour", "shape", "where", "text", "describe")
+SCORED_KINDS = ("colour", "shape", "where", "text", "describe")
 
 
-def tiny_cases(seeds: Iterable[int], kinds: Sequence[str] = KINDS) -> Iterator[Case]:
+def tiny_cases(seeds: Iterable[int], kinds: Sequence[str] = SCORED_KINDS) -> Iterator[Case]:
     """Cases of ``tiny.scene(seed)``, scene by scene.
 
     Of a colour, shape, place or sign that is asked for, the word is the whole answer and the right place the object
@@ -25,11 +25,11 @@ def tiny_cases(seeds: Iterable[int], kinds: Sequence[str] = KINDS) -> Iterator[C
     description share picture and question.
 
     Raises:
-        BadInput: a kind that is not one of ``KINDS``.
+        BadInput: a kind that is not one of ``SCORED_KINDS``.
     """
-    wrong = ", ".join(repr(kind) for kind in kinds if kind not in KINDS)
+    wrong = ", ".join(repr(kind) for kind in kinds if kind not in SCORED_KINDS)
     if isinstance(kinds, str) or wrong:
-        raise BadInput(f"kinds takes a list of some of {', '.join(KINDS)}; got {wrong or repr(kinds)}")
+        raise BadInput(f"kinds takes a list of some of {', '.join(SCORED_KINDS)}; got {wrong or repr(kinds)}")
     return (case for seed in seeds for case in _of_scene(tiny.scene(seed), kinds))
 
 
@@ -90,7 +90,7 @@ def one_question_a_scene(seeds: Iterable[int], described: int = 25) -> Iterator[
         seeds: of the scenes.
         described: every so many scenes, the description is asked for too; 0 for never.
     """
-    asked = [kind for kind in KINDS if kind != "describe"]
+    asked = [kind for kind in SCORED_KINDS if kind != "describe"]
     for number, seed in enumerate(seeds):
         scene = tiny.scene(seed)
         turn = [asked[(number + step) % len(asked)] for step in range(len(asked))]

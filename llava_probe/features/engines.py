@@ -25,7 +25,8 @@ import torch
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
 from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe, Shard
-from llava_probe.features.samples import Sample, digest, from_portable, portable
+from llava_probe.features.portable import from_portable, portable
+from llava_probe.features.samples import Sample, digest
 from llava_probe.features.sending import packed, unpacked
 from llava_probe.inside.undo import Undo, undoing
 from llava_probe.loading import load

@@ -25,8 +25,8 @@ from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
 from llava_probe.features.packing import Unpackable, refusal
 from llava_probe.features.packs import Batch, batch_of, posed
-from llava_probe.features.passes import Readout, read
-from llava_probe.features.places import Wanted
+from llava_probe.features.passes import Activations, read
+from llava_probe.features.places import FeatureChoice
 from llava_probe.features.samples import Sample
 from llava_probe.features.trial import differs_beside, differs_packed
 from llava_probe.inside.passes import in_force
@@ -54,7 +54,7 @@ class Recipe:
     """How features are taken: what ``lp.extract`` was asked for, as plain data.
 
     Attributes:
-        layers, positions: as ``Wanted.of`` takes them.
+        layers, positions: as ``FeatureChoice.of`` takes them.
         dtype: to store in; the model's own when None.
         confidence: whether the index holds how sure the model was of each answer.
         image_attention: whether each head's attention on the picture is kept.
@@ -108,7 +108,7 @@ class Extractor:
         self, vlm: VLM, recipe: Recipe, *, strict: bool = False, tick: Callable[[int], None] | None = None
     ) -> None:
         self.vlm, self.recipe, self._strict = vlm, recipe, strict
-        self.wanted = Wanted.of(vlm.anatomy, recipe.layers, recipe.positions)
+        self.wanted = FeatureChoice.of(vlm.anatomy, recipe.layers, recipe.positions)
         self._tick = tick or (lambda count: None)
         self._limit = recipe.batch_size
         self.unpacked = refusal(vlm.anatomy) if recipe.pack else "pack=False"
@@ -251,7 +251,7 @@ class Extractor:
         out = read(self.vlm.anatomy, self.vlm.model, batch, reading)
         return gather(self.wanted, batch, chosen, out, self.dtype, self._columns(batch, out)), chosen.failures
 
-    def _columns(self, batch: Batch, out: Readout) -> list[dict[str, Any]]:
+    def _columns(self, batch: Batch, out: Activations) -> list[dict[str, Any]]:
         """What the index says of each sample."""
         told = []
         decode = self.vlm.processor.tokenizer.decode
@@ -359,7 +359,7 @@ _OURS |= {"shard", "shard_row", "token_logprobs", "answer_logprob", "top_token",
 
 
 def _confidence(
-    out: Readout, row: int, columns: Sequence[int], answer: Sequence[int], decode: Callable[..., str]
+    out: Activations, row: int, columns: Sequence[int], answer: Sequence[int], decode: Callable[..., str]
 ) -> dict[str, Any]:
     """How sure the model was: of what it would say first, and of each token of its answer."""
     assert out.logits is not None

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange, ProbeError, refusing
 from llava_probe.features.packs import Batch, Branch, Pack
-from llava_probe.features.passes import Reading, Readout, by_block
-from llava_probe.features.places import Place, Wanted
+from llava_probe.features.passes import ActivationChoice, Activations, by_block
+from llava_probe.features.places import FeatureChoice, FeaturePosition
 from llava_probe.features.samples import Sample
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
 from llava_probe.trace.tokens import find, tokens_of
 
-Positions = tuple[int, ...]
+TokenPlaces = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Chosen:
         columns: for each pack, the columns of the sequence that hold them.
     """
 
-    positions: list[dict[str, Positions] | None] = field(default_factory=list)
+    positions: list[dict[str, TokenPlaces] | None] = field(default_factory=list)
     failures: list[tuple[Sample, str]] = field(default_factory=list)
     columns: list[list[int]] = field(default_factory=list)
 
 
-def choose(vlm: VLM, wanted: Wanted, batch: Batch) -> Chosen:
+def choose(vlm: VLM, wanted: FeatureChoice, batch: Batch) -> Chosen:
     """Find the wanted tokens of each sample."""
     chosen = Chosen()
     for pack in batch.packs:
@@ -80,7 +80,12 @@ def choose(vlm: VLM, wanted: Wanted, batch: Batch) -> Chosen:
 
 
 def gather(
-    wanted: Wanted, batch: Batch, chosen: Chosen, out: Readout, dtype: torch.dtype, columns: Sequence[Mapping[str, Any]]
+    wanted: FeatureChoice,
+    batch: Batch,
+    chosen: Chosen,
+    out: Activations,
+    dtype: torch.dtype,
+    columns: Sequence[Mapping[str, Any]],
 ) -> Gathered:
     """Put the rows of one pass together by sample and position.
 
@@ -97,7 +102,7 @@ def gather(
     spans: dict[str, Tensor] = {}
     positions: dict[str, Tensor] = {}
     for place in wanted.tokens:
-        blocks: dict[tuple[int, Positions], list[int]] = {}
+        blocks: dict[tuple[int, TokenPlaces], list[int]] = {}
         owns = []
         for number in kept:
             owner, pack, branch = owners[number]
@@ -152,13 +157,17 @@ def joined(parts: Sequence[Gathered]) -> tuple[list[Sample], dict[str, Tensor], 
     return [samples[number] for number in order], tensors, [columns[number] for number in order]
 
 
-def reading_of(wanted: Wanted, batch: Batch, chosen: Chosen, *, confidence: bool, looking: bool) -> Reading:
+def reading_of(
+    wanted: FeatureChoice, batch: Batch, chosen: Chosen, *, confidence: bool, looking: bool
+) -> ActivationChoice:
     """What the pass over a batch has to read."""
     last = [[branch.place(len(branch.prompt) - 1) for branch in pack.branches] for pack in batch.packs]
     predicting: set[int] = set()
     if confidence:
         predicting = {column for pack in batch.packs for branch in pack.branches for column in predicted(branch)}
-    return Reading(wanted.states, chosen.columns, wanted.vision, last if looking else None, tuple(sorted(predicting)))
+    return ActivationChoice(
+        wanted.states, chosen.columns, wanted.vision, last if looking else None, tuple(sorted(predicting))
+    )
 
 
 def predicted(branch: Branch) -> list[int]:
@@ -179,9 +188,9 @@ def _means(values: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _patches(
-    wanted: Wanted,
+    wanted: FeatureChoice,
     owners: Sequence[int],
-    out: Readout,
+    out: Activations,
     dtype: torch.dtype,
     tensors: dict[str, Tensor],
     spans: dict[str, Tensor],
@@ -203,7 +212,7 @@ def _patches(
             spans[place.name] = torch.stack([ends - lengths, ends], dim=1)[pick]
 
 
-def _positions(vlm: VLM, place: Place, pack: Pack, branch: Branch) -> Positions:
+def _positions(vlm: VLM, place: FeaturePosition, pack: Pack, branch: Branch) -> TokenPlaces:
     """The tokens of one sample that a place means, in its own sequence.
 
     Raises:
@@ -239,7 +248,7 @@ def _positions(vlm: VLM, place: Place, pack: Pack, branch: Branch) -> Positions:
     return _of_word(vlm, place, branch)
 
 
-def _of_word(vlm: VLM, place: Place, branch: Branch) -> Positions:
+def _of_word(vlm: VLM, place: FeaturePosition, branch: Branch) -> TokenPlaces:
     word = place.word if place.word is not None else branch.sample.columns.get("word")
     if not isinstance(word, str) or not word.strip():
         raise BadInput("no position 'word': the sample has no column word; write word:stop sign for a word of all")
@@ -251,7 +260,7 @@ def _of_word(vlm: VLM, place: Place, branch: Branch) -> Positions:
     return found
 
 
-def _in_mask(pack: Pack, sample: Sample) -> Positions:
+def _in_mask(pack: Pack, sample: Sample) -> TokenPlaces:
     """The visual tokens that the sample's mask or boxes cover by half or more; where none is, the one covered most."""
     layouts, unknown = pack.places.layouts, pack.places.unknown
     if len(layouts) != 1:

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.asking.generation import lengthened
-from llava_probe.asking.prompts import Question, answer_ids, pose
+from llava_probe.asking.prompts import PosedQuestion, answer_ids, pose
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Prompt
-from llava_probe.layout import Places
+from llava_probe.layout import PromptLayouts
 from llava_probe.model import VLM
 
 
@@ -73,7 +73,7 @@ class Pack:
     prefix: int
     branches: tuple[Branch, ...]
     visual: tuple[int, ...]
-    places: Places
+    places: PromptLayouts
 
     @property
     def ids(self) -> list[int]:
@@ -148,7 +148,7 @@ def batch_of(
             _check_length(vlm, len(whole) + len(answer))
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
-        found = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else Places()
+        found = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else PromptLayouts()
         packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found))
         rows.append(prompt.padding)
     return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
@@ -158,7 +158,7 @@ class Unshared(BadInput):
     """Prompts about one picture that cannot be packed behind one prefix."""
 
 
-def posed(vlm: VLM, sample: Sample) -> Question:
+def posed(vlm: VLM, sample: Sample) -> PosedQuestion:
     """A sample as a question, its picture opened.
 
     Raises:
@@ -167,7 +167,7 @@ def posed(vlm: VLM, sample: Sample) -> Question:
     return _posed(vlm, [sample])[0]
 
 
-def _posed(vlm: VLM, group: Sequence[Sample]) -> list[Question]:
+def _posed(vlm: VLM, group: Sequence[Sample]) -> list[PosedQuestion]:
     """The questions of a group; its picture is opened once."""
     first, *others = group
     question = pose(vlm.processor, [_source(image) for image in first.images], first.question)
@@ -186,7 +186,7 @@ def _source(image: Any) -> Any:
 
 
 def _answer(
-    vlm: VLM, sample: Sample, question: Question, prompt: Sequence[int], generated: Mapping[int, Sequence[int]]
+    vlm: VLM, sample: Sample, question: PosedQuestion, prompt: Sequence[int], generated: Mapping[int, Sequence[int]]
 ) -> tuple[int, ...]:
     if sample.answer is None:
         return tuple(generated.get(sample.row, ()))
@@ -199,7 +199,7 @@ def _check_length(vlm: VLM, tokens: int) -> None:
         raise BadInput(f"too long: {tokens:,} tokens of prompt and answer, the model takes {most:,}")
 
 
-def _shared(processor: Any, questions: Sequence[Question], first: Sequence[int]) -> tuple[int, list[list[int]]]:
+def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[int]) -> tuple[int, list[list[int]]]:
     """Split prompts behind their common beginning, without the picture going through the processor again.
 
     Args:

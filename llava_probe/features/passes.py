@@ -25,7 +25,7 @@ from llava_probe.inside.rows import Call
 
 
 @dataclass
-class Readout:
+class Activations:
     """What one pass gave, still on the model's device.
 
     Attributes:
@@ -44,7 +44,7 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ActivationChoice:
     """What to read in a pass.
 
     Attributes:
@@ -67,7 +67,7 @@ class Reading:
         return max(self.states, default=-1)
 
 
-def read(anatomy: Anatomy, runner: Any, batch: Batch, reading: Reading, *visitors: Visitor) -> Readout:
+def read(anatomy: Anatomy, runner: Any, batch: Batch, reading: ActivationChoice, *visitors: Visitor) -> Activations:
     """Run the model over a batch and keep what ``reading`` says.
 
     Args:
@@ -107,7 +107,7 @@ def read(anatomy: Anatomy, runner: Any, batch: Batch, reading: Reading, *visitor
     return out
 
 
-def _check(anatomy: Anatomy, reading: Reading, out: Readout) -> None:
+def _check(anatomy: Anatomy, reading: ActivationChoice, out: Activations) -> None:
     name = type(anatomy.decoder.owner).__name__
     missing = [layer for layer in reading.states if layer not in out.states]
     if missing:
@@ -125,9 +125,9 @@ def _check(anatomy: Anatomy, reading: Reading, out: Readout) -> None:
 class _Reader(Visitor):
     """Picks the rows of a pass that are wanted."""
 
-    def __init__(self, anatomy: Anatomy, batch: Batch, reading: Reading) -> None:
+    def __init__(self, anatomy: Anatomy, batch: Batch, reading: ActivationChoice) -> None:
         self._anatomy, self._batch, self._reading = anatomy, batch, reading
-        self.out = Readout(predicting=reading.predicting)
+        self.out = Activations(predicting=reading.predicting)
         self.tower = Tower(anatomy) if reading.vision else None
 
     def hears(self, method: str) -> bool:
@@ -170,5 +170,5 @@ class _Reader(Visitor):
 
 
 def by_block(looks: Mapping[int, Sequence[Tensor]]) -> Tensor:
-    """[queries of all packs, blocks, heads] of a readout's looks, blocks in order."""
+    """[queries of all packs, blocks, heads] of a pass's looks, blocks in order."""
     return torch.stack([torch.cat(list(parts)) for _, parts in sorted(looks.items())], dim=1)

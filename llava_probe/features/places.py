@@ -28,7 +28,7 @@ _MEAN = "_mean"
 
 
 @dataclass(frozen=True)
-class Place:
+class FeaturePosition:
     """One position that was asked for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureChoice:
     """Layers and positions, resolved against one model.
 
     Attributes:
@@ -65,11 +65,11 @@ class Wanted:
     layers: tuple[int, ...]
     vision: tuple[int, ...]
     projector: bool
-    tokens: tuple[Place, ...]
-    patches: tuple[Place, ...]
+    tokens: tuple[FeaturePosition, ...]
+    patches: tuple[FeaturePosition, ...]
 
     @classmethod
-    def of(cls, anatomy: Anatomy, layers: Any = None, positions: Any = "last_prompt") -> Wanted:
+    def of(cls, anatomy: Anatomy, layers: Any = None, positions: Any = "last_prompt") -> FeatureChoice:
         """Resolve what somebody wrote.
 
         Args:
@@ -115,7 +115,7 @@ class Wanted:
         """Whether positions of this kind are among the wanted."""
         return any(place.kind == kind for place in self.tokens)
 
-    def keys(self, place: Place) -> list[tuple[str, int]]:
+    def keys(self, place: FeaturePosition) -> list[tuple[str, int]]:
         """Where the language model's rows at a place go: names in the store, each with its hidden state."""
         keys = [(f"layer_{layer}/{place.name}", layer) for layer in self.layers]
         on_picture = self.projector and place.kind in ON_PICTURE
@@ -156,23 +156,23 @@ def _within(text: str, count: int, told: str) -> int:
     return number % count
 
 
-def _place(part: Any) -> Place:
+def _place(part: Any) -> FeaturePosition:
     if not isinstance(part, str) or part.strip().lstrip("-").isdigit():
         try:
             number = operator.index(int(part) if isinstance(part, str) else part)
         except TypeError:
             raise BadInput(f"a position is a name or a whole number; got {part!r}") from None
-        return Place(str(number), "number", number=number)
+        return FeaturePosition(str(number), "number", number=number)
     name = part.strip()
     kind, colon, word = name.partition(":")
     if kind.removesuffix(_MEAN) == "word" and colon:
         if not word.strip():
             raise BadInput('"word:" names no word; write word:stop sign, or "word" for the samples\' own column')
-        return Place(name, "word", word=word.strip(), mean=kind.endswith(_MEAN))
+        return FeaturePosition(name, "word", word=word.strip(), mean=kind.endswith(_MEAN))
     if name == "last_prompt":
-        return Place(name, name)
+        return FeaturePosition(name, name)
     if name.removesuffix(_MEAN) in SEVERAL:
-        return Place(name, name.removesuffix(_MEAN), mean=name.endswith(_MEAN))
+        return FeaturePosition(name, name.removesuffix(_MEAN), mean=name.endswith(_MEAN))
     raise BadInput(
         f"{name!r} is no position; positions are last_prompt, {', '.join(SEVERAL)} (each also with {_MEAN}), "
         "word:WORDS and numbers"

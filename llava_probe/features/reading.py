@@ -56,9 +56,9 @@ class Features:
             self._rows = {shard["number"]: shard["rows"] for shard in self.manifest["shards"]}
             self._tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
         else:
-            headers = {number: self._header(number) for number in shards.numbers(self.folder)}
+            headers = {number: self._header(number) for number in shards.shard_numbers(self.folder)}
             self._rows = {number: header.rows for number, header in headers.items()}
-            self._tensors = shards.described(headers, self.folder)
+            self._tensors = shards.tensor_table(headers, self.folder)
 
     @property
     def interventions(self) -> tuple[Mapping[str, Any], ...]:
@@ -275,7 +275,7 @@ class Ragged:
         return slice(*self.spans[row].tolist())
 
 
-def _at(storage: Any, entry: shards.Entry) -> Tensor:
+def _at(storage: Any, entry: shards.TensorSpan) -> Tensor:
     """The tensor in a mapped file: no byte is read before it is used."""
     flat = torch.empty(0, dtype=entry.dtype)
     return flat.set_(storage, entry.start // entry.dtype.itemsize, entry.shape)  # type: ignore[call-overload]

@@ -52,13 +52,13 @@ def errors_path(folder: Path, number: int) -> Path:
     return folder / "errors" / f"{number:05d}.parquet"
 
 
-def numbers(folder: Path) -> list[int]:
+def shard_numbers(folder: Path) -> list[int]:
     """The shards that are whole, in order."""
     return sorted(int(path.stem) for path in (folder / "index").glob("*.parquet") if path.stem.isdecimal())
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorSpan:
     """Where one tensor lies in a safetensors file: ``start`` in bytes from the file's start."""
 
     dtype: torch.dtype
@@ -70,7 +70,7 @@ class Entry:
 class Header:
     """What a safetensors file says of itself; ``size`` in bytes is what it has to measure."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorSpan]
     size: int
 
     @property
@@ -98,7 +98,7 @@ def read_header(folder: Path, number: int) -> Header:
             told = json.loads(opened.read(length))
         told.pop("__metadata__", None)
         entries = {
-            name: Entry(DTYPES[of["dtype"]], tuple(of["shape"]), 8 + length + of["data_offsets"][0])
+            name: TensorSpan(DTYPES[of["dtype"]], tuple(of["shape"]), 8 + length + of["data_offsets"][0])
             for name, of in told.items()
         }
         expected = 8 + length + max((of["data_offsets"][1] for of in told.values()), default=0)
@@ -131,7 +131,7 @@ def is_ragged(name: str, names: Iterable[str]) -> bool:
     return what not in ("spans", "positions") and f"spans/{position}" in names
 
 
-def described(headers: Mapping[int, Header], folder: Path) -> dict[str, dict[str, Any]]:
+def tensor_table(headers: Mapping[int, Header], folder: Path) -> dict[str, dict[str, Any]]:
     """``{name: {dtype, shape, ragged}}`` of all shards, the first axis None.
 
     Raises:

@@ -31,13 +31,13 @@ from llava_probe.errors import BadFile, BadInput, first_line, shortened
 from llava_probe.features.shards import (
     CODES,
     REPAIR,
-    described,
     errors_path,
     index_path,
     is_ragged,
-    numbers,
     read_header,
     safetensors,
+    shard_numbers,
+    tensor_table,
     tensors_path,
 )
 from llava_probe.features.tables import arrow, opened_table, parquet, read_errors, table_of
@@ -47,7 +47,7 @@ try:
 except ImportError:  # Windows, where a file that somebody has open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "llava_probe.features"
+STORE_FORMAT = "llava_probe.features"
 VERSION = 1
 
 _ADDED = ("shard", "shard_row")
@@ -85,7 +85,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any]) -> dict[int, str]:
             drafts.add(target / "manifest.json", [_manifest_bytes({"settings": asked, "complete": False})])
             drafts.move()
     _sweep(target)
-    return {number: _source(target, number) for number in numbers(target) if _is_whole(target, number)}
+    return {number: _source(target, number) for number in shard_numbers(target) if _is_whole(target, number)}
 
 
 def write_shard(
@@ -140,7 +140,7 @@ def finish(folder: str | Path) -> None:
     target = Path(folder).expanduser()
     manifest = read_manifest(target)
     _sweep(target)
-    found = numbers(target)
+    found = shard_numbers(target)
     shards = []
     for number in found:
         with opened_table(index_path(target, number)) as index:
@@ -148,7 +148,7 @@ def finish(folder: str | Path) -> None:
         checksum = file_sha256(index_path(target, number))
         digest = tensors_sha256(target, number)
         shards.append({"number": number, "rows": rows, "tensors_sha256": digest, "index_sha256": checksum})
-    tensors = described({number: read_header(target, number) for number in found}, target)
+    tensors = tensor_table({number: read_header(target, number) for number in found}, target)
     told = {
         "settings": manifest["settings"],
         "complete": True,
@@ -182,8 +182,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BadFile(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise BadFile(f"{path} is damaged, or no JSON: {first_line(error)}") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise BadFile(f"{path} is of something else: it has no format {FORMAT!r}")
+    if not isinstance(told, dict) or told.get("format") != STORE_FORMAT:
+        raise BadFile(f"{path} is of something else: it has no format {STORE_FORMAT!r}")
     if not isinstance(told.get("version"), int) or told["version"] > VERSION:
         raise BadFile(f"{path} was written by a newer llava_probe (version {told.get('version')}, here {VERSION})")
     needed = {"settings": dict, "complete": bool}
@@ -238,7 +238,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _manifest_bytes(told: Mapping[str, Any]) -> bytes:
-    everything = {"format": FORMAT, "version": VERSION, **told}
+    everything = {"format": STORE_FORMAT, "version": VERSION, **told}
     return (json.dumps(everything, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.features.packs import Batch, Unshared, batch_of
-from llava_probe.features.passes import Reading, read
+from llava_probe.features.passes import ActivationChoice, read
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.tolerance import STATES
@@ -76,7 +76,7 @@ def _states(vlm: VLM, batch: Batch) -> _States:
     """[samples, layers, D] at each last prompt token, and the positions [..., tokens] that each sample was given."""
     noted = _Positions()
     last = [[branch.place(len(branch.prompt) - 1) for branch in pack.branches] for pack in batch.packs]
-    out = read(vlm.anatomy, vlm.model, batch, Reading(tuple(range(vlm.anatomy.layers + 1)), last), noted)
+    out = read(vlm.anatomy, vlm.model, batch, ActivationChoice(tuple(range(vlm.anatomy.layers + 1)), last), noted)
     widths = {tuple(states.shape[1:]) for states in out.states.values()}
     kept = [states for states in out.states.values() if tuple(states.shape[1:]) == max(widths)]
     positions = noted.given

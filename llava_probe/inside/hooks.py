@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
-from llava_probe.inside.scene import Enough, Scene, scene_of
+from llava_probe.inside.scene import Enough, PassScene, scene_of
 from llava_probe.inside.undo import Undo
 from llava_probe.inside.visitor import Others, Visitor
 
@@ -215,7 +215,7 @@ def _left(model: nn.Module, output: Any) -> Any:
     return _with(output, made)
 
 
-def _seen(scene: Scene | None, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
+def _seen(scene: PassScene | None, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
     """What visitors make of a hidden state; None where they leave it."""
     if scene is None or not scene.running(stack):
         return None

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
-from llava_probe.inside.passes import ENTRY, Entry, entered, visiting
+from llava_probe.inside.passes import ENTRY, DecoderInput, entered, visiting
 from llava_probe.inside.undo import undoing
 
 
@@ -58,7 +58,7 @@ def entering(anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
     Raises:
         BadModel: its pictures do not enter it as embeddings in the sequence.
     """
-    entry, model = Entry(), cast(Any, anatomy.model)
+    entry, model = DecoderInput(), cast(Any, anatomy.model)
     with visiting(anatomy, entry, until=ENTRY, apart=True), torch.no_grad():
         model(**inputs, use_cache=False)
     return entered(anatomy, entry.embeddings)

@@ -24,7 +24,7 @@ from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.rows import Call
-from llava_probe.inside.scene import Scene, scenes
+from llava_probe.inside.scene import PassScene, scenes
 from llava_probe.inside.undo import Undo, undoing
 from llava_probe.inside.visitor import Others, Visitor
 
@@ -195,7 +195,7 @@ def _touched(
 
 def _call(
     name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Others
-) -> tuple[Scene, Call] | None:
+) -> tuple[PassScene, Call] | None:
     """The scene that an attention module belongs to, and its call; None where nobody hears of it."""
     for scene in scenes.get():
         stack, layer = scene.holder(module)
@@ -209,7 +209,7 @@ def _call(
     return None
 
 
-def _attended(scene: Scene, call: Call, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _attended(scene: PassScene, call: Call, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     made, weights = output
     if isinstance(weights, Tensor):
         call = replace(call, weights=weights)

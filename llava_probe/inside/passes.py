@@ -23,14 +23,14 @@ from llava_probe.errors import BadModel, NotActed
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.hooks import ENTRY, put_hooks
 from llava_probe.inside.kernels import twins
-from llava_probe.inside.scene import Enough, Scene, scene_of, scenes
+from llava_probe.inside.scene import Enough, PassScene, scene_of, scenes
 from llava_probe.inside.spans import Course, Prompt, Span
 from llava_probe.inside.undo import undoing
 from llava_probe.inside.visitor import Others, Visitor
 
 __all__ = [
     "ENTRY",
-    "Entry",
+    "DecoderInput",
     "Others",
     "Prompt",
     "Span",
@@ -81,7 +81,7 @@ def visiting(
         before = scenes.get()
         undo(lambda: scenes.set(before))
         others = (scene for scene in before if scene.anatomy.model is not model)
-        scenes.set((Scene(anatomy, tuple(ordered), course, until, key), *others))
+        scenes.set((PassScene(anatomy, tuple(ordered), course, until, key), *others))
         if ordered or until is not None:
             put_hooks(anatomy, visitors, until, undo)
         try:
@@ -112,7 +112,7 @@ def in_force(anatomy: Anatomy) -> tuple[Mapping[str, Any], ...]:
     return tuple(each for each in told if each is not None)
 
 
-class Entry(Visitor):
+class DecoderInput(Visitor):
     """Keeps what enters the decoder.
 
     Attributes:

@@ -18,7 +18,7 @@ _OF_A_STACK = ("attention", "attended", "state", "part")
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class PassScene:
     """The visitors of one model in one context.
 
     Attributes:
@@ -89,9 +89,9 @@ class Enough(Exception):
 
 
 #: One scene a model.
-scenes: ContextVar[tuple[Scene, ...]] = ContextVar("llava_probe_scenes", default=())
+scenes: ContextVar[tuple[PassScene, ...]] = ContextVar("llava_probe_scenes", default=())
 
 
-def scene_of(model: nn.Module) -> Scene | None:
+def scene_of(model: nn.Module) -> PassScene | None:
     """What visits a model in this context."""
     return next((scene for scene in scenes.get() if scene.anatomy.model is model), None)

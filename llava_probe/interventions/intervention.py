@@ -71,7 +71,7 @@ class Intervention(Visitor):
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenPrompt:
     """What a pass holds of one sample, as the reader of tokens takes it."""
 
     tokens: Sequence[Token]
@@ -136,7 +136,7 @@ class Places:
             self._found[prompt] = frozenset(found)
         return self._found[prompt]
 
-    def _written(self, prompt: Prompt) -> Written:
+    def _written(self, prompt: Prompt) -> WrittenPrompt:
         ids = list(prompt.ids)
         if not ids:
             raise BadInput(
@@ -148,7 +148,7 @@ class Places:
         for place in prompt.image_positions:
             tokens[place] = Token(tokens[place].id, tokens[place].text, "image", place)
         tokens.append(Token(-1, "", "generated", len(tokens)))  # what the last token predicts is never fed
-        return Written(tokens, prompt.length, prompt.question)
+        return WrittenPrompt(tokens, prompt.length, prompt.question)
 
 
 def _parts(at: Any) -> list[int | str | Place]:

@@ -1,7 +1,7 @@
 """From a prompt's visual tokens to their places on the photographs: one file a way of tiling.
 
 ``Layouts`` looks up which way the model's family has and hands it what the processor made of the pictures; a family
-without one is measured (``measured.py``). A new way is one file with a ``place`` function and a line in ``WAYS``.
+without one is measured (``measured.py``). A new way is one file with a ``place_...`` function and a line in ``WAYS``.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import BadInput, BadModel, ProbeError, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.layout import anyres, crop, frames, stretched, tiled
-from llava_probe.layout.asking import Probe
-from llava_probe.layout.geometry import ImageLayout, IntArray, Placement, Share, in_a_row
+from llava_probe.layout.asking import Asking
+from llava_probe.layout.geometry import ImageLayout, Placement, Share, in_a_row
 from llava_probe.layout.measured import NOWHERE, measure
 from llava_probe.layout.prepared import Prepared
 
-__all__ = ["HOW", "OF_FRAMES", "WAYS", "Clips", "ImageLayout", "Layouts", "Places", "Probe"]
+__all__ = ["HOW", "OF_FRAMES", "WAYS", "Asking", "Clips", "ImageLayout", "Layouts", "PromptLayouts"]
 
 Way = Callable[[Prepared], list[Share]]
 
 #: How each family (``config.model_type``) brings a photograph to its vision tower.
 WAYS: dict[str, Way] = {
-    "llava": crop.place,
-    "vipllava": crop.place,
-    "llava_next": anyres.place,
-    "llava_next_video": anyres.place,
-    "llava_onevision": anyres.place,
+    "llava": crop.place_center_crop,
+    "vipllava": crop.place_center_crop,
+    "llava_next": anyres.place_anyres,
+    "llava_next_video": anyres.place_anyres,
+    "llava_onevision": anyres.place_anyres,
     "pixtral": stretched.place_by_size,
     "mistral3": stretched.place_by_size,
     "qwen2_vl": stretched.place_by_grid,
@@ -53,7 +54,7 @@ WAYS: dict[str, Way] = {
     "smolvlm": tiled.place_by_split,
     "granite_docling": tiled.place_by_split,
     "internvl": tiled.place_by_ratio,
-    "video_llava": crop.place,
+    "video_llava": crop.place_center_crop,
 }
 
 #: How it brings the frames of a video there.
@@ -61,11 +62,11 @@ OF_FRAMES: dict[str, Way] = {
     "llava_next_video": frames.place_pooled,
     "llava_onevision": frames.place_blended,
     "video_llava": frames.place_cropped,
-    "qwen2_vl": frames.place_by_grid,
-    "qwen2_5_vl": frames.place_by_grid,
-    "qwen3_vl": frames.place_by_grid,
-    "glm4v": frames.place_by_grid,
-    "video_llama_3": frames.place_by_grid,
+    "qwen2_vl": frames.place_frames_by_grid,
+    "qwen2_5_vl": frames.place_frames_by_grid,
+    "qwen3_vl": frames.place_frames_by_grid,
+    "glm4v": frames.place_frames_by_grid,
+    "video_llama_3": frames.place_frames_by_grid,
 }
 
 #: A way, what it is told, and which of the visual tokens are its own.
@@ -94,7 +95,7 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Places:
+class PromptLayouts:
     """Where the visual tokens of one prompt lie.
 
     Attributes:
@@ -149,18 +150,18 @@ class Layouts:
         sizes: Sequence[tuple[int, int]],
         positions: Sequence[int],
         inputs: Mapping[str, Tensor],
-        probe: Probe,
+        asking: Asking,
         settings: Mapping[str, Any] | None = None,
         first: int = 0,
         clips: Clips = Clips(),
-    ) -> Places:
+    ) -> PromptLayouts:
         """The layout of each picture of one prompt, or why it is not known; a failure is not remembered.
 
         Args:
             sizes: (width, height) of each original, in order; frames of videos last.
             positions: sequence positions of all visual tokens of the prompt, in order.
             inputs: the model inputs, of the prompt alone or of its batch.
-            probe: how to ask the model with other pictures in the same prompt, for a measurement.
+            asking: how to ask the model with other pictures in the same prompt, for a measurement.
             settings: what the call overrode of the image processor.
             first: how many still pictures of the batch came before these.
             clips: the videos among them.
@@ -169,7 +170,7 @@ class Layouts:
             BadInput: the prompt has another number of visual tokens than these pictures give.
         """
         if not sizes or self.how == "none":
-            return Places()
+            return PromptLayouts()
         filmed = np.isin(positions, clips.positions)
         stills = len(sizes) - sum(clips.counts)
         if not stills:
@@ -186,19 +187,19 @@ class Layouts:
                 prepared = by([sizes[end - 1] for end in ends], inputs, clips.first, clips.counts)
                 kinds.append((self._way(OF_FRAMES), prepared, np.flatnonzero(filmed)))
             try:
-                self._known[key] = self._worked_out(kinds, probe, sizes, clips.counts, len(positions))
+                self._known[key] = self._worked_out(kinds, asking, sizes, clips.counts, len(positions))
             except _Unmeasured as failure:
-                return Places(unknown=str(failure))
+                return PromptLayouts(unknown=str(failure))
         self._known.move_to_end(key)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         found = self._known[key]
-        return Places(tuple(_placed(found.placements, sizes, positions)), found.unknown)
+        return PromptLayouts(tuple(_placed(found.placements, sizes, positions)), found.unknown)
 
     def _worked_out(
         self,
         kinds: Sequence[_Kind],
-        probe: Probe,
+        asking: Asking,
         sizes: Sequence[tuple[int, int]],
         videos: Sequence[int],
         tokens: int,
@@ -221,7 +222,7 @@ class Layouts:
             return _Found(placements)
         measured, failure = [NOWHERE for _ in sizes], None
         try:
-            measured = measure(self._anatomy, probe, sizes, videos, tokens)
+            measured = measure(self._anatomy, asking, sizes, videos, tokens)
         except (ProbeError, ValueError, RuntimeError) as error:  # what is no refusal of theirs is a bug of ours
             if of_the_machine(error):
                 raise

@@ -10,15 +10,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.inside import seam
-from llava_probe.layout.geometry import LEAST, FloatArray, IntArray, Placement, Share, boxes_between, edges
+from llava_probe.layout.geometry import LEAST, Placement, Share, boxes_between, cell_edges
 from llava_probe.layout.prepared import Prepared
 
 #: Stands for a newline token among the features.
 _NEWLINE = -9.0
 
 
-def place(prepared: Prepared) -> list[Share]:
+def place_anyres(prepared: Prepared) -> list[Share]:
     """Thumbnail first, then the rows of all tiles together, newlines left out.
 
     LLaVA-OneVision takes of each of several pictures only the thumbnail, padded to a square.
@@ -40,7 +41,7 @@ def _one(prepared: Prepared, size: tuple[int, int], tiled: bool) -> Share:
     kind, row, column = packed[index].T
     boxes = np.empty((len(index), 4))
     thumb = kind == 0
-    x, y = edges(-margin_x, width + margin_x, side), edges(-margin_y, height + margin_y, side)
+    x, y = cell_edges(-margin_x, width + margin_x, side), cell_edges(-margin_y, height + margin_y, side)
     thumbnail = boxes_between(x, y).reshape(side, side, 4)
     boxes[thumb] = thumbnail[row[thumb].astype(int), column[thumb].astype(int)]
     tiles = np.zeros(len(index), dtype=np.int64)

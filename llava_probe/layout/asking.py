@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.arrays import BoolArray, FloatArray
 from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.isolation import entering, isolated
 from llava_probe.inside.passes import alone_with
-from llava_probe.layout.geometry import BoolArray, FloatArray
 from llava_probe.layout.patches import Patches, channels_first
 from llava_probe.layout.ramps import DARK, LIGHT, Encode
 
@@ -25,7 +25,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Probe:
+class Asking:
     """How to ask a model with other pictures.
 
     Attributes:
@@ -44,13 +44,13 @@ class Asker:
 
     Args:
         anatomy: of the unmodified model.
-        probe: how its inputs are sent.
+        asking: how its inputs are sent.
         inputs: the model inputs of plain pictures; what is asked replaces their numbers.
         positions: sequence positions of the visual tokens.
     """
 
-    def __init__(self, anatomy: Anatomy, probe: Probe, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
-        self._anatomy, self._probe, self._inputs = anatomy, probe, inputs
+    def __init__(self, anatomy: Anatomy, asking: Asking, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
+        self._anatomy, self._asking, self._inputs = anatomy, asking, inputs
         self._at = torch.as_tensor(list(positions))
         self._batch: int | None = None  # found out when there is a first batch
         self._cut: Patches | None = None
@@ -92,7 +92,7 @@ class Asker:
     def _run(self, batch: Sequence[BoolArray]) -> Tensor:
         many = [{**self._inputs, **self._changed(patches)} for patches in batch]
         stacked = {name: _stacked([each[name] for each in many]) for name in self._inputs}
-        return entering(self._anatomy, self._probe.send(stacked))[:, self._at].float().cpu()
+        return entering(self._anatomy, self._asking.send(stacked))[:, self._at].float().cpu()
 
     def _changed(self, patches: BoolArray) -> dict[str, Tensor]:
         assert self._cut is not None

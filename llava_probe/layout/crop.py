@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray
 from llava_probe.inside import seam
-from llava_probe.layout.geometry import FloatArray, Share, boxes_between
+from llava_probe.layout.geometry import Share, boxes_between
 from llava_probe.layout.prepared import Prepared
 
 
-def place(prepared: Prepared) -> list[Share]:
+def place_center_crop(prepared: Prepared) -> list[Share]:
     """The patches of each picture in reading order; a class token that was kept has no place."""
     class_token = int(getattr(prepared.config, "vision_feature_select_strategy", "default") == "full")
     class_token *= _has_class_token(prepared.config.vision_config)

@@ -16,7 +16,7 @@ from pathlib import Path
 _TABLE = Path(__file__).with_name("families.json")
 
 #: What a family's visual tokens have: places that are written here, that are measured, none; or it was not built.
-PLACES = ("written", "measured", "none", "not built", "not tried")
+PLACE_STATES = ("written", "measured", "none", "not built", "not tried")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Family:
 
     Attributes:
         name: the key.
-        places: one of ``PLACES``.
+        places: one of ``PLACE_STATES``.
         rows: whether attention rows equal eager attention; None where there is no model to try.
         note: why not, or what to know.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from llava_probe.inside import seam
 from llava_probe.layout.anyres import blended
 from llava_probe.layout.crop import lines
-from llava_probe.layout.geometry import Share, boxes_between, edges
+from llava_probe.layout.geometry import Share, boxes_between, cell_edges
 from llava_probe.layout.prepared import Prepared
 
 #: VideoLLaMA 3 keeps only these visual tokens: not those of patches that look as in the frame before.
@@ -63,7 +63,7 @@ def place_blended(prepared: Prepared) -> list[Share]:
     return shares
 
 
-def place_by_grid(prepared: Prepared) -> list[Share]:
+def place_frames_by_grid(prepared: Prepared) -> list[Share]:
     """Qwen-VL and its kind: the processor tells the model the grid of each video, in time too.
 
     The last frame of an odd number is read twice. Nothing is said where the processor took other frames than these.
@@ -75,7 +75,7 @@ def place_by_grid(prepared: Prepared) -> list[Share]:
     shares = []
     for size, count, (t, h, w) in zip(prepared.sizes, prepared.frames, grids[prepared.first :], strict=True):
         rows, columns = h // merged, w // merged
-        boxes = boxes_between(edges(0, size[0], columns), edges(0, size[1], rows))
+        boxes = boxes_between(cell_edges(0, size[0], columns), cell_edges(0, size[1], rows))
         if t != -(-count // together):
             return []
         for frame in range(0, count, together):

@@ -19,12 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput, OutOfRange
-
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.integer[Any]]
-BoolArray = npt.NDArray[np.bool_]
-
 
 #: A patch is in the box of each token that it weighs at least this much in, as a share of where it weighs most.
 LEAST = 0.25
@@ -210,7 +206,7 @@ class ImageLayout:
         return self.positions[self.to_tokens(mask) >= 0.5]
 
 
-def edges(low: float, high: float, count: int) -> FloatArray:
+def cell_edges(low: float, high: float, count: int) -> FloatArray:
     """[count + 1] edges of equal cells from ``low`` to ``high``."""
     return np.linspace(low, high, count + 1)
 

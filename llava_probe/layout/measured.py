@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import BoolArray, FloatArray, IntArray
 from llava_probe.inside.anatomy import Anatomy
-from llava_probe.layout.asking import Asker, Probe
-from llava_probe.layout.geometry import LEAST, BoolArray, FloatArray, IntArray, Placement, grid_of
+from llava_probe.layout.asking import Asker, Asking
+from llava_probe.layout.geometry import LEAST, Placement, grid_of
 from llava_probe.layout.patches import Patches, patches
 from llava_probe.layout.ramps import DARK, plain, sources
 
@@ -41,7 +42,7 @@ _DIVISORS = ((11, 12), (13, 14), (7, 8, 9), (8, 9, 11), (11, 12, 13))
 #: One patch in so many is changed to see whether what was found foretells which tokens move; and how many may not.
 _SAMPLED, _WRONG = 8, 0.1
 _AXES = ("view", "row", "column")
-Question = tuple[str, int, int]  # "column", divisor, remainder
+Residue = tuple[str, int, int]  # "column", divisor, remainder
 
 #: Of a picture whose tokens have no place.
 NOWHERE = Placement(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
@@ -49,7 +50,7 @@ NOWHERE = Placement(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int6
 
 def measure(
     anatomy: Anatomy,
-    probe: Probe,
+    asking: Asking,
     sizes: Sequence[tuple[int, int]],
     videos: Sequence[int] = (),
     tokens: int | None = None,
@@ -58,7 +59,7 @@ def measure(
 
     Args:
         anatomy: of the unmodified model.
-        probe: how to ask it.
+        asking: how to ask it.
         sizes: (width, height) of each picture; frames of videos last.
         videos: how many frames each video has.
         tokens: how many visual tokens the pictures themselves have, where that may depend on what they show.
@@ -67,12 +68,12 @@ def measure(
         Placements without tokens where these have no place.
     """
     config = anatomy.model.config
-    inputs = probe.encode(plain(sizes, DARK))
-    positions = probe.find(inputs["input_ids"][0])
-    cut = patches(sources(probe.encode, sizes), config)
+    inputs = asking.encode(plain(sizes, DARK))
+    positions = asking.find(inputs["input_ids"][0])
+    cut = patches(sources(asking.encode, sizes), config)
     if cut is None or not len(positions) or tokens not in (None, len(positions)):
         return [NOWHERE for _ in sizes]
-    ask = Asker(anatomy, probe, inputs, positions)
+    ask = Asker(anatomy, asking, inputs, positions)
     cut = _told_apart(ask, cut, config)
     reach = _reach(ask.moves(cut, _apart(cut)))
     if reach == "everywhere":
@@ -153,9 +154,9 @@ def _stride(cut: Patches, tokens: int) -> int:
     return max(1, round((pixels / tokens) ** 0.5))
 
 
-def _questions(cut: Patches) -> list[Question]:
+def _questions(cut: Patches) -> list[Residue]:
     """What tells every tile, row and column apart."""
-    asked: list[Question] = []
+    asked: list[Residue] = []
     for axis in _AXES:
         count = int(getattr(cut, axis).max()) + 1
         divisors = (count,) if count <= _FEW else next((d for d in _DIVISORS if np.prod(d) >= count), _DIVISORS[-1])
@@ -163,14 +164,14 @@ def _questions(cut: Patches) -> list[Question]:
     return asked
 
 
-def _patches_of(cut: Patches, question: Question) -> BoolArray:
+def _patches_of(cut: Patches, question: Residue) -> BoolArray:
     """[M] which patches a question changes."""
     what, by, value = question
     numbers: IntArray = getattr(cut, what)
     return numbers % by == value
 
 
-def _members(cut: Patches, questions: Sequence[Question], moves: FloatArray, least: float) -> BoolArray:
+def _members(cut: Patches, questions: Sequence[Residue], moves: FloatArray, least: float) -> BoolArray:
     """[N, M] the patches that weigh at least ``least`` in a token, as a share of where they weigh most."""
     largest = moves.max(axis=0)
     moving = largest > _STILL * np.median(largest[largest > 0]) if (largest > 0).any() else largest > 0
@@ -189,7 +190,7 @@ def _members(cut: Patches, questions: Sequence[Question], moves: FloatArray, lea
     return inside
 
 
-def _shares(questions: Sequence[Question], moves: FloatArray, what: str, count: int) -> FloatArray:
+def _shares(questions: Sequence[Residue], moves: FloatArray, what: str, count: int) -> FloatArray:
     """[N, count] how strongly each row (column, view) moves each token, as a share of the strongest."""
     share = np.ones((moves.shape[1], count))
     for by in dict.fromkeys(question[1] for question in questions if question[0] == what):

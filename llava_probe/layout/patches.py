@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.layout.geometry import BoolArray, FloatArray, IntArray
-from llava_probe.layout.ramps import Source
+from llava_probe.arrays import BoolArray, FloatArray, IntArray
+from llava_probe.layout.ramps import Origin
 
 #: A picture is cut into so many patches a side where no config tells the side of a patch.
 _CUTS = 32
@@ -37,7 +37,7 @@ class Patches:
         boxes: [M, 4] its part on the photograph, in pixels of the original.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Origin, ...]
     owners: tuple[Tensor, ...]
     sides: tuple[int | None, ...]
     pictures: BoolArray
@@ -52,7 +52,7 @@ class Patches:
         return len(self.boxes)
 
 
-def patches(sources: Sequence[Source], config: Any, side: int | None = None) -> Patches | None:
+def patches(sources: Sequence[Origin], config: Any, side: int | None = None) -> Patches | None:
     """The patches of ``sources``, those that are padding throughout left out; None where there are none.
 
     Args:
@@ -124,7 +124,7 @@ def patch_side(config: Any) -> int | None:
     return int(side) if side else None
 
 
-def _cut(source: Source, told: int | None, pictures: int) -> tuple[Any, ...]:
+def _cut(source: Origin, told: int | None, pictures: int) -> tuple[Any, ...]:
     """(owner, side, crop, pictures, row, column, boxes) of one input's patches, numbered from 0.
 
     ``told`` is the side of a patch by the config; ``side`` is None where a patch is a row of numbers.
@@ -174,7 +174,7 @@ def _hidden(shape: torch.Size, side: int, at: Tensor, inside: Tensor, kept: Tens
     return torch.stack([left, top, right, bottom], dim=1)[kept].double().numpy()
 
 
-def channels_first(source: Source) -> Source:
+def channels_first(source: Origin) -> Origin:
     """A picture whose colours come last, with its colours where most processors put them."""
     if not _colours_last(source.x.shape):
         return source
@@ -220,7 +220,7 @@ def _row_cells(shape: torch.Size, side: int | None) -> Tensor:
     return torch.arange(outer.numel()).view(*outer, *[1] * inner)
 
 
-def _pixels_of_crops(source: Source, crop: IntArray) -> FloatArray:
+def _pixels_of_crops(source: Origin, crop: IntArray) -> FloatArray:
     """[M, 2] size of a processed pixel on the original, of the crop that each patch lies in."""
     there = (
         (source.picture >= 0).flatten(0, -4).any(1) if source.picture.ndim > 3 else (source.picture >= 0).any(0)[None]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.layout.geometry import FloatArray
+from llava_probe.arrays import FloatArray
 
 Encode = Callable[[Sequence[Image.Image]], Mapping[str, Tensor]]
 
@@ -33,7 +33,7 @@ ROUNDED = 1.5 / (HIGH - LOW)
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Origin:
     """One tensor of model inputs, and where on the originals its numbers came from.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source:
     picture: Tensor
 
 
-def sources(encode: Encode, sizes: Sequence[tuple[int, int]]) -> list[Source]:
+def sources(encode: Encode, sizes: Sequence[tuple[int, int]]) -> list[Origin]:
     """The model inputs that pictures of these sizes fill, and where each of their numbers came from.
 
     Args:
@@ -88,7 +88,7 @@ def sources(encode: Encode, sizes: Sequence[tuple[int, int]]) -> list[Source]:
             told = [((wave[name].float() - low) / gain + DARK - LOW) / (HIGH - LOW) for wave in asked[axis]]
             places.append(torch.where(filled, _place(told) * side, torch.nan))
         x, y = places
-        found.append(Source(name, low, gain, x, y, picture))
+        found.append(Origin(name, low, gain, x, y, picture))
     return found
 
 

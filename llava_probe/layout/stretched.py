@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llava_probe.layout.geometry import Share, boxes_between, edges
+from llava_probe.layout.geometry import Share, boxes_between, cell_edges
 from llava_probe.layout.prepared import Prepared
 
 
@@ -36,7 +36,7 @@ def place_squashed(prepared: Prepared) -> list[Share]:
     shares = []
     for width, height in prepared.sizes:
         views = np.array([[0, 0, width, height], *_crops(prepared, width, height)], dtype=float)
-        boxes = [boxes_between(edges(x0, x1, side), edges(y0, y1, side)) for x0, y0, x1, y1 in views]
+        boxes = [boxes_between(cell_edges(x0, x1, side), cell_edges(y0, y1, side)) for x0, y0, x1, y1 in views]
         tiles = np.repeat(np.arange(len(views)), tokens)
         grid = (side, side) if len(views) == 1 else None
         shares.append(Share.of(np.concatenate(boxes), tiles=tiles, grid=grid))
@@ -44,7 +44,7 @@ def place_squashed(prepared: Prepared) -> list[Share]:
 
 
 def _stretched(size: tuple[int, int], rows: int, columns: int) -> Share:
-    return Share.of(boxes_between(edges(0, size[0], columns), edges(0, size[1], rows)), grid=(rows, columns))
+    return Share.of(boxes_between(cell_edges(0, size[0], columns), cell_edges(0, size[1], rows)), grid=(rows, columns))
 
 
 def _crops(prepared: Prepared, width: int, height: int) -> list[list[float]]:

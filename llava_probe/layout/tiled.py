@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from llava_probe.inside import seam
-from llava_probe.layout.geometry import Share, boxes_between, edges
+from llava_probe.layout.geometry import Share, boxes_between, cell_edges
 from llava_probe.layout.prepared import Prepared
 
 
@@ -49,13 +49,13 @@ def place_by_split(prepared: Prepared) -> list[Share]:
 
 def _tiled(size: tuple[int, int], rows: int, columns: int, side: int) -> Share:
     width, height = size
-    x, y = edges(0, width, columns * side), edges(0, height, rows * side)
+    x, y = cell_edges(0, width, columns * side), cell_edges(0, height, rows * side)
     tiles = [
         boxes_between(x[column * side : (column + 1) * side + 1], y[row * side : (row + 1) * side + 1])
         for row in range(rows)
         for column in range(columns)
     ]
-    whole = boxes_between(edges(0, width, side), edges(0, height, side))
+    whole = boxes_between(cell_edges(0, width, side), cell_edges(0, height, side))
     if len(tiles) == 1:
         return Share.of(whole, grid=(side, side))
     numbers = [*range(1, len(tiles) + 1), 0]

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES
 from llava_probe.leaderboard.run import made_with
 from llava_probe.leaderboard.scoring import read_scores
@@ -89,7 +89,7 @@ class Leaderboard:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of question, descriptions left out."""
-        return tuple(dict.fromkeys(line["kind"] for line in self.right if not described(line)))
+        return tuple(dict.fromkeys(line["kind"] for line in self.right if not is_description(line)))
 
     @property
     def heads(self) -> Mapping[str, Any] | None:
@@ -201,7 +201,7 @@ class Leaderboard:
 
     def _lines(self, kind: str | None, blind: bool) -> Iterator[Mapping[str, Any]]:
         for line in self.right:
-            wanted = not described(line) if kind is None else line["kind"] == kind
+            wanted = not is_description(line) if kind is None else line["kind"] == kind
             if wanted and bool(line["blind"]) == blind:
                 yield line
 
@@ -212,7 +212,7 @@ class Leaderboard:
         return [value for value, _ in rows], [picture for _, picture in rows]
 
 
-def described(line: Mapping[str, Any]) -> bool:
+def is_description(line: Mapping[str, Any]) -> bool:
     """Whether a question is a description, whose words are scored among themselves."""
     return any("tam" in found for found in line.get("entries", {}).values())
 

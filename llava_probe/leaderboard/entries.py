@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,3 +48,30 @@ ENTRIES: Mapping[str, Entry] = {
 }
 
 BASELINES = ("centre prior", "edges", "random", "attention of another picture")
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """What is run besides the scores against masks.
+
+    Attributes:
+        entries: by name.
+        heads: for ``localisation_heads``; that entry is left out without.
+        closer: how many of the questions also get deletion, insertion and the methods' rank agreement.
+        random: how many are explained once more with the language model's layers random.
+    """
+
+    entries: Mapping[str, Entry] = field(default_factory=lambda: ENTRIES)
+    heads: Any = None
+    closer: int = 0
+    random: int = 0
+
+    def options(self, entry: Entry) -> dict[str, Any]:
+        """An entry's options, the chosen heads among them."""
+        return {**entry.options, **({"heads": self.heads} if entry.method == "localisation_heads" else {})}
+
+    def runs(self) -> Iterator[tuple[str, Entry]]:
+        """The entries that can be run."""
+        for name, entry in self.entries.items():
+            if entry.method != "localisation_heads" or self.heads is not None:
+                yield name, entry

@@ -21,11 +21,11 @@ from llava_probe.attribution import LocalisationHeads, explained_by, find_heads,
 from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.evaluate.cases import Case, read_cases
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
-from llava_probe.leaderboard.board import Leaderboard, described
-from llava_probe.leaderboard.entries import ENTRIES
+from llava_probe.leaderboard.board import Leaderboard, is_description
+from llava_probe.leaderboard.entries import ENTRIES, ScoringPlan
 from llava_probe.leaderboard.figures import agreement_figure, leaderboard_figure, methods_figure
 from llava_probe.leaderboard.page import leaderboard_page
-from llava_probe.leaderboard.scoring import Plan, score_cases, spans_of
+from llava_probe.leaderboard.scoring import score_cases, spans_of
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
 from llava_probe.view.canvas import save_figure
@@ -38,7 +38,7 @@ CLOSER = 44
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BoardSettings:
     """What a leaderboard is made of.
 
     Attributes:
@@ -73,7 +73,7 @@ class Wanted:
         return [(open_image(case.image), case.question) for case in found if case.picture in chosen], scored
 
 
-def score(vlm: VLM, wanted: Wanted, scores: str | Path, part: tuple[int, int] = (1, 1)) -> Path:
+def score(vlm: VLM, wanted: BoardSettings, scores: str | Path, part: tuple[int, int] = (1, 1)) -> Path:
     """Score one part of the questions; what ``scores`` holds already is not done again.
 
     Raises:
@@ -81,12 +81,12 @@ def score(vlm: VLM, wanted: Wanted, scores: str | Path, part: tuple[int, int] = 
     """
     choosing, cases = wanted.read()
     entries = {name: entry for name, entry in ENTRIES.items() if not (wanted.quick and entry.costly)}
-    plan = Plan(entries, _heads(vlm, choosing), closer=wanted.closer, random=wanted.closer)
+    plan = ScoringPlan(entries, _heads(vlm, choosing), closer=wanted.closer, random=wanted.closer)
     return score_cases(vlm, cases, scores, plan, part=part)
 
 
 def write_leaderboard(
-    vlm: VLM, wanted: Wanted, scores: str | Path, folder: str | Path, *, model: str, command: str
+    vlm: VLM, wanted: BoardSettings, scores: str | Path, folder: str | Path, *, model: str, command: str
 ) -> list[Path]:
     """Write page and figures of all parts that are in ``scores``.
 
@@ -129,7 +129,7 @@ def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads |
 
 def _example(vlm: VLM, cases: Iterable[Case], board: Leaderboard) -> tuple[Any, str] | None:
     """The first question that was answered right, under every entry that runs, and what is shown; None without one."""
-    right = {line["question"] for line in board.seen if not described(line)}
+    right = {line["question"] for line in board.seen if not is_description(line)}
     case = next((case for case in cases if case.id in right), None)
     if case is None:
         return None
@@ -138,7 +138,7 @@ def _example(vlm: VLM, cases: Iterable[Case], board: Leaderboard) -> tuple[Any, 
     if not spans:  # not what it answered when it was scored
         return None
     task = prepared(vlm, trace, "attention", tokens=spans)
-    plan = Plan(heads=board.heads and board.heads["chosen"])
+    plan = ScoringPlan(heads=board.heads and board.heads["chosen"])
     maps = {}
     for name, entry in plan.runs():
         if name in board.names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_probe.leaderboard.board import described
+from llava_probe.leaderboard.board import is_description
 from llava_probe.leaderboard.entries import BASELINES
 from llava_probe.leaderboard.figures import SPOKEN
 
@@ -301,7 +301,7 @@ def _descriptions(board: Leaderboard) -> list[str]:
     ]
     if not rows:
         return []
-    count = sum(described(line) for line in board.seen)
+    count = sum(is_description(line) for line in board.seen)
     return [
         "## The words of a description",
         f"{count} descriptions, each object's word against that object, three function words against darkness (TAM's "

@@ -10,23 +10,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.attribution import LocalisationHeads
 from llava_probe.errors import BadInput, shortened
 from llava_probe.evaluate.cases import Case
 from llava_probe.inside.passes import in_force
+from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
-
-if TYPE_CHECKING:
-    from llava_probe.leaderboard.scoring import Plan
 
 RUN = "run.json"
 
 
-def claim(folder: Path, vlm: VLM, plan: Plan) -> None:
+def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
     """Note in a folder what its scores are made with, or see that they were made with the same.
 
     Raises:
@@ -92,7 +90,7 @@ def asked(group: Sequence[Case]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _told(plan: Plan) -> Mapping[str, Any]:
+def _told(plan: ScoringPlan) -> Mapping[str, Any]:
     entries = {name: {"method": entry.method, **plan.options(entry)} for name, entry in plan.runs()}
     return {"entries": entries, "closer": plan.closer, "random": plan.random}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from llava_probe.evaluate.precision import average_precision
 from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.ranks import agreement
 from llava_probe.evaluate.tam import tam_scores
-from llava_probe.leaderboard.entries import ENTRIES, Entry
+from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.leaderboard.run import asked, claim
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -48,41 +48,19 @@ from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.trace import Trace
 
 #: Points of the deletion and insertion curves.
-STEPS = 14
+SCORED_STEPS = 14
 #: Function words of a description that are explained beside its objects.
-FUNCTION_WORDS = 3
+FUNCTION_WORD_COUNT = 3
 _ROWS = Capture(hidden_states=False, logits=False, scores=False)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is run besides the scores against masks.
-
-    Attributes:
-        entries: by name.
-        heads: for ``localisation_heads``; that entry is left out without.
-        closer: how many of the questions also get deletion, insertion and the methods' rank agreement.
-        random: how many are explained once more with the language model's layers random.
-    """
-
-    entries: Mapping[str, Entry] = field(default_factory=lambda: ENTRIES)
-    heads: Any = None
-    closer: int = 0
-    random: int = 0
-
-    def options(self, entry: Entry) -> dict[str, Any]:
-        """An entry's options, the chosen heads among them."""
-        return {**entry.options, **({"heads": self.heads} if entry.method == "localisation_heads" else {})}
-
-    def runs(self) -> Iterator[tuple[str, Entry]]:
-        """The entries that can be run."""
-        for name, entry in self.entries.items():
-            if entry.method != "localisation_heads" or self.heads is not None:
-                yield name, entry
-
-
 def score_cases(
-    vlm: VLM, cases: Iterable[Case], folder: str | Path, plan: Plan | None = None, *, part: tuple[int, int] = (1, 1)
+    vlm: VLM,
+    cases: Iterable[Case],
+    folder: str | Path,
+    plan: ScoringPlan | None = None,
+    *,
+    part: tuple[int, int] = (1, 1),
 ) -> Path:
     """Score each entry on each case, and append to this part's file in ``folder``.
 
@@ -101,7 +79,7 @@ def score_cases(
             folder with scores of another model, plan or set of cases.
         BadFile: the folder cannot be written to.
     """
-    plan = plan or Plan()
+    plan = plan or ScoringPlan()
     number, parts = part
     if not 1 <= number <= parts:
         raise BadInput(f"part= takes (1, n) to (n, n); got {part}")
@@ -158,7 +136,7 @@ def _drop_cut_line(path: Path) -> None:
         path.write_bytes(written[: written.rfind(b"\n") + 1])
 
 
-def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: Plan, another: Sequence[Case]) -> dict[str, Any]:
+def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, another: Sequence[Case]) -> dict[str, Any]:
     """One question's line; ``another`` is the question whose attention stands for another picture's."""
     first = group[0]
     image = open_image(first.image)
@@ -215,7 +193,8 @@ def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list
         if not found or found[-1] >= len(trace.tokens):
             return [], []
         spans.append(list(found))
-    told = [word for word in first.function_words if trace.find(word, role="generated", occurrence=0)][:FUNCTION_WORDS]
+    said = [word for word in first.function_words if trace.find(word, role="generated", occurrence=0)]
+    told = said[:FUNCTION_WORD_COUNT]
     return spans + [list(trace.find(word, role="generated", occurrence=0)) for word in told], told
 
 
@@ -225,7 +204,7 @@ def _blind(vlm: VLM, image: Image.Image, case: Case, trace: Trace) -> bool:
     return vlm.generate(grey, case.question, capture=_ROWS).answer == trace.answer
 
 
-def _maps(task: Task, plan: Plan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:
+def _maps(task: Task, plan: ScoringPlan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:
     maps: dict[str, ImageMap] = {}
     told: dict[str, dict[str, Any]] = {}
     for name, entry in plan.runs():
@@ -263,7 +242,7 @@ def _look_closer(
     line: dict[str, Any],
 ) -> None:
     for name, m in maps.items():
-        curves = deletion_insertion(vlm, trace, m, steps=STEPS, tokens=spans, row=0)
+        curves = deletion_insertion(vlm, trace, m, steps=SCORED_STEPS, tokens=spans, row=0)
         line["entries"][name] |= {
             "deletion": float(curves.deletion_auc[0]),
             "insertion": float(curves.insertion_auc[0]),
@@ -303,7 +282,7 @@ def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -
 
 
 def _on_a_random_model(
-    vlm: VLM, trace: Trace, spans: list[list[int]], plan: Plan, masks: Sequence[np.ndarray]
+    vlm: VLM, trace: Trace, spans: list[list[int]], plan: ScoringPlan, masks: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Scores of the same words explained by a model whose language layers are random."""
     with randomised(vlm):

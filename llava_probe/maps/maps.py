@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import FloatArray
 from llava_probe.maps.overlay import backdrop
 from llava_probe.trace.tokens import Token
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from llava_probe.arrays import FloatArray
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import FloatArray
 
 #: Perceptually uniform, and ending in a yellow that stands out from faded photographs.
-COLOURS = "plasma"
+COLOUR_MAP = "plasma"
 #: For maps with negative values: blue against, red for.
-SIGNED_COLOURS = "RdBu_r"
+SIGNED_COLOUR_MAP = "RdBu_r"
 #: Opacity of a box at zero and at the largest value.
 OPACITY = (0.08, 0.62)
 
@@ -92,7 +92,7 @@ def colour_table(signed: bool) -> FloatArray:
     """[256, 3] colours in [0, 255] of strengths from 0 to 1, or from -1 to 1."""
     from matplotlib import colormaps
 
-    return (255 * colormaps[SIGNED_COLOURS if signed else COLOURS](np.arange(256))[:, :3]).astype(np.float32)
+    return (255 * colormaps[SIGNED_COLOUR_MAP if signed else COLOUR_MAP](np.arange(256))[:, :3]).astype(np.float32)
 
 
 def _stripes(start: int, shape: tuple[int, ...], stripe: int) -> FloatArray:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.probes import controls
 from llava_probe.probes.instances import Instances, noise, read_instances
 from llava_probe.probes.intervals import Sums, sums_of
-from llava_probe.probes.labels import IntArray
 from llava_probe.probes.study import Key, Study, out_of_fold, refuse_thin
 from llava_probe.resampling import interval
 
@@ -157,7 +157,7 @@ def _sums(study: Study, data: Instances, labels: npt.NDArray[Any], told: npt.NDA
     return sums_of(labels[data.owner], told, target.groups[data.owner], target.group_count, study.readout.classes)
 
 
-def _resampled(sums: Sums, study: Study) -> npt.NDArray[np.float64]:
+def _resampled(sums: Sums, study: Study) -> FloatArray:
     return next(iter(sums.measures(study.counts).values()))
 
 

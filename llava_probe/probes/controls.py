@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llava_probe.probes.labels import IntArray, Target, column, numbered
+from llava_probe.arrays import IntArray
+from llava_probe.probes.labels import Labels, column, numbered
 
 #: The column that tells types where none is named.
 DEFAULT_TYPES = "question"
@@ -44,7 +45,7 @@ class Types:
     reason: str | None = None
 
 
-def read_types(features: Any, target: Target, name: str | None) -> Types:
+def read_types(features: Any, target: Labels, name: str | None) -> Types:
     """The types to give random labels to: those of column ``name``, or of ``question`` where that makes sense.
 
     Raises:
@@ -75,7 +76,7 @@ def _recurring(codes: IntArray, groups: IntArray) -> float:
     return float((np.bincount(pairs[0])[codes] > 1).mean())
 
 
-def control_labels(target: Target, codes: IntArray, seed: int) -> npt.NDArray[Any]:
+def control_labels(target: Labels, codes: IntArray, seed: int) -> npt.NDArray[Any]:
     """[n] or [n, outputs] one label a type, each drawn from the rows' own labels."""
     generator = np.random.default_rng(seed)
     count = int(codes.max()) + 1
@@ -87,7 +88,7 @@ def control_labels(target: Target, codes: IntArray, seed: int) -> npt.NDArray[An
     return labels
 
 
-def shuffled_labels(target: Target, seed: int) -> npt.NDArray[Any]:
+def shuffled_labels(target: Labels, seed: int) -> npt.NDArray[Any]:
     """The labels after whole groups exchanged them: every label is kept, and so are the runs that came together.
 
     The groups are put in a random order and their labels dealt out again in the old one; where groups differ in size

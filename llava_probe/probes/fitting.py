@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import BadInput
 from llava_probe.probes.cell import measure_cell, noise_score
 from llava_probe.probes.controls import read_types
 from llava_probe.probes.instances import POOLS
-from llava_probe.probes.labels import IntArray, Target, column, read_target
+from llava_probe.probes.labels import Labels, column, read_target
 from llava_probe.probes.readouts import readout
 from llava_probe.probes.splits import assign_folds
 from llava_probe.probes.study import Key, Study
@@ -155,7 +156,7 @@ def _among(what: str, there: Sequence[str], wanted: Any) -> list[str]:
     return asked
 
 
-def _matched(features: Any, other: Any, target: Target) -> IntArray:
+def _matched(features: Any, other: Any, target: Labels) -> IntArray:
     """[n] the row of ``other`` that has each labelled row's id."""
     place = {each: row for row, each in enumerate(column(other, "id"))}
     ids = column(features, "id")

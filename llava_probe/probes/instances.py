@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.probes.labels import FloatArray, IntArray
 
 POOLS = ("mean", "tokens")
 #: Bytes of a block that is read at once in the out-of-core path, in float64.

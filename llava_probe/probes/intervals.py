@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput
-from llava_probe.probes.labels import FloatArray, IntArray
 from llava_probe.resampling import by_group, weighed
 
 

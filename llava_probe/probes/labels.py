@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput
 
 TASKS = ("classification", "regression")
@@ -26,12 +27,9 @@ TASKS = ("classification", "regression")
 #: Column names listed in an error before the rest is counted.
 _LISTED = 20
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Labels:
     """The labelled rows of a feature store.
 
     Attributes:
@@ -63,7 +61,7 @@ class Target:
         return int(self.groups.max()) + 1
 
 
-def read_target(features: Any, label: str | Sequence[str], groups: str, task: str | None = None) -> Target:
+def read_target(features: Any, label: str | Sequence[str], groups: str, task: str | None = None) -> Labels:
     """Read and check the labels of a store.
 
     Args:
@@ -89,7 +87,7 @@ def read_target(features: Any, label: str | Sequence[str], groups: str, task: st
     codes = numbered(column(features, groups))
     kept_groups = np.unique(codes[rows], return_inverse=True)[1].astype(np.int64)
     classes, values = _classes(told, kept) if task == "classification" else _numbers(told, names, kept)
-    return Target(told, task, classes, np.array(rows), values, kept_groups, groups, missing=len(labels) - len(rows))
+    return Labels(told, task, classes, np.array(rows), values, kept_groups, groups, missing=len(labels) - len(rows))
 
 
 def column(features: Any, name: str) -> list[Any]:

@@ -211,7 +211,7 @@ class Probe:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, whole or not at all; see ``llava_probe.probes.saved``."""
-        return saved.save(self, path)
+        return saved.save_probe(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
@@ -220,7 +220,7 @@ class Probe:
         Raises:
             BadFile: it is not there, damaged, or no probe.
         """
-        tensors, told = saved.load(path)
+        tensors, told = saved.load_probe(path)
         told["classes"] = tuple(told["classes"])
         return cls(tensors["weights"], tensors["bias"], **told)
 

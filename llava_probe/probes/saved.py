@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -12,28 +12,25 @@ from torch import Tensor
 from llava_probe.errors import BadFile
 from llava_probe.whole_file import checksum, write_tensors
 
-if TYPE_CHECKING:
-    from llava_probe.probes.probe import Probe
-
-FORMAT = 1
+PROBE_FORMAT = 1
 
 _TENSORS = ("weights", "bias")
 _PLAIN = ("label", "task", "kind", "classes", "layer", "position", "about")
 
 
-def save(probe: Probe, path: str | Path) -> Path:
-    """Write ``probe`` to ``path``, whole or not at all.
+def save_probe(probe: Any, path: str | Path) -> Path:
+    """Write ``probe``, an ``lp.Probe``, to ``path``, whole or not at all.
 
     Raises:
         BadFile: the place cannot be written; what was there before is still there.
     """
     tensors = {name: getattr(probe, name).contiguous() for name in _TENSORS}
     told = json.dumps({name: getattr(probe, name) for name in _PLAIN}, ensure_ascii=False, default=str)
-    metadata = {"llava_probe.probe": str(FORMAT), "probe": told, "digest": checksum(told, tensors)}
+    metadata = {"llava_probe.probe": str(PROBE_FORMAT), "probe": told, "digest": checksum(told, tensors)}
     return write_tensors("probe", path, tensors, metadata)
 
 
-def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_probe(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the plain fields of a saved probe.
 
     Raises:
@@ -50,7 +47,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadFile(f"{source} is no probe, or a damaged one: {error}") from error
     if "llava_probe.probe" not in metadata:
         raise BadFile(f"{source} is a safetensors file but no probe of llava_probe")
-    if int(metadata["llava_probe.probe"]) > FORMAT:
+    if int(metadata["llava_probe.probe"]) > PROBE_FORMAT:
         raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.probe']})")
     if checksum(metadata.get("probe", ""), tensors) != metadata.get("digest"):
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import BadInput
-from llava_probe.probes.labels import IntArray, Target
+from llava_probe.probes.labels import Labels
 
 #: Choosing by the other folds leaves k - 2 to train on.
 FEWEST = 3
 
 
-def assign_folds(target: Target, folds: int, seed: int) -> IntArray:
+def assign_folds(target: Labels, folds: int, seed: int) -> IntArray:
     """[n] the test fold of each labelled row, 0 to ``folds - 1``; a picture's rows are all in one.
 
     Raises:
@@ -37,7 +38,7 @@ def assign_folds(target: Target, folds: int, seed: int) -> IntArray:
     return assigned
 
 
-def _refuse_few(target: Target, folds: int) -> None:
+def _refuse_few(target: Labels, folds: int) -> None:
     if folds < FEWEST:
         raise BadInput(f"folds is at least {FEWEST}, so that the regularisation can be chosen; got {folds}")
     by = target.grouped_by

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray
 from llava_probe.probes.instances import Instances, Mask
-from llava_probe.probes.labels import FloatArray
 from llava_probe.probes.readouts import (
     ITERATIONS,
-    TOLERANCE,
+    SOLVER_TOLERANCE,
     Linear,
     Readout,
     class_means,
@@ -35,7 +35,7 @@ _NO_PROGRESS, _LINE_SEARCHES = 64 * np.finfo(float).eps, 50
 def fit_stream(
     how: Readout, data: Instances, mask: Mask, targets: Sequence[npt.NDArray[Any]], strengths: Sequence[float]
 ) -> list[list[Linear]]:
-    """As ``readouts.fit``."""
+    """As ``fit.fit``."""
     if how.kind == "mean_difference":
         return [[each] for each in _mean_differences(how, data, mask, targets)]
     scaler = _scaler(data, mask)
@@ -149,7 +149,7 @@ def _likeliest(
         return float(loss / total + penalty / 2 * (free[:-1] ** 2).sum()), gradient.ravel()
 
     flat, solutions = np.zeros((data.width + 1) * len(spread)), []
-    limits = {"gtol": TOLERANCE, "ftol": _NO_PROGRESS, "maxiter": ITERATIONS, "maxls": _LINE_SEARCHES}
+    limits = {"gtol": SOLVER_TOLERANCE, "ftol": _NO_PROGRESS, "maxiter": ITERATIONS, "maxls": _LINE_SEARCHES}
     for strength in strengths:  # each starts from the stronger one's solution
         flat = minimize(objective, flat, (strength,), method="L-BFGS-B", jac=True, options=limits).x
         coefficients = flat.reshape(data.width + 1, -1) @ spread

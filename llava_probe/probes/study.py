@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput
 from llava_probe.probes.controls import Types
+from llava_probe.probes.fit import fit
 from llava_probe.probes.instances import Instances, read_instances
 from llava_probe.probes.intervals import sums_of
-from llava_probe.probes.labels import FloatArray, IntArray, Target
-from llava_probe.probes.readouts import Linear, Readout, apply, fit
+from llava_probe.probes.labels import Labels
+from llava_probe.probes.readouts import Linear, Readout, apply
 from llava_probe.resampling import Counts
 
 Key = tuple[str, str]
@@ -36,7 +38,7 @@ class Study:
     """
 
     features: Any
-    target: Target
+    target: Labels
     folds: IntArray
     fold_count: int
     readout: Readout

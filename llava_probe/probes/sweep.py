@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from llava_probe.arrays import IntArray
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.probes.cell import Cell
 from llava_probe.probes.intervals import sums_of
-from llava_probe.probes.labels import IntArray
 from llava_probe.probes.probe import Probe
 from llava_probe.probes.study import Key, Study, refit
 from llava_probe.resampling import interval, sign_flip, two_sided

@@ -20,7 +20,7 @@ WORDS = (
     "STOP", "SLOW", "WAIT", "HALT", "EXIT", "OPEN", "PARK", "TAXI",
     "HELP", "FIRE", "CAFE", "GATE", "BUS", "ZONE", "HOME", "YES",
 )  # fmt: skip
-PLACES = (
+GRID_PLACES = (
     ("top left", "top", "top right"),
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
@@ -92,12 +92,12 @@ def _place(rng: random.Random, items: list[Item], kind: str, colour: str, text: 
     for _ in range(30):
         radius = rng.choice(_SIGN_RADII if text else _RADII)
         row, column = rng.randrange(3), rng.randrange(3)
-        if PLACES[row][column] in taken:
+        if GRID_PLACES[row][column] in taken:
             continue
         x, y = _coordinate(rng, column, radius), _coordinate(rng, row, radius)
         if all(hypot(x - item.x, y - item.y) >= radius + item.radius + _GAP for item in items):
             turn = 0 if text else rng.choice(_TURNS)
-            return Item(kind, colour, text, rng.randrange(4), x, y, radius, turn, PLACES[row][column])
+            return Item(kind, colour, text, rng.randrange(4), x, y, radius, turn, GRID_PLACES[row][column])
     return None
 
 

@@ -30,7 +30,7 @@ from llava_probe.trace.tokens import Token
 from llava_probe.whole_file import checksum, write_tensors
 
 #: 2 keeps the question in plain words, the model's sizes, what ends an answer and interventions; 1 is still read.
-FORMAT = 2
+TRACE_FORMAT = 2
 
 Kept = TypeVar("Kept")
 
@@ -41,7 +41,7 @@ _PLAIN = ("answer", "prompt_length", "sequence_score", "provenance")
 _AXES = ("hidden_layers", "hidden_positions", "attention_layers", "attention_heads", "attention_positions")
 
 
-def save(trace: Any, path: str | Path) -> Path:
+def save_trace(trace: Any, path: str | Path) -> Path:
     """Write ``trace`` to ``path``, whole or not at all.
 
     Raises:
@@ -49,12 +49,12 @@ def save(trace: Any, path: str | Path) -> Path:
     """
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_described(trace, "", tensors), ensure_ascii=False)
-    metadata = {"llava_probe.format": str(FORMAT), "trace": header, "digest": checksum(header, tensors)}
+    metadata = {"llava_probe.format": str(TRACE_FORMAT), "trace": header, "digest": checksum(header, tensors)}
     return write_tensors("trace", path, tensors, metadata)
 
 
-def load(path: str | Path, kind: Callable[..., Kept]) -> Kept:
-    """Read a trace written by ``save``; ``kind``, the class itself, makes it of its fields.
+def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
+    """Read a trace written by ``save_trace``; ``kind``, the class itself, makes it of its fields.
 
     Raises:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
@@ -65,7 +65,7 @@ def load(path: str | Path, kind: Callable[..., Kept]) -> Kept:
             metadata = opened.metadata() or {}
             if "llava_probe.format" not in metadata:
                 raise BadFile(f"{source} is a safetensors file but no trace of llava_probe, or a damaged one")
-            if int(metadata["llava_probe.format"]) > FORMAT:
+            if int(metadata["llava_probe.format"]) > TRACE_FORMAT:
                 raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.format']})")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:

@@ -14,10 +14,8 @@ CPU and plain data: nothing of torch's hooks, nothing of the model.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.errors import BadInput, NotCaptured, OutOfRange
+from llava_probe.errors import NotCaptured
 from llava_probe.layout import ImageLayout
 from llava_probe.trace import file as trace_file
 from llava_probe.trace.distributions import TopK
-from llava_probe.trace.explained import (
-    ALL,
-    ANSWER,
-    GENERATED,
-    IMAGE,
-    LAST,
-    PREDICTING,
-    PROMPT,
-    TEXT,
-    At,
-    Place,
-    place_named,
-)
+from llava_probe.trace.explained import IMAGE, PREDICTING, At
 from llava_probe.trace.explained import positions as named_positions
 from llava_probe.trace.html import trace_html
+from llava_probe.trace.kept import kept_columns, kept_rows, picked, squeezed, told_positions
 from llava_probe.trace.request import Request, settings, spelled
 from llava_probe.trace.sizes import Sizes
 from llava_probe.trace.spellings import Spellings
 from llava_probe.trace.tokens import Token, find
-
-#: More missing positions than this are not listed one by one.
-_LISTED = 9
-
-#: How ``Capture`` spells the places that it can keep.
-_KEPT_AS: dict[Place | None, str] = {each: each.name for each in (PREDICTING, ALL, PROMPT, IMAGE, TEXT)}
-_KEPT_AS[LAST] = "last_prompt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +176,9 @@ class Trace:
         """
         if "hidden" not in self.records:
             raise NotCaptured("hidden states were not kept; pass Capture(hidden_states=True)")
-        rows = self._rows(at, self.hidden_positions, "hidden states", "positions")
-        columns = self._columns(layer, self.hidden_layers, self.sizes.hidden_layers, "hidden states of layer", "layers")
-        return _squeezed(_picked(self.records["hidden"], rows, columns), at, layer)
+        rows = kept_rows(self, at, self.hidden_positions, "hidden states", "positions")
+        columns = kept_columns(layer, self.hidden_layers, self.sizes.hidden_layers, "hidden states of layer", "layers")
+        return squeezed(picked(self.records["hidden"], rows, columns), at, layer)
 
     def rows(
         self, at: At = PREDICTING, layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
@@ -212,7 +192,7 @@ class Trace:
             NotCaptured: a position, layer or head that was not kept.
         """
         axes = self._weights(at, layer, head)
-        return _squeezed(_picked(self.records["attention"], *axes), at, layer, head)
+        return squeezed(picked(self.records["attention"], *axes), at, layer, head)
 
     def each_row(
         self, at: At, layer: int | Sequence[int] | None = None, head: int | Sequence[int] | None = None
@@ -223,7 +203,7 @@ class Trace:
             NotCaptured: before the first row, a position, layer or head that was not kept.
         """
         rows, layers, heads = self._weights(at, layer, head)
-        return (_squeezed(_picked(self.records["attention"][row], layers, heads), layer, head) for row in rows)
+        return (squeezed(picked(self.records["attention"][row], layers, heads), layer, head) for row in rows)
 
     @property
     def vision_hidden_states(self) -> Tensor:
@@ -244,12 +224,12 @@ class Trace:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, atomically; see ``llava_probe.trace.file``."""
-        return trace_file.save(self, path)
+        return trace_file.save_trace(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a saved trace; no model is needed."""
-        return trace_file.load(path, cls)
+        return trace_file.load_trace(path, cls)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):
@@ -309,7 +289,7 @@ class Trace:
         first = self.prompt_length - 1
         if not kept or kept[-1] != len(self.tokens) - 2 or first not in kept:
             raise NotCaptured(
-                f"the predicting positions were not kept, only {_summary(kept)}; pass "
+                f"the predicting positions were not kept, only {told_positions(kept)}; pass "
                 f'Capture({field_name}=["predicting", ...])'
             )
         return self.records[record][kept.index(first) :]
@@ -323,80 +303,12 @@ class Trace:
         """Where rows, layers and heads stand along the three first axes of the kept attention."""
         if "attention" not in self.records:
             raise NotCaptured("attention rows were not kept; pass Capture(attention=True)")
-        rows = self._rows(at, self.attention_positions, "attention rows", "attention_positions")
+        rows = kept_rows(self, at, self.attention_positions, "attention rows", "attention_positions")
         total, among = self.sizes.layers, self.sizes.heads
-        layers = self._columns(layer, self.attention_layers, total, "attention of layer", "attention_layers")
-        heads = self._columns(head, self.attention_heads, among, "attention of head", "heads")
+        others = self.sizes.other_layers
+        layers = kept_columns(layer, self.attention_layers, total, "attention of layer", "attention_layers", others)
+        heads = kept_columns(head, self.attention_heads, among, "attention of head", "heads")
         return rows, layers, heads
-
-    def _rows(self, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
-        index = {position: row for row, position in enumerate(kept)}
-        wanted, place = self.positions(at), place_named(at)
-        last = len(self.tokens) - 1
-        if place in (GENERATED, ANSWER):
-            wanted = [position for position in wanted if position != last]  # it was never fed to the model
-        missing = [position for position in wanted if position not in index]
-        if missing:
-            if missing == [last]:
-                raise NotCaptured(
-                    f"{what} at position {last} do not exist: the last token was never fed to the model; "
-                    "at=lp.PREDICTING reads where each token of the answer was predicted"
-                )
-            in_prompt = [position for position in missing if position < self.prompt_length]
-            named: list[str | int] = [*in_prompt] if len(in_prompt) < _LISTED else ["all"]
-            if place in _KEPT_AS:
-                named = [_KEPT_AS[place]]
-            advice: list[str | int] = list(dict.fromkeys(["predicting", *named]))
-            raise NotCaptured(
-                f"{what} at {_summary(missing)} were not kept, only at {_summary(kept)}; "
-                f"pass Capture({field_name}={advice})"
-            )
-        return [index[position] for position in wanted]
-
-    def _columns(
-        self, wanted: int | Sequence[int] | None, kept: tuple[int, ...], total: int, what: str, field_name: str
-    ) -> list[int]:
-        if wanted is None:
-            return list(range(len(kept)))
-        columns = []
-        listed: Any = [wanted] if _single(wanted) else wanted
-        for given in listed:
-            number = _index(given, what)
-            if not -total <= number < total:
-                raise OutOfRange(f"{what} {number} is not there: this model has 0 to {total - 1}")
-            if number % total not in kept:
-                number %= total
-                kind = self.sizes.other_layers.get(number)
-                if kind is not None and field_name == "attention_layers":
-                    raise OutOfRange(f"{what} {number} does not exist: that layer is {kind}")
-                raise NotCaptured(f"{what} {number} were not kept; pass Capture({field_name}=[{number}])")
-            columns.append(kept.index(number % total))
-        return columns
-
-
-def _single(given: Any) -> bool:
-    """Whether one number was given: Python's, NumPy's or a tensor's."""
-    return isinstance(given, Integral) or getattr(given, "ndim", None) == 0
-
-
-def _index(given: Any, what: str) -> int:
-    try:
-        return operator.index(given)
-    except TypeError:
-        raise BadInput(f"{what} is named by a whole number; got {given!r}") from None
-
-
-def _picked(record: Tensor, *axes: Sequence[int]) -> Tensor:
-    """The entries of the first axes that are listed, in one copy."""
-    wanted = [torch.tensor(axis, dtype=torch.long) for axis in axes]
-    return record[torch.meshgrid(*wanted, indexing="ij")]
-
-
-def _squeezed(found: Tensor, *named: Any) -> Tensor:
-    for axis in reversed(range(len(named))):
-        if _single(named[axis]):
-            found = found.squeeze(axis)
-    return found
 
 
 def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -407,11 +319,3 @@ def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
 
 def _kept(records: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in records.items() if "." not in name)
-
-
-def _summary(positions: Sequence[int]) -> str:
-    if not positions:
-        return "no position"
-    if len(positions) == 1:
-        return f"position {positions[0]}"
-    return f"{len(positions)} positions from {min(positions)} to {max(positions)}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, OutOfRange
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +95,7 @@ def place_or_word(text: str | None) -> str | Place | None:
     return next((place for place in PLACES.values() if repr(place) == text), text)
 
 
-def numbers(flag: str, text: str | None) -> list[int] | None:
+def flag_numbers(flag: str, text: str | None) -> list[int] | None:
     """``10,11,12`` as numbers."""
     if text is None:
         return None
@@ -103,6 +103,17 @@ def numbers(flag: str, text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise BadInput(f"{flag} takes whole numbers with commas between them; got {text!r}") from None
+
+
+def check_there(name: str, chosen: list[int] | None, count: int) -> None:
+    """Refuse layers or heads that the model does not have.
+
+    Raises:
+        OutOfRange: one of them; the message says which there are.
+    """
+    for number in chosen or ():
+        if not -count <= number < count:
+            raise OutOfRange(f"--{name} {number} is not there: this model has {name} 0 to {count - 1}")
 
 
 def parts(text: str | None) -> list[str] | None:

@@ -1,9 +1,12 @@
 """A run in the terminal: the answer, each token's numbers, where it looked, and what was kept for later.
 
-Beside it an attribution: where each word's map peaks, which words weigh most, and what it took.
+Beside it an attribution: where each word's map peaks, which words weigh most, and what it took; and the
+table of families.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +14,7 @@ from rich.text import Text
 
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
+from llava_probe.layout.family_table import families
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import GENERATED
 from llava_probe.trace.trace import Trace
@@ -53,6 +57,20 @@ def show_map(trace: Trace, m: ImageMap, console: Console | None = None) -> None:
         console.print(f"… and {len(m) - _SHOWN} words more, in attribution.json")
     passes = f"passes through the model: {m.about['forwards']} forward, {m.about['backwards']} backward"
     console.print(Text(f"{m.method} ({m.about['unit']}); {passes}", style="dim"))
+
+
+def show_families(only: str | None = None, console: Console | None = None) -> None:
+    """Print what holds for each family, those with ``only`` in their names."""
+    table = Table("family", "places of visual tokens", "rows = eager", "note", box=None, pad_edge=False)
+    shown = [family for family in families() if only is None or only in family.name]
+    for family in shown:
+        rows = {True: "yes", False: "no", None: ""}[family.rows]
+        table.add_row(family.name, family.places, rows, family.note)
+    console = console or Console()
+    console.print(table)
+    counts = Counter(family.places for family in shown)
+    told = ", ".join(f"{count} {places}" for places, count in counts.items())
+    console.print(f"\n{len(shown)} of {len(families())} families: {told}")
 
 
 def _tokens(trace: Trace) -> Table:

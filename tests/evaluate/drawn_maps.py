@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_probe import ImageLayout, ImageMap, Token
-from llava_probe.layout.geometry import boxes_between, edges
+from llava_probe.layout.geometry import boxes_between, cell_edges
 
 
 def map_on(layout, values, texts=None) -> ImageMap:
@@ -19,7 +19,7 @@ def map_on(layout, values, texts=None) -> ImageMap:
 def grid_layout(size, rows, columns, box=None) -> ImageLayout:
     """One grid over ``box``, the whole photograph by default."""
     x0, y0, x1, y1 = box or (0, 0, *size)
-    boxes = boxes_between(edges(x0, x1, columns), edges(y0, y1, rows))
+    boxes = boxes_between(cell_edges(x0, x1, columns), cell_edges(y0, y1, rows))
     count = len(boxes)
     return ImageLayout(size, np.arange(count) + 5, boxes, np.zeros(count, dtype=np.int64), (rows, columns))
 
@@ -27,8 +27,8 @@ def grid_layout(size, rows, columns, box=None) -> ImageLayout:
 def tiled_layout(size=(40, 24)) -> ImageLayout:
     """A thumbnail of 2 × 2, and over its left half a tile of 3 × 3."""
     width, height = size
-    whole = boxes_between(edges(0, width, 2), edges(0, height, 2))
-    tile = boxes_between(edges(0, width / 2, 3), edges(0, height, 3))
+    whole = boxes_between(cell_edges(0, width, 2), cell_edges(0, height, 2))
+    tile = boxes_between(cell_edges(0, width / 2, 3), cell_edges(0, height, 3))
     boxes = np.concatenate([whole, tile])
     return ImageLayout(size, np.arange(13) + 5, boxes, np.repeat([0, 1], [4, 9]))
 

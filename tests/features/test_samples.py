@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from llava_probe.features import sources
-from llava_probe.features.samples import Sample, digest, from_portable, portable, read_samples
+from llava_probe.features.portable import from_portable, portable
+from llava_probe.features.samples import Sample, digest, read_samples
 from llava_probe.pictures.images import open_image
 from tests.encoded import encode, noise
 from tests.features.data_sets import POPE, jsonl, one, refusal

@@ -26,7 +26,7 @@ def test_every_name_of_the_mapping_has_a_row_and_a_reason():
     families = {family.name: family for family in lp.families()}
     assert set(families) >= set(MAPPED)
     for family in families.values():
-        assert family.places in family_table.PLACES
+        assert family.places in family_table.PLACE_STATES
         assert family.note or (family.rows and family.places in ("written", "measured")), family
 
 

@@ -93,7 +93,7 @@ def changed(picture, x, y, side):
 def moves_of(vlm, picture, changes):
     """[changes, tokens] how far each visual token moves against the unchanged picture, each patch alone."""
     inputs = [vlm.model_inputs(one, "what")[0] for one in (picture, *(change.picture for change in changes))]
-    at = torch.tensor(vlm._visual(inputs[0]["input_ids"][0]))
+    at = torch.isin(inputs[0]["input_ids"][0], torch.tensor(vlm.visual_ids)).nonzero().flatten()
 
     def tokens(batch):
         stacked = {

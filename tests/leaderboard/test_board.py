@@ -16,9 +16,9 @@ from llava_probe.evaluate.cases import Case, write_cases
 from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.board import Leaderboard
-from llava_probe.leaderboard.entries import BASELINES, ENTRIES
+from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
 from llava_probe.leaderboard.page import leaderboard_page
-from llava_probe.leaderboard.scoring import Plan, read_scores, score_cases, spans_of
+from llava_probe.leaderboard.scoring import read_scores, score_cases, spans_of
 
 CHEAP = {name: ENTRIES[name] for name in ("attention", "gradient", "gradient of pixels", "relevance")}
 
@@ -31,7 +31,7 @@ def cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def scored(tiny_vlm, cases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
-    score_cases(tiny_vlm, cases, folder, Plan(CHEAP, closer=3, random=3))
+    score_cases(tiny_vlm, cases, folder, ScoringPlan(CHEAP, closer=3, random=3))
     return folder
 
 
@@ -64,7 +64,7 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
     lines = whole.splitlines()
     path = tmp_path / "scores-1-of-1.jsonl"
     path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], encoding="utf-8")
-    score_cases(tiny_vlm, cases, tmp_path, Plan(CHEAP, closer=3, random=3))
+    score_cases(tiny_vlm, cases, tmp_path, ScoringPlan(CHEAP, closer=3, random=3))
     again = {line["question"]: line for line in read_scores([path])}
     before = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
     assert again.keys() == before.keys()
@@ -75,7 +75,7 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
 
 def test_a_question_scores_the_same_however_they_are_shared_out(tiny_vlm, cases, scored, tmp_path):
     """The last part alone, as a run that was cut off would score it: the question before it is another part's."""
-    plan = Plan(CHEAP, closer=3, random=3)
+    plan = ScoringPlan(CHEAP, closer=3, random=3)
     score_cases(tiny_vlm, cases, tmp_path, plan, part=(7, 7))
     whole = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
     lines = list(read_scores([tmp_path / "scores-7-of-7.jsonl"]))
@@ -87,7 +87,7 @@ def test_a_question_scores_the_same_however_they_are_shared_out(tiny_vlm, cases,
 
 
 def test_parts_share_the_questions(tiny_vlm, cases, scored, tmp_path):
-    plan = Plan({"attention": ENTRIES["attention"]})
+    plan = ScoringPlan({"attention": ENTRIES["attention"]})
     for part in (1, 2):
         score_cases(tiny_vlm, cases, tmp_path, plan, part=(part, 2))
     parts = [{line["question"] for line in read_scores([tmp_path / f"scores-{part}-of-2.jsonl"])} for part in (1, 2)]
@@ -165,12 +165,12 @@ def test_lines_that_were_cut_inside_a_letter_or_hold_a_line_separator(tmp_path):
 
 
 def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm, random_vlm, cases, tmp_path):
-    plan, few = Plan({"attention": ENTRIES["attention"]}), cases[:1]
+    plan, few = ScoringPlan({"attention": ENTRIES["attention"]}), cases[:1]
     score_cases(tiny_vlm, few, tmp_path, plan)
     with pytest.raises(lp.BadInput, match=r"made in another way \(model"):
         score_cases(random_vlm, few, tmp_path, plan)
     with pytest.raises(lp.BadInput, match=r"entries gradient: None, here .*closer: 0, here 1"):
-        score_cases(tiny_vlm, few, tmp_path, Plan(CHEAP, closer=1))
+        score_cases(tiny_vlm, few, tmp_path, ScoringPlan(CHEAP, closer=1))
     with pytest.raises(lp.BadInput, match=r"interventions: None, here"), lp.knock_out(tiny_vlm, keys=lp.IMAGE):
         score_cases(tiny_vlm, few, tmp_path, plan)
     changed = tiny_vlm.model.model.language_model.layers[1].self_attn.q_proj.weight
@@ -191,7 +191,7 @@ def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm,
 
 
 def test_a_case_that_cannot_be_scored_is_named_before_any_pass(tiny_vlm, cases, tmp_path):
-    plan = Plan({"attention": ENTRIES["attention"]})
+    plan = ScoringPlan({"attention": ENTRIES["attention"]})
     small, empty = (
         replace(cases[1], id="odd", where=np.full(shape, shape[0] == 10)) for shape in ((10, 10), (336, 336))
     )

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from llava_probe import tiny
 from llava_probe.tiny.drawing import draw
-from llava_probe.tiny.making.batches import KINDS_OF_PATCH, Encoder, batch_of, sample
-from llava_probe.tiny.making.card import answers, measure
+from llava_probe.tiny.making.batches import KINDS_OF_PATCH, Encoder, sample, training_batch
+from llava_probe.tiny.making.card import answers, exact_answers
 from llava_probe.tiny.making.packed import answer_logits, visual_features
 from llava_probe.tiny.plan import plan
 from llava_probe.tiny.questions import all_questions, vary
@@ -76,7 +76,7 @@ def test_the_weights_are_small():
 
 
 def test_it_answers_what_the_card_claims_on_scenes_it_never_saw(processor, model):
-    for kind, score in measure(model, processor, SEEDS).items():
+    for kind, score in exact_answers(model, processor, SEEDS).items():
         assert score.asked >= 20
         claimed = CLAIMED.get(kind, 0.97)
         assert _chance_of_so_few(score.right, score.asked, claimed) > SURPRISE, (kind, score)
@@ -84,7 +84,7 @@ def test_it_answers_what_the_card_claims_on_scenes_it_never_saw(processor, model
 
 def test_with_a_blank_picture_it_can_only_guess(processor, model):
     seeds = SEEDS[:20]
-    scores = measure(model, processor, seeds, picture="blank")
+    scores = exact_answers(model, processor, seeds, picture="blank")
     # One guess for all is right as often as the commonest answer; a quarter more is far outside its spread.
     for kind, score in scores.items():
         common = Counter(q.answer for s in map(tiny.scene, seeds) for q in s.questions if q.kind == kind)
@@ -156,7 +156,7 @@ def test_training_pictures_are_what_the_processor_makes_of_public_ones(processor
 
 def test_packed_training_sees_what_transformers_sees(processor, model):
     encoder = Encoder(processor.tokenizer)
-    batch = {name: torch.from_numpy(array) for name, array in batch_of(encoder, 1_000_000, 2, True).items()}
+    batch = {name: torch.from_numpy(array) for name, array in training_batch(encoder, 1_000_000, 2, True).items()}
     prefix = torch.tensor(encoder.prefix)
     with torch.no_grad():
         packed = answer_logits(model, visual_features(model, batch["pixels"]), prefix, batch)

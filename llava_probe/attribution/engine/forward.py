@@ -32,7 +32,7 @@ from llava_probe.attribution.engine.watching import Watch
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
-from llava_probe.inside.passes import Entry, Others, Visitor, alone_with, entered, visiting
+from llava_probe.inside.passes import DecoderInput, Others, Visitor, alone_with, entered, visiting
 from llava_probe.inside.tolerance import SCORES
 from llava_probe.inside.undo import undoing
 
@@ -181,7 +181,7 @@ class _Alone:
         )
         self._name = type(task.vlm.anatomy.model).__name__
         self._prompt = task.trace.prompt_length
-        continuation, entry = task.continuations[number], Entry()
+        continuation, entry = task.continuations[number], DecoderInput()
         with torch.no_grad():
             self._logits = task.logits(number, entry)[0, -len(continuation.answer) :]
         self._own = entered(task.vlm.anatomy, entry.embeddings, continuation.length)[:, self._prompt :]

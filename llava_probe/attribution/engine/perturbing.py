@@ -26,7 +26,7 @@ from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside.tolerance import SCORES
 
 #: Changed inputs that go through the model together.
-BATCH = 16
+AT_ONCE = 16
 #: Seconds before a progress bar shows.
 PATIENCE = 2.0
 
@@ -53,7 +53,12 @@ class Pictures(Sequence[Image.Image]):
 
 
 def token_scores(
-    task: Task, keep: Tensor, *, baseline: str | Tensor = "mean", batch: int = BATCH, label: str = "perturbing"
+    task: Task,
+    keep: Tensor,
+    *,
+    baseline: str | Tensor = "mean",
+    batch: int = AT_ONCE,
+    label: str = "perturbing",
 ) -> Tensor:
     """Each target's value under changed visual tokens.
 
@@ -92,7 +97,7 @@ def token_scores(
 
 
 def picture_scores(
-    task: Task, pictures: Sequence[Image.Image], *, batch: int = BATCH, label: str = "perturbing"
+    task: Task, pictures: Sequence[Image.Image], *, batch: int = AT_ONCE, label: str = "perturbing"
 ) -> Tensor:
     """Each target's value with other photographs in the explained one's place, of its size.
 

@@ -18,7 +18,7 @@ from llava_probe.attribution.engine.origins import depends, origins
 from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.inside.isolation import isolated
-from llava_probe.inside.passes import ENTRY, Entry, alone_with, visiting
+from llava_probe.inside.passes import ENTRY, DecoderInput, alone_with, visiting
 from llava_probe.layout import ImageLayout
 
 
@@ -99,7 +99,7 @@ def _alone(task: Task) -> tuple[str, Tensor, Tensor]:
     with alone_with(anatomy.model), torch.inference_mode(False), frozen(anatomy.model), isolated(anatomy.model):
         for name in names:
             pixels = inputs[name].detach().clone().requires_grad_()
-            entry = Entry()
+            entry = DecoderInput()
             with torch.enable_grad(), visiting(anatomy, entry, until=ENTRY, apart=True):
                 task.vlm.model(**{**inputs, name: pixels})
             tokens = None if entry.embeddings is None else entry.embeddings[0, task.places]

@@ -21,8 +21,8 @@ from llava_probe.inside.rows import Call
 
 if TYPE_CHECKING:
     from llava_probe.attribution.engine.forward import Forward
+    from llava_probe.attribution.engine.pull import Pull
     from llava_probe.attribution.engine.target import Task
-    from llava_probe.attribution.relevance import Pull
 
 
 class TowerRelevance:

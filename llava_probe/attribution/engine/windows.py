@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
-from llava_probe.layout.geometry import boxes_between, edges, tile_grids
+from llava_probe.layout.geometry import boxes_between, cell_edges, tile_grids
 
 
 def token_windows(layout: ImageLayout, window: int, stride: int) -> Tensor:
@@ -43,7 +43,7 @@ def blocks_of(size: tuple[int, int], cells: int) -> ImageLayout:
     width, height = size
     side = max(1.0, max(size) / cells)
     columns, rows = max(1, round(width / side)), max(1, round(height / side))
-    boxes = boxes_between(edges(0, width, columns), edges(0, height, rows))
+    boxes = boxes_between(cell_edges(0, width, columns), cell_edges(0, height, rows))
     nowhere = np.full(len(boxes), -1)
     return ImageLayout(size, nowhere, boxes, np.zeros(len(boxes), dtype=np.int64), (rows, columns))
 

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from llava_probe.tiny import drawing
-from llava_probe.tiny.making.vocabulary import BOS, EOS, IMAGE, PATCH
-from llava_probe.tiny.plan import COLOURS, PLACES, SHAPES, SIGN, UNITS, Item, plan
+from llava_probe.tiny.making.vocabulary import BOS, EOS, IMAGE_TOKEN, PATCH
+from llava_probe.tiny.plan import COLOURS, GRID_PLACES, SHAPES, SIGN, UNITS, Item, plan
 from llava_probe.tiny.questions import KINDS, Question, all_questions, vary
 
 GRID = UNITS // PATCH
@@ -39,7 +39,7 @@ _PUBLIC_SHARE = 20  # one scene in so many is drawn at 336 and resized, as a use
 
 
 @dataclass
-class Sample:
+class PackedPicture:
     """One picture with its packed questions, as arrays of fixed length.
 
     Attributes:
@@ -73,7 +73,7 @@ class Encoder:
 
         self._encode = encode
         self.eos = self._encode(EOS)[0]
-        self.prefix = self._encode(f"{BOS}USER: {IMAGE * PATCHES}\n")
+        self.prefix = self._encode(f"{BOS}USER: {IMAGE_TOKEN * PATCHES}\n")
         filler = "There is a stop sign that says in the at an"  # not the full stop: it tells "top" from "top left"
         self.filler = {*self._encode(filler), *self._encode(" There is")}
 
@@ -82,13 +82,13 @@ class Encoder:
         return self._encode(text)
 
 
-def batch_of(encoder: Encoder, first_seed: int, size: int, text: bool) -> dict[str, np.ndarray]:
-    """Samples of ``size`` successive seeds, stacked by the names of ``Sample``."""
+def training_batch(encoder: Encoder, first_seed: int, size: int, text: bool) -> dict[str, np.ndarray]:
+    """Samples of ``size`` successive seeds, stacked by the names of ``PackedPicture``."""
     samples = [sample(first_seed + i, encoder, text) for i in range(size)]
     return {name: np.stack([getattr(one, name) for one in samples]) for name in vars(samples[0])}
 
 
-def sample(seed: int, encoder: Encoder, text: bool = True) -> Sample:
+def sample(seed: int, encoder: Encoder, text: bool = True) -> PackedPicture:
     """The training sample of a seed; without ``text`` only the picture and its patches."""
     items = plan(seed)
     if seed % _PUBLIC_SHARE == 0:
@@ -97,7 +97,7 @@ def sample(seed: int, encoder: Encoder, text: bool = True) -> Sample:
         _, masks = drawing.draw(items, seed, scale=1)
     else:
         pixels, masks = drawing.draw(items, seed, scale=1)
-    one = Sample(pixels, *_patch_targets(items, masks))
+    one = PackedPicture(pixels, *_patch_targets(items, masks))
     if text:
         rng = random.Random(f"sample {seed}")
         _pack(one, _choose(items, rng), encoder, rng)
@@ -109,7 +109,7 @@ def _patch_targets(items: tuple[Item, ...], masks: list[np.ndarray]) -> tuple[np
     offsets = np.zeros((GRID, GRID, 2), np.float32)
     centres = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID)), -1) * PATCH + PATCH / 2  # [14, 14, (x, y)]
     best = np.full((GRID, GRID), _TOUCHED)
-    places = [place for row in PLACES for place in row]
+    places = [place for row in GRID_PLACES for place in row]
     for item, mask in zip(items, masks, strict=True):
         cover = mask.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
         mine = cover > best
@@ -154,7 +154,7 @@ def _choose(items: tuple[Item, ...], rng: random.Random) -> list[Question]:
     return sorted(chosen, key=lambda question: question.kind != "describe") + rest
 
 
-def _pack(one: Sample, questions: list[Question], encoder: Encoder, rng: random.Random) -> None:
+def _pack(one: PackedPicture, questions: list[Question], encoder: Encoder, rng: random.Random) -> None:
     start, group, answer = 0, 0, 0
     while questions:
         turns = 1 if rng.random() < 0.88 else rng.choice((2, 3))

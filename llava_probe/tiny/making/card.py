@@ -19,7 +19,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 from llava_probe.tiny.questions import KINDS
 from llava_probe.tiny.scenes import Scene, scene
 
-PROMPT = "USER: <image>\n{question}\nASSISTANT:"
+CARD_PROMPT = "USER: <image>\n{question}\nASSISTANT:"
 _LONGEST = {"describe": 64}  # tokens; four objects take 46
 _SHORT = 8
 _GREY = (128, 128, 128)
@@ -27,7 +27,7 @@ _SCENES, _GUESSING_SCENES = 1_000, 300
 
 
 @dataclass(frozen=True)
-class Score:
+class Tally:
     """How many answers of one kind were right."""
 
     right: int
@@ -53,7 +53,7 @@ def answers(
     processor: LlavaProcessor,
     asked: Sequence[tuple[Image.Image, str]],
     max_new_tokens: int = 64,
-    prompt: str = PROMPT,
+    prompt: str = CARD_PROMPT,
 ) -> list[str]:
     """What the model answers to each (picture, question), generated as one batch."""
     inputs = processor(
@@ -68,13 +68,13 @@ def answers(
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def measure(
+def exact_answers(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     seeds: Iterable[int],
     picture: str = "right",
     batch: int = 64,
-) -> dict[str, Score]:
+) -> dict[str, Tally]:
     """Exact answers by kind of question.
 
     Args:
@@ -97,7 +97,7 @@ def measure(
             said = answers(model, processor, [(image, q.question) for image, q in part], _LONGEST.get(kind, _SHORT))
             right[kind] += sum(answer == q.answer for answer, (_, q) in zip(said, part, strict=True))
             total[kind] += len(part)
-    return {kind: Score(right[kind], total[kind]) for kind in KINDS}
+    return {kind: Tally(right[kind], total[kind]) for kind in KINDS}
 
 
 def write_card(folder: Path, facts: Facts) -> str:
@@ -107,9 +107,9 @@ def write_card(folder: Path, facts: Facts) -> str:
     if torch.cuda.is_available():
         torch.nn.Module.to(model, "cuda")
     table = _table(
-        measure(model, processor, range(_SCENES)),
-        measure(model, processor, range(_GUESSING_SCENES), "blank"),
-        measure(model, processor, range(_GUESSING_SCENES), "other"),
+        exact_answers(model, processor, range(_SCENES)),
+        exact_answers(model, processor, range(_GUESSING_SCENES), "blank"),
+        exact_answers(model, processor, range(_GUESSING_SCENES), "other"),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = sum(file.stat().st_size for file in folder.iterdir() if file.name != "README.md") / 1e6
@@ -126,7 +126,7 @@ def _shown(scenes: list[Scene], i: int, picture: str) -> Image.Image:
     return scenes[(i + 1) % len(scenes)].image if picture == "other" else scenes[i].image
 
 
-def _table(right: dict[str, Score], blank: dict[str, Score], other: dict[str, Score]) -> str:
+def _table(right: dict[str, Tally], blank: dict[str, Tally], other: dict[str, Tally]) -> str:
     rows = ["| kind of question | asked | right picture | blank picture | another picture |", "|---|---|---|---|---|"]
     rows += [f"| {kind} | {right[kind].asked} | {right[kind]} | {blank[kind]} | {other[kind]} |" for kind in KINDS]
     return "\n".join(rows)

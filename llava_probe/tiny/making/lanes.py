@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, multiprocessing, nn
 
-from llava_probe.tiny.making.batches import Encoder, batch_of
+from llava_probe.tiny.making.batches import Encoder, training_batch
 
 _PATIENCE = 600.0  # seconds that a lane waits for the others before it takes them for dead
 _AHEAD = 4  # batches that a producer keeps ready
@@ -98,7 +98,7 @@ class Lane:
         self.meet()
 
 
-class Source:
+class BatchStream:
     """Batches by number: made on demand, or ahead of time by other processes and then in order."""
 
     def __init__(self, tokenizer, first: int, size: int, text: bool, producers: int):
@@ -116,7 +116,7 @@ class Source:
         if self._queues:
             return self._queues[number % len(self._queues)].get()
         encoder, first, size, text = self._make
-        return batch_of(encoder, first + number * size, size, text)
+        return training_batch(encoder, first + number * size, size, text)
 
     def close(self) -> None:
         """End the processes."""
@@ -155,4 +155,4 @@ def _produce(queue, tokenizer, rank: int, producers: int, first: int, size: int,
     torch.set_num_threads(1)
     encoder = Encoder(tokenizer)
     for number in itertools.count(rank, producers):
-        queue.put(batch_of(encoder, first + number * size, size, text))
+        queue.put(training_batch(encoder, first + number * size, size, text))

@@ -22,11 +22,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava_probe.tiny.making.batches import PATCHES, Encoder
 from llava_probe.tiny.making.card import Facts, write_card
-from llava_probe.tiny.making.lanes import Lane, Lanes, Source, run_lanes
+from llava_probe.tiny.making.lanes import BatchStream, Lane, Lanes, run_lanes
 from llava_probe.tiny.making.muon import Optimizers
 from llava_probe.tiny.making.packed import PatchReader, answer_logits, visual_features
 from llava_probe.tiny.making.report import Report
-from llava_probe.tiny.making.vocabulary import BOS, EOS, IMAGE, PAD, PATCH, build_processor
+from llava_probe.tiny.making.vocabulary import BOS, EOS, IMAGE_TOKEN, PAD, PATCH, build_processor
 from llava_probe.tiny.plan import UNITS
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED
 
@@ -59,7 +59,7 @@ class Part:
 def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     """The architecture with fresh weights: CLIP 5 × 128, Llama 6 × 192, three million parameters."""
     tokenizer = processor.tokenizer
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, EOS, PAD, IMAGE)}
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, EOS, PAD, IMAGE_TOKEN)}
     vision = CLIPVisionConfig(
         hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=4,
         image_size=UNITS, patch_size=PATCH, projection_dim=128,
@@ -70,7 +70,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         tie_word_embeddings=True, bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids[PAD],
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=ids[IMAGE], image_seq_length=PATCHES,
+        vision_config=vision, text_config=text, image_token_index=ids[IMAGE_TOKEN], image_seq_length=PATCHES,
         vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=True,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -117,7 +117,7 @@ class Trainer:
             optimizers.load_state_dict(self.state["optimizers"])
         text = part.name != "look"
         first = FIRST_TRAINING_SEED + seen + (0 if text else _LOOK_SEEDS)
-        source = Source(self.processor.tokenizer, first, _MICRO, text, self.settings.producers)
+        source = BatchStream(self.processor.tokenizer, first, _MICRO, text, self.settings.producers)
         step = torch.compile(self._answer if text else self._look)
         micros = self.settings.batch // _MICRO
         report = Report()

@@ -18,7 +18,7 @@ from llava_probe.tiny.plan import UNITS, WORDS, plan
 from llava_probe.tiny.questions import all_questions, vary
 
 PATCH = 8
-IMAGE, BOS, EOS, PAD = "<image>", "<s>", "</s>", "<pad>"
+IMAGE_TOKEN, BOS, EOS, PAD = "<image>", "<s>", "</s>", "<pad>"
 _CORPUS_SEEDS = range(1_000_000, 1_001_500)
 
 # The form of LLaVA-1.5's template: system text first, pictures before the words of their turn, answers closed by EOS.
@@ -61,7 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD, BOS, EOS, IMAGE]
+    special = [PAD, BOS, EOS, IMAGE_TOKEN]
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
         min_frequency=1,
@@ -82,7 +82,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
     )
 
 

@@ -1,0 +1,110 @@
+"""From questions to what one model takes: tensors on its device, and where prompts and pictures lie in them.
+
+``prompts.py`` knows questions and processors; here they meet a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_probe.asking.prompts import PosedQuestion, encode, encode_with, made_otherwise, marked
+from llava_probe.errors import BadInput
+from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.passes import Prompt, alone_with
+from llava_probe.layout import Asking, Clips, Layouts, PromptLayouts
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """How one model is fed.
+
+    Attributes:
+        anatomy: of the model; ``processor``: its own.
+        visual: the ids of a picture's and of a video's visual tokens; -1 where the model has none.
+        layouts: works out where they lie.
+    """
+
+    anatomy: Anatomy
+    processor: Any
+    visual: tuple[int, int]
+    layouts: Layouts
+
+    def inputs(
+        self, questions: Sequence[PosedQuestion], processor_kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], list[Prompt]]:
+        """Model inputs on the model's device, and where each sample's prompt lies in them.
+
+        Raises:
+            BadInput: something that the processor refuses, or a mask that hides tokens inside a prompt.
+        """
+        tensors = encode(self.processor, questions, processor_kwargs)
+        ids = tensors["input_ids"]
+        mask = tensors.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        prompts = []
+        for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
+            padding = int((kept == 0).sum())
+            if bool((kept[:padding] != 0).any()):
+                raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
+            places = self._places(row[padding:]) or marked(tensors, number, padding)
+            own, asked = tuple(row[padding:].tolist()), questions[number].words
+            prompts.append(Prompt(len(own), padding, places, own, asked))
+        return self._sent(tensors), prompts
+
+    def layouts_of(
+        self,
+        questions: Sequence[PosedQuestion],
+        number: int,
+        prompt: Prompt,
+        tensors: Mapping[str, Tensor],
+        processor_kwargs: Mapping[str, Any],
+    ) -> PromptLayouts:
+        """Where the visual tokens of one sample lie; measuring it is a run of the model like any other."""
+        question, before = questions[number], questions[:number]
+        if self.layouts.how != "none" and (why := made_otherwise(self.processor, question, processor_kwargs)):
+            return PromptLayouts(unknown=why)
+        ids = tensors["input_ids"][number, prompt.padding :]
+        filmed = (ids == self.visual[1]).nonzero().flatten().tolist()
+
+        def encoded(images: Sequence[Image.Image]) -> Mapping[str, Tensor]:
+            return encode_with(self.processor, question, images, processor_kwargs)
+
+        with alone_with(self.anatomy.model):
+            return self.layouts(
+                [image.size for image in question.images],
+                prompt.image_positions,
+                tensors,
+                Asking(encoded, self._sent, self._places),
+                processor_kwargs,
+                sum(len(other.stills) for other in before),
+                Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
+            )
+
+    def _places(self, ids: Tensor) -> tuple[int, ...]:
+        """Places of the visual tokens among the ids of one prompt."""
+        image, video = self.visual
+        return tuple(((ids == image) | (ids == video)).nonzero().flatten().tolist())
+
+    def _sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Model inputs on the model's device, in its dtype."""
+        device, dtype = _input_device(self.anatomy.model), self.anatomy.model.dtype
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
+            for name, value in tensors.items()
+        }
+
+
+def _input_device(model: Any) -> torch.device:
+    """Where ids go: to the embedding, wherever ``device_map`` put it; weights on disk run where their hook says."""
+    embedding = model.get_input_embeddings()
+    device = next(embedding.parameters()).device
+    if device.type == "meta":
+        device = seam.offload_device(embedding) or torch.device("cpu")
+    return device
