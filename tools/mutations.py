@@ -135,8 +135,8 @@ MUTATIONS = (
     ),
     Mutation(
         "hooks: they act on passes of other contexts",
-        'scenes: ContextVar[tuple[Scene, ...]] = ContextVar("llava_probe_scenes", default=())',
-        'scenes = type("All", (), {"a": (), "get": lambda s: s.a, "set": lambda s, a: setattr(s, "a", a)})()',
+        'visits: ContextVar[tuple[Visit, ...]] = ContextVar("llava_probe_visits", default=())',
+        'visits = type("All", (), {"a": (), "get": lambda s: s.a, "set": lambda s, a: setattr(s, "a", a)})()',
         ("tests/inside/test_passes.py",),
     ),
 )

@@ -75,7 +75,7 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
     steps = sorted({step for target in task.targets for step in target.steps(0)})
     try:
         task.trace.rows(at=[task.position(steps[0])], layer=axis_list("layers", layers), head=axis_list("heads", heads))
-        same = tuple(task.trace.interventions) == in_force(task.vlm.anatomy)
+        same = not task.trace.interventions and not in_force(task.vlm.anatomy)
         whole = layers is not None or len(task.trace.attention_layers) == len(task.vlm.anatomy.head_counts)
         if same and whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):
             return task.trace, 0

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ _CARRIES = re.compile("Cross.*Attention|Indexer|ShortConv")
 
 #: Positions that an output embedding which cannot be read by its rows sees at once: each costs a vocabulary of logits.
 _HEAD_ROWS = 64
+
+
+#: One anatomy a model, whoever looks: what visits it is told of the same blocks.
+_known: WeakKeyDictionary[nn.Module, ref[Anatomy]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +197,15 @@ def anatomy(model: Any) -> Anatomy:
     Raises:
         BadModel: not a model of transformers that turns pictures and text into text, token by token.
     """
+    if virtual := seam.virtual_tokens(model):
+        raise BadModel(
+            f"this adapter puts {virtual} virtual tokens ahead of the prompt, which stand in no prompt, so no position "
+            "would be right; merge it or use LoRA"
+        )
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
+    if (known := _known.get(model)) is not None and (held := known()) is not None:
+        return held
     if not isinstance(model, PreTrainedModel):
         raise BadModel(f"expected a transformers model, got {type(model).__name__}")
     name = type(model).__name__
@@ -210,7 +222,9 @@ def anatomy(model: Any) -> Anatomy:
     if not isinstance(model, GenerationMixin):
         raise BadModel(f"{name} does not generate token by token, so there are no steps to record")
     decoder = _decoder(model)
-    return Anatomy(model, _generator(model, decoder), decoder, _vision(model, decoder))
+    made = Anatomy(model, _generator(model, decoder), decoder, _vision(model, decoder))
+    _known[model] = ref(made)
+    return made
 
 
 def _head_count(module: nn.Module, config: Any) -> int:

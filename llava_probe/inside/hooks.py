@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.scene import Enough, PassScene, scene_of
@@ -28,13 +29,22 @@ ENTRY = -1
 
 
 class _Hook:
-    """One of our hooks: a class of its own, so that one whose handle was lost can be told from others'."""
+    """One of our hooks: a class of its own, so that one whose handle was lost can be told from others'.
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    A copy of a model that is made meanwhile takes over a hook that does nothing.
+    """
+
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        return None if self._call is None else self._call(*args, **kwargs)
+
+    def __deepcopy__(self, _memo: Any) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, ()
 
 
 @dataclass
@@ -162,7 +172,11 @@ def _after_hook(model: nn.Module) -> Callable[..., Any]:
 @torch.compiler.disable
 def _given(model: nn.Module, args: Any, kwargs: Others) -> None:
     if (scene := scene_of(model)) is not None:
-        scene.course.give(kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask"))
+        scene.course.give(
+            kwargs.get("input_ids", args[0] if args else None),
+            kwargs.get("attention_mask"),
+            grows=kwargs.get("use_cache") is False,
+        )
 
 
 @torch.compiler.disable
@@ -170,19 +184,31 @@ def _entering(model: nn.Module, args: Any, kwargs: Others) -> tuple[Any, Others]
     scene = scene_of(model)
     if scene is None or scene.course.begin(*_sizes(args, kwargs)) is None:
         return None
+    if in_force := [visitor for visitor in scene.visitors if visitor.told() is not None]:
+        _refuse_recomputation(scene, in_force[0])
     others = {name: value for name, value in kwargs.items() if name != "inputs_embeds"}
     embeddings, changed = kwargs.get("inputs_embeds"), False
     for visitor in scene.hearing("entry"):
         if (made := visitor.entry(embeddings, others)) is not None:
             (embeddings, others), changed = made, True
-    if scene.until == ENTRY:
-        raise Enough(scene.key)
+    if scene.visit.until == ENTRY:
+        raise Enough(scene.visit)
     if embeddings is not None:
         others = {**others, "inputs_embeds": embeddings}
     span = scene.course.entered(*_sizes(args, others))
     for visitor in scene.hearing("begin"):
         visitor.begin(span)
     return (args, others) if changed else None
+
+
+def _refuse_recomputation(scene: PassScene, visitor: Visitor) -> None:
+    """Blocks that are computed again when nobody knows any more in which pass would be computed otherwise."""
+    blocks = scene.anatomy.decoder.blocks
+    if torch.is_grad_enabled() and any(seam.recomputes(block) for block in blocks):
+        raise BadModel(
+            f"{visitor!r} would not reach blocks that gradient checkpointing computes again in the backward pass; "
+            "call model.gradient_checkpointing_disable(), or model.eval()"
+        )
 
 
 def _sizes(args: Any, kwargs: Mapping[str, Any]) -> tuple[int, int, Any]:
@@ -223,8 +249,8 @@ def _seen(scene: PassScene | None, stack: Stack, layer: int, hidden: Tensor) -> 
     for visitor in scene.hearing("state", stack):
         if (changed := visitor.state(stack, layer, hidden)) is not None:
             hidden = made = changed
-    if stack is scene.anatomy.decoder and scene.until == layer:
-        raise Enough(scene.key)
+    if stack is scene.anatomy.decoder and scene.visit.until == layer:
+        raise Enough(scene.visit)
     return made
 
 
@@ -247,8 +273,8 @@ def _weighed(model: nn.Module, stack: Stack, module: nn.Module, output: Any) -> 
     scene = scene_of(model)
     if scene is None or not scene.running(stack):
         return
-    if module in scene.routed:
-        scene.routed.discard(module)
+    if module in scene.course.routed:
+        scene.course.routed.discard(module)
         return
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     call = scene.unrouted(module, stack, weights if isinstance(weights, Tensor) else None)
@@ -277,7 +303,10 @@ def _after(model: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
 @torch.compiler.disable
 def _judged(model: nn.Module, output: Any) -> Any:
     scene, logits = scene_of(model), getattr(output, "logits", None)
-    if scene is None or logits is None or scene.course.span is None or not scene.course.open:
+    if scene is None:
+        return None
+    scene.course.adopt(getattr(output, "past_key_values", None))
+    if logits is None or scene.course.span is None or not scene.course.open:
         return None
     scene.course.open = False
     made = None

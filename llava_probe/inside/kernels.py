@@ -24,12 +24,14 @@ from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.rows import Call
-from llava_probe.inside.scene import PassScene, scenes
+from llava_probe.inside.scene import PassScene, scenes_here
 from llava_probe.inside.undo import Undo, undoing
 from llava_probe.inside.visitor import Others, Visitor
 
 #: Makes a twin of a kernel, given its name.
 Twin = Callable[[Any, str], Any]
+
+_FLEX = "attention cannot be read beside flex_attention; set_attn_implementation('sdpa') first"
 
 _switching = threading.RLock()
 _users: dict[tuple[int, str], set[int]] = {}
@@ -109,14 +111,13 @@ def eager_where_unread(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _put_twins(model: PreTrainedModel, undo: Undo) -> None:
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    names = {seam.implementation(config) for config in configs.values()}
-    if "flex_attention" in names:
-        raise BadModel("attention cannot be read beside flex_attention; set_attn_implementation('sdpa') first")
+    if "flex_attention" in {seam.implementation(config) for config in configs.values()}:
+        raise BadModel(_FLEX)
     shared = seam.shared_kernels()
-    for name in names & set(shared):
+    for name in list(shared):  # all of them: a model may be switched to another kernel meanwhile
         put_twin(seam.register_kernel, (0, name), shared[name], _twin, undo)
     for table in seam.kernel_tables(model):
-        for name in names & set(table):
+        for name in list(table):
             if table[name] is not shared.get(name):
                 put_twin(table.__setitem__, (id(table), name), table[name], _twin, undo)
     for file, name in seam.eager_kernels(model):
@@ -127,17 +128,14 @@ def _reach(undo: Undo) -> None:
     """Attention calls are touched until ``undo`` settles."""
     one = object()
 
-    def count() -> None:
+    def count(change: Callable[[object], None]) -> None:
         global _reaching
-        _reaching = len(_reachers)
+        with _switching:
+            change(one)
+            _reaching = len(_reachers)
 
-    def leave() -> None:
-        _reachers.discard(one)
-        count()
-
-    undo(leave)
-    _reachers.add(one)
-    count()
+    undo(lambda: count(_reachers.discard))
+    count(_reachers.add)
 
 
 @cache
@@ -197,15 +195,18 @@ def _call(
     name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Others
 ) -> tuple[PassScene, Call] | None:
     """The scene that an attention module belongs to, and its call; None where nobody hears of it."""
-    for scene in scenes.get():
+    for scene in scenes_here():
         stack, layer = scene.holder(module)
         if not (scene.hearing("attention", stack) or scene.hearing("attended", stack)):
             continue
         if not scene.running(stack):
             return None
-        start = scene.start_of(stack, query.shape[2])
-        scene.routed.add(module)
-        return scene, Call(module, stack, layer, query, key, value, mask, kwargs, start, name)
+        if name == "flex_attention":
+            raise BadModel(_FLEX)
+        scene.course.routed.add(module)
+        return scene, Call(
+            module, stack, layer, query, key, value, mask, kwargs, name, **scene.where(stack, query.shape[2])
+        )
     return None
 
 

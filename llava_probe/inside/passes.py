@@ -23,8 +23,8 @@ from llava_probe.errors import BadModel, NotActed
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.hooks import ENTRY, put_hooks
 from llava_probe.inside.kernels import twins
-from llava_probe.inside.scene import Enough, PassScene, scene_of, scenes
-from llava_probe.inside.spans import Course, Prompt, Span
+from llava_probe.inside.scene import Enough, Visit, scene_of, visits
+from llava_probe.inside.spans import Prompt, Span
 from llava_probe.inside.undo import undoing
 from llava_probe.inside.visitor import Others, Visitor
 
@@ -73,22 +73,22 @@ def visiting(
         NotActed: a visitor that should have changed something never did.
         BadModel: flex attention, whose mask cannot be read, where attention is visited.
     """
-    model, key = anatomy.model, object()
-    with alone_with(model) if alone else nullcontext(), undoing() as undo:
-        course = Course(prompts, decoding=decoding, shortened=anatomy.generator is not model)
-        everyone = (*(() if apart else visitors_of(anatomy)), *visitors)
-        ordered = sorted(everyone, key=lambda visitor: not visitor.changes)  # stable: outermost first
-        before = scenes.get()
-        undo(lambda: scenes.set(before))
-        others = (scene for scene in before if scene.anatomy.model is not model)
-        scenes.set((PassScene(anatomy, tuple(ordered), course, until, key), *others))
-        if ordered or until is not None:
+    visit = Visit(anatomy, visitors, tuple(prompts), decoding, until, apart)
+
+    def leave() -> None:  # contexts need not nest: each takes away itself
+        visit.ended = True
+        visits.set(tuple(each for each in visits.get() if each is not visit))
+
+    with alone_with(anatomy.model) if alone else nullcontext(), undoing() as undo:
+        undo(leave)
+        visits.set((*visits.get(), visit))
+        if visitors_of(anatomy) or until is not None:
             put_hooks(anatomy, visitors, until, undo)
         try:
             with twins(anatomy, visitors, undo):
                 yield
         except Enough as enough:
-            if enough.key is not key:
+            if enough.visit is not visit:
                 raise
     for visitor in visitors:
         if (reason := visitor.idle()) is not None:

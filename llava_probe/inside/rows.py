@@ -7,6 +7,7 @@ beside the kernel, for every kernel and every form of mask, and attention to som
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_probe.inside.anatomy import Stack
+from llava_probe.inside.spans import Span
 
 #: Queries whose rows are computed at once: bounds the float32 softmax when whole matrices are asked for.
 QUERY_BLOCK = 256
@@ -22,8 +24,9 @@ QUERY_BLOCK = 256
 #: Weights of one block of queries, over all heads and keys: as many as stay near the processor (32 MB in float32).
 BLOCK_WEIGHTS = 2**23
 
-#: Kernels of transformers that take a mask [B, H, Q, K] of truth values, and of numbers to add.
+#: Kernels of transformers that take a mask [B, H, Q, K] of truth values, and of numbers to add; and that take none.
 _TAKES_TRUTH, _TAKES_NUMBERS = "sdpa", "eager"
+_TAKES_NO_MASK = re.compile("flash|paged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +39,9 @@ class Call:
         query: [B, H, Q, d]; ``key``, ``value``: [B, H_kv, K, d]; queries and keys after rotary embedding.
         mask: what the kernel got: [B, 1, Q, K] of truth values or numbers, [B, K] (flash), or None.
         kwargs: its other arguments (``scaling``, ``softcap``, ``position_bias``, ``s_aux``, ``cu_seq_lens_q`` ...).
-        start: how many tokens were seen before its first query.
         kernel: the kernel's name in transformers' table.
+        start: how many tokens were seen before its first query.
+        span: the pass of the decoder that it is of.
         weights: [B, H, Q, K], where the kernel gave them of itself.
         emptied: [B, 1 or H, Q, 1] queries that were left without a key: their weights and their output are 0.
     """
@@ -50,8 +54,9 @@ class Call:
     value: Tensor
     mask: Tensor | None
     kwargs: Mapping[str, Any]
-    start: int = 0
     kernel: str = "sdpa"
+    start: int = 0
+    span: Span | None = None
     weights: Tensor | None = None
     emptied: Tensor | None = None
 
@@ -119,6 +124,11 @@ class Call:
         Returns:
             Truth values [B or 1, H or 1, queries, K].
         """
+        opened = self._opened(queries)
+        return opened if self.emptied is None else opened & ~_part(self.emptied, queries, None)
+
+    def _opened(self, queries: Tensor | None = None) -> Tensor:
+        """The same for the kernel, which gets no row without a key."""
         index = torch.arange(self.queries, device=self.device) if queries is None else queries.to(self.device)
         if self.mask is not None and self.mask.ndim == 4:
             return _allows(_part(self.mask[..., : self.keys], index, None))
@@ -169,28 +179,27 @@ class Call:
         Args:
             hidden: truth values that broadcast to [B, H, Q, K].
         """
-        allowed = self.allowed()
-        kept = allowed & ~hidden
+        opened, kept = self._opened(), self.allowed() & ~hidden
         emptied = ~kept.any(-1, keepdim=True)
-        seen = kept | (emptied & allowed)  # the kernel gets no empty row, which would be NaN to it
+        seen = kept | (emptied & opened)  # an empty row would be NaN to the kernel
         mask = self.mask
         if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
             seen = mask[..., : self.keys].masked_fill(~seen, torch.finfo(mask.dtype).min)
         elif self.kernel == _TAKES_NUMBERS:
             lowest = torch.finfo(self.query.dtype).min
             seen = torch.zeros(seen.shape, dtype=self.query.dtype, device=seen.device).masked_fill(~seen, lowest)
-        before = False if self.emptied is None else self.emptied
-        return replace(self, mask=seen, emptied=emptied | before)
+        return replace(self, mask=seen, emptied=emptied)
 
     def through(self, kernel: Any) -> tuple[Tensor, Tensor | None]:
         """The kernel's output [B, Q, H, d], and its weights where it gives them.
 
-        A kernel that takes no mask of any shape (flash) is stood in for by the sum that it stands for.
+        A kernel that takes no mask of any shape (flash) is stood in for by the sum that it stands for; somebody's own
+        is given what sdpa takes.
         """
         if self.emptied is None:
             output, weights = kernel(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
             return output, weights
-        if self.kernel in (_TAKES_TRUTH, _TAKES_NUMBERS):
+        if not _TAKES_NO_MASK.search(self.kernel):
             output, weights = kernel(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
         else:
             output, weights = self._summed(), None

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Prompt:
         ids: its prompt's ids, and those of an answer that is fed with it; empty where they are not known.
         question: as it was asked, where that is known.
         read: whether this was read from what the model is given, so that nobody has looked for its visual tokens.
+        unknown: why what it holds is not known, where it is not.
     """
 
     length: int
@@ -31,6 +33,7 @@ class Prompt:
     ids: tuple[int, ...] = ()
     question: str | None = None
     read: bool = False
+    unknown: str | None = None
 
     @property
     def stop(self) -> int:
@@ -91,22 +94,38 @@ class Course:
     Attributes:
         span: the pass that runs, or that ran last; None while one runs that is none of these.
         open: whether its logits are still to come.
+        routed: attention modules that called a twin since they began.
     """
 
     def __init__(self, prompts: Sequence[Prompt] = (), *, decoding: bool = False, shortened: bool = False) -> None:
         self.span: Span | None = None
         self.open = False
+        self.routed: set[nn.Module] = set()
         self._declared, self._decoding, self._shortened = tuple(prompts), decoding, shortened
         self._prompts = self._declared
         self._cache: Any = None
+        self._same = False  # whether the passes of this run share one cache; some models wrap theirs anew each time
         self._given: Tensor | None = None
-        self._mask: Tensor | None = None
+        self._mask: Any = None
+        self._grows = False
         self._ids: Tensor | None = None
         self._seen = self._steps = self._before = 0
 
-    def give(self, ids: Any, mask: Any) -> None:
-        """The ids [B, columns] and the mask that the outermost model is given for its next pass."""
-        self._given, self._mask = (one if isinstance(one, Tensor) and one.ndim == 2 else None for one in (ids, mask))
+    def give(self, ids: Any, mask: Any, *, grows: bool) -> None:
+        """What the outermost model is given for its next pass.
+
+        Args:
+            ids: [B, columns].
+            mask: of any form.
+            grows: whether it keeps no cache, so that each token of an answer comes with all before it.
+        """
+        self._given = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
+        self._mask, self._grows = mask, grows
+
+    def adopt(self, cache: Any) -> None:
+        """The cache that a pass by hand has left, by which its next step is known."""
+        if not self._declared and cache is not None:
+            self._cache = cache
 
     def begin(self, rows: int, columns: int, cache: Any) -> Span | None:
         """A pass of the decoder over [rows, columns] begins; None where it is none of this run's."""
@@ -116,11 +135,14 @@ class Course:
             return None
         if not ongoing:
             self._restart(rows, columns, cache)
-        self._ids = self._given
+        elif columns > 1 and cache is not None and not self._declared:  # more of a prompt, or several tokens a step
+            self._prompts = tuple(replace(prompt, ids=(), unknown=IN_PARTS) for prompt in self._prompts)
+        self._ids, self._given, self._mask = self._given, None, None  # the next pass has its own
         end = max(prompt.stop for prompt in self._prompts)
         self.span = Span(self._prompts, rows, 0, 0, self._seen, end, self._steps, self._before)
         self._steps += 1
         self.open = True
+        self.routed.clear()
         return self.entered(rows, columns, cache)
 
     def entered(self, rows: int, columns: int, cache: Any) -> Span:
@@ -136,15 +158,16 @@ class Course:
             self._seen, self._before = self.span.stop, self.span.before
 
     def _continues(self, columns: int, cache: Any) -> bool:
-        """Whether a pass goes on where the last one ended; some models wrap their cache anew after the first pass."""
+        """Whether a pass goes on where the last one ended."""
         if self._declared and not self._decoding:
             return False
         if cache is None:
             grown = self._cache is None and columns == self._seen + 1
-            return grown and (self._decoding or self._goes_on())
-        if self._decoding:
-            return cache is self._cache or (self._cache is not None and _length(cache) == self._seen)
-        return _length(cache) == self._seen > 0
+            return grown and (self._decoding or (self._grows and self._goes_on()))
+        if cache is self._cache:
+            self._same = True
+            return self._decoding or _length(cache) == self._seen > 0
+        return self._decoding and not self._same and self._cache is not None and _length(cache) == self._seen
 
     def _goes_on(self) -> bool:
         """Whether the ids are the last pass's and one more."""
@@ -165,16 +188,42 @@ class Course:
 
     def _read(self, rows: int, columns: int, cached: int) -> tuple[Prompt, ...]:
         """Prompts as the model is given them: its mask tells which columns are padding, its ids what they hold."""
-        ids, mask = self._given, self._mask
-        padding = [0] * rows
-        if mask is not None and len(mask) == rows:
-            padding = [int((row != 0).int().argmax()) for row in mask]
+        ids, total = self._given, cached + columns
+        there = _there(self._mask, rows, total)
+        if there is None:
+            return tuple(Prompt(total, 0, (), unknown=NO_MASK) for _ in range(rows))
         known = ids is not None and not cached and ids.shape == (rows, columns)
-        held = ids.tolist() if known and ids is not None else [[]] * rows
-        return tuple(
-            Prompt(cached + columns - ahead, ahead, (), tuple(own[ahead:]), read=True)
-            for ahead, own in zip(padding, held, strict=True)
-        )
+        prompts = []
+        for row, kept in enumerate(there):
+            columns_kept = kept.nonzero().flatten().tolist() or list(range(total))
+            first, stop = columns_kept[0], columns_kept[-1] + 1
+            own = tuple(ids[row, first:stop].tolist()) if known and ids is not None else ()
+            prompts.append(Prompt(stop - first, first, (), own, read=True, unknown=None if known else NO_IDS))
+        return tuple(prompts)
+
+
+#: Why what a pass holds is not known.
+IN_PARTS = "its prompt is fed in parts"
+NO_MASK = "which of its columns are padding cannot be read from the mask that it is given"
+NO_IDS = "it is given embeddings alone, or goes on from a cache that was made before"
+
+
+def _there(mask: Any, rows: int, columns: int) -> Tensor | None:
+    """Truth values [rows, columns]: which columns hold tokens; None where the mask does not tell."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if mask is None:
+        return torch.ones(rows, columns, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape[0] not in (1, rows) or mask.shape[-1] < columns:
+        return None
+    if mask.ndim == 4:  # what its last query may see
+        last = mask[:, 0, -1, :columns]
+        kept = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+    elif mask.ndim == 2:
+        kept = mask[:, :columns] != 0
+    else:
+        return None
+    return kept.expand(rows, -1)
 
 
 def _length(cache: Any) -> int:

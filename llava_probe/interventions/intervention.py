@@ -16,8 +16,9 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Span, Visitor
+from llava_probe.inside.spans import NO_MASK
 from llava_probe.model import VLM
-from llava_probe.trace.explained import ALL, ANSWER, GENERATED, PLACES, PREDICTING, At, Place, positions
+from llava_probe.trace.explained import ALL, ANSWER, GENERATED, IMAGE, PLACES, PREDICTING, TEXT, At, Place, positions
 from llava_probe.trace.tokens import Token, tokens_of
 
 #: Places that hold what is yet to be said.
@@ -52,7 +53,6 @@ class Intervention(Visitor):
         self.vlm = vlm
         self._acts: list[tuple[int, int, Tensor]] = []
         self._passes = 0
-        self._span: Span | None = None
 
     @property
     def acts(self) -> list[Act]:
@@ -62,12 +62,11 @@ class Intervention(Visitor):
 
     def begin(self, span: Span) -> None:
         """A pass begins."""
-        self._span, self._passes = span, self._passes + 1
+        self._passes += 1
 
-    def acted(self, layer: int, pairs: Tensor) -> None:
+    def acted(self, layer: int, span: Span, pairs: Tensor) -> None:
         """Note an act; it is counted when somebody asks, so that a GPU is not waited for."""
-        assert self._span is not None
-        self._acts.append((layer, self._span.step, pairs))
+        self._acts.append((layer, span.step, pairs))
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Places:
         """Truth values [samples, stop - start]: which columns of the batch are among them."""
         out = torch.zeros(len(span.prompts), stop - start, dtype=torch.bool)
         for row, prompt in zip(out, span.prompts, strict=True):
-            found = self._numbers | self._of(prompt)
+            found = self._numbers | (self._of(prompt) if self._names or prompt.unknown else frozenset())
             inside = [at for place in found if 0 <= (at := place + prompt.padding - start) < len(row)]
             row[inside] = True
             if self._onward:
@@ -132,22 +131,40 @@ class Places:
     def _of(self, prompt: Prompt) -> frozenset[int]:
         """The positions in one sample that names and words stand for."""
         if prompt not in self._found:
-            found = positions(self._written(prompt), self._names) if self._names else []
-            self._found[prompt] = frozenset(found)
+            self._refuse_unknown(prompt)
+            self._found[prompt] = frozenset(place for name in self._names for place in self._named(prompt, name))
         return self._found[prompt]
 
-    def _written(self, prompt: Prompt) -> WrittenPrompt:
-        ids = list(prompt.ids)
-        if not ids:
+    def _named(self, prompt: Prompt, name: str | Place) -> list[int]:
+        """A word is looked for in the prompt, however much of an answer is given with it: a run finds the same."""
+        asked = self._written(prompt, prompt.length)
+        whole = self._written(prompt, len(prompt.ids))
+        if (place := _place(name)) is not None:
+            positions(asked, name)  # refuses what is a word of the prompt as well
+            return positions(whole, place)
+        try:
+            return positions(asked, name)
+        except OutOfRange:
+            return positions(whole, name)
+
+    def _refuse_unknown(self, prompt: Prompt) -> None:
+        """Refuse what cannot be found in a pass that somebody else began."""
+        names = {_place(name) for name in self._names}
+        hidden = names & {IMAGE, TEXT} and prompt.read and max(self.vlm.visual_ids) < 0
+        if hidden or (prompt.unknown is not None and (self._names or prompt.unknown == NO_MASK)):
+            why = prompt.unknown or "this family marks its visual tokens beside the ids"
             raise BadInput(
-                f"{self.argument}={self.told()!r}: what this pass holds is not known, only embeddings or a cache made "
-                "before; give positions, or ask through vlm.generate"
+                f"{self.argument}={self.told()!r}: what this pass holds is not known: {why}; ask through vlm.generate"
+                f"{'' if prompt.unknown == NO_MASK else ', or give positions'}"
             )
-        visual = self.vlm.visual_ids
-        tokens = list(tokens_of(self.vlm.processor.tokenizer, ids, prompt.length, visual))
+
+    def _written(self, prompt: Prompt, fed: int) -> WrittenPrompt:
+        """The first ``fed`` tokens, and one for what the last of them predicts, which is never fed."""
+        tokenizer, visual = self.vlm.processor.tokenizer, self.vlm.visual_ids
+        tokens = list(tokens_of(tokenizer, prompt.ids[:fed], prompt.length, visual))
         for place in prompt.image_positions:
             tokens[place] = Token(tokens[place].id, tokens[place].text, "image", place)
-        tokens.append(Token(-1, "", "generated", len(tokens)))  # what the last token predicts is never fed
+        tokens.append(Token(-1, "", "generated", len(tokens)))
         return WrittenPrompt(tokens, prompt.length, prompt.question)
 
 
@@ -157,9 +174,15 @@ def _parts(at: Any) -> list[int | str | Place]:
         return [at]
     if hasattr(at, "__iter__") and getattr(at, "ndim", 1) != 0:
         return [inner for part in at for inner in _parts(part)]
-    if isinstance(at, bool) or not hasattr(at, "__index__"):
+    if not _whole(at):
         raise BadInput(f"a place is a position, a word, lp.IMAGE and its like, or a list of these; got {at!r}")
     return [int(at)]
+
+
+def _whole(number: Any) -> bool:
+    """Whether it is a whole number; torch takes truth values and fractions for some."""
+    kind = str(getattr(number, "dtype", "int"))
+    return not isinstance(number, bool) and hasattr(number, "__index__") and "int" in kind
 
 
 def _place(name: str | Place) -> Place | None:
@@ -177,7 +200,7 @@ def chosen_layers(vlm: VLM, layers: Any) -> tuple[int, ...]:
         return tuple(sorted(inside.head_counts))
     chosen = []
     for layer in layers if hasattr(layers, "__iter__") else [layers]:
-        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+        if not _whole(layer):
             raise BadInput(f"layers= takes numbers of blocks; got {layer!r}")
         if not -inside.layers <= layer < inside.layers:
             raise OutOfRange(f"layer {layer} is not there: this model has blocks 0 to {inside.layers - 1}")
@@ -201,7 +224,7 @@ def chosen_heads(vlm: VLM, heads: Any, layers: Sequence[int]) -> tuple[int, ...]
     count = min(vlm.anatomy.head_counts[layer] for layer in layers)
     listed = [heads] if not hasattr(heads, "__iter__") else list(heads)
     for head in listed:
-        if isinstance(head, bool) or not hasattr(head, "__index__"):
+        if not _whole(head):
             raise BadInput(f"heads= takes numbers of query heads; got {head!r}")
         if not -count <= head < count:
             raise OutOfRange(f"head {head} is not there: these layers have heads 0 to {count - 1}")

@@ -124,14 +124,14 @@ class KnockOut(Intervention):
 
     def attention(self, call: Call) -> Call | None:
         """The same call without the pairs that are cut."""
-        span = self._span
+        span = call.span
         if span is None or call.layer not in self.layers or call.stack is not self.vlm.anatomy.decoder:
             return None
         hidden = self._hidden(span, call)
         if hidden is None:
             return None
         taken = call.allowed() & hidden
-        self.acted(call.layer, taken.any(1).sum())
+        self.acted(call.layer, span, taken.any(1).sum() * (call.sizes[0] // len(taken)))
         if self.heads is not None:
             wanted = torch.zeros(call.sizes[1], dtype=torch.bool, device=call.device)
             wanted[list(self.heads)] = True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.arrays import BoolArray, FloatArray
-from llava_probe.faults import by_the_model, out_of_memory
+from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.isolation import entering, isolated
 from llava_probe.inside.passes import alone_with
@@ -79,8 +79,8 @@ class Asker:
             try:
                 stacked = self._run(first)
                 self._batch = BATCH if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
-            except Exception as error:  # each model fails in a way of its own
-                if not (out_of_memory(error) or by_the_model(error)):
+            except Exception as error:  # each model fails in a way of its own, in operations that we stand around
+                if of_the_machine(error) and not out_of_memory(error):
                     raise
                 self._batch = 1
             if self._batch == BATCH:

@@ -29,7 +29,7 @@ def call(mask=None, *, causal=True, keys=Q, start=0, kernel="sdpa", queries=Q, *
     make = torch.Generator().manual_seed(0)
     query = torch.randn(B, H, queries, D, generator=make, dtype=torch.float64)
     key, value = (torch.randn(B, KV, keys, D, generator=make, dtype=torch.float64) for _ in range(2))
-    return Call(Module(causal), None, -1, query, key, value, mask, {"scaling": 0.3, **kwargs}, start, kernel)
+    return Call(Module(causal), None, -1, query, key, value, mask, {"scaling": 0.3, **kwargs}, kernel, start)
 
 
 def dense(made, seen):

@@ -643,3 +643,24 @@ def test_every_part_of_the_seam_is_used_and_tried():
     tried = Path(__file__).read_text(encoding="utf-8")
     assert not [name for name in seam.__all__ if f"seam.{name}" not in text], "nobody needs these"
     assert not [name for name in seam.__all__ if f"seam.{name}" not in tried], "these have no test"
+
+
+def test_a_block_that_is_computed_again_is_known():
+    """An intervention would be left out of the second computation, and gradients be another model's."""
+    model = random_llava().train()
+    blocks = model.get_decoder().layers
+    assert not any(map(seam.recomputes, blocks)), "gradient_checkpointing is on by itself"
+    model.gradient_checkpointing_enable()
+    assert all(map(seam.recomputes, blocks)), "a knock-out no longer refuses gradient checkpointing"
+    model.eval()
+    assert not any(map(seam.recomputes, blocks)), "it is refused where nothing is computed again"
+
+
+def test_tokens_that_an_adapter_puts_ahead_are_known():
+    """Every position would be off by them."""
+    peft = pytest.importorskip("peft")
+    prefix = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    assert seam.virtual_tokens(peft.get_peft_model(random_llava(), prefix)) == 5, "prefix tuning is taken for the model"
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    assert seam.virtual_tokens(peft.get_peft_model(random_llava(), lora)) == 0, "LoRA is refused"
+    assert seam.virtual_tokens(random_llava()) == 0

@@ -491,3 +491,268 @@ def test_maps_of_a_trace_are_made_again_under_it(tiny_vlm):
     assert lp.attribute(tiny_vlm, trace, "attention").about["forwards"] == 0
     with lp.knock_out(tiny_vlm, keys=lp.IMAGE):
         assert not lp.attribute(tiny_vlm, trace, "attention").values.any()
+
+
+# --- contexts and passes as people have them ---
+
+
+def changed(vlm, inputs):
+    """The last logits of a pass by hand."""
+    with torch.no_grad():
+        return vlm.model(**inputs).logits[0, -1]
+
+
+@pytest.fixture
+def plain_inputs(tiny_vlm):
+    return tiny_vlm.model_inputs(tiny.scene(34).image, "What is the text on the stop sign?")[0]
+
+
+def test_contexts_that_do_not_nest_end_each_by_itself(tiny_vlm, plain_inputs):
+    plain = changed(tiny_vlm, plain_inputs)
+    alone = []
+    for keys in (lp.IMAGE, [1, 2]):
+        with lp.knock_out(tiny_vlm, keys=keys):
+            alone.append(changed(tiny_vlm, plain_inputs))
+    one, two = lp.knock_out(tiny_vlm, keys=lp.IMAGE), lp.knock_out(tiny_vlm, keys=[1, 2])
+    one.__enter__()
+    two.__enter__()
+    changed(tiny_vlm, plain_inputs)
+    one.__exit__(None, None, None)
+    assert torch.equal(changed(tiny_vlm, plain_inputs), alone[1])
+    two.__exit__(None, None, None)
+    assert torch.equal(changed(tiny_vlm, plain_inputs), plain)
+    assert tiny_vlm.generate(photo(), "What is this?", max_new_tokens=1).interventions == ()
+
+
+def test_a_task_that_outlives_the_context_runs_plain(tiny_vlm, plain_inputs):
+    from contextvars import copy_context
+
+    plain = changed(tiny_vlm, plain_inputs)
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE):
+        within = copy_context()
+        cut = within.run(changed, tiny_vlm, plain_inputs)
+    assert not torch.equal(cut, plain)
+    assert torch.equal(within.run(changed, tiny_vlm, plain_inputs), plain)
+    with lp.knock_out(tiny_vlm, keys=1):
+        changed(tiny_vlm, plain_inputs)
+        assert torch.equal(within.run(changed, tiny_vlm, plain_inputs), plain)
+    trace = within.run(lambda: tiny_vlm.generate(photo(), "What is this?", max_new_tokens=1))
+    assert trace.interventions == ()
+
+
+def test_it_acts_through_every_vlm_of_its_model(tiny_vlm):
+    other = lp.VLM(tiny_vlm.model, tiny_vlm.processor)
+    asked = (tiny.scene(34).image, "What is the text on the stop sign?")
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE):
+        mine, theirs = (vlm.generate(*asked, max_new_tokens=2) for vlm in (tiny_vlm, other))
+    assert torch.equal(mine.logits, theirs.logits) and theirs.interventions
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE, layers=0), lp.knock_out(other, keys=[1], layers=1):
+        both = other.generate(*asked, max_new_tokens=2)
+    assert len(both.interventions) == 2
+
+
+def test_a_word_means_the_prompts_whether_the_answer_is_given_or_not():
+    vlm = exact()
+    for given in ({"keys": "stop"}, {"keys": "stop", "queries": "last"}):
+        with lp.knock_out(vlm, **given):
+            trace = vlm.generate(photo(), QUESTION, **NEW)
+        answer = [*vlm.processor.tokenizer(" stop sign", add_special_tokens=False).input_ids, *trace.generated_ids]
+        with lp.knock_out(vlm, **given):
+            scored = vlm.score(photo(), QUESTION, answer, capture=lp.Capture(attention_positions="all"))
+        places = list(scored.find("stop", "prompt"))
+        assert scored.find("stop", "generated")
+        assert not scored.rows(at=[scored.prompt_length - 1])[..., places].any()
+        assert scored.rows(at="predicting")[..., list(scored.find("stop", "generated"))].any()
+
+
+def test_a_kernel_that_is_switched_inside_is_reached_too():
+    vlm = lp.VLM(random_llava(attention="eager"), llava_processor())
+    inputs = [vlm.model_inputs(photo(seed=seed), QUESTION)[0] for seed in (0, 1)]
+    with lp.knock_out(vlm, keys=lp.IMAGE):
+        for kernel in ("eager", "sdpa"):
+            vlm.model.set_attn_implementation(kernel)
+            assert torch.equal(*(changed(vlm, each) for each in inputs))
+        vlm.model.set_attn_implementation("flex_attention")
+        with pytest.raises(lp.errors.BadModel, match="flex_attention"):
+            changed(vlm, inputs[0])
+
+
+def test_padding_on_either_side_is_read_from_the_mask():
+    vlm = exact()
+    inputs = vlm.model_inputs(photo(), QUESTION)[0]
+    ids, pads = inputs["input_ids"], torch.zeros(1, 3, dtype=torch.long)
+    for given in ({"keys": lp.IMAGE, "queries": "last"}, {"keys": [1, 2], "queries": [40, 41]}):
+        with lp.knock_out(vlm, **given):
+            alone = changed(vlm, inputs)
+            for order, last in ((lambda a, b: [a, b], -4), (lambda a, b: [b, a], -1)):
+                padded = {**inputs, "input_ids": torch.cat(order(ids, pads), 1)}
+                padded["attention_mask"] = torch.cat(order(torch.ones_like(ids), pads), 1)
+                with torch.no_grad():
+                    found = vlm.model(**padded).logits[0, last]
+                torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-3)  # rotary angles are float32's
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_batch_by_hand_is_cut_as_a_batch_of_ours(cache):
+    vlm = exact()
+    asked = [(photo(), QUESTION), (photo(30, 90, 1), "where")]
+    encoded = vlm.processor(
+        images=[image for image, _ in asked],
+        text=[f"USER: <image>\n{question}\nASSISTANT:" for _, question in asked],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    kwargs = {**NEW, **({"cache_implementation": "static"} if cache == "static" else {})}
+    for keys in (lp.IMAGE, [1, 2]):
+        with lp.knock_out(vlm, keys=keys, queries=lp.LAST) as cut:
+            ours = vlm.generate_batch(asked, **kwargs)
+            acts = [act.pairs for act in cut.acts]
+        with lp.knock_out(vlm, keys=keys, queries=lp.LAST) as by_hand:
+            out = vlm.model.generate(
+                **encoded.to(torch.float64), **kwargs, return_dict_in_generate=True, output_logits=True
+            )
+        for row, trace in enumerate(ours):
+            found = torch.stack([step[row] for step in out.logits]).double()
+            torch.testing.assert_close(found, trace.logits.double(), atol=1e-5, rtol=1e-5)
+        assert [act.pairs for act in by_hand.acts] == acts
+
+
+def test_passes_by_hand_that_do_not_belong_together_are_told_apart():
+    vlm = exact()
+    inputs = vlm.model_inputs(photo(), QUESTION)[0]
+    with lp.knock_out(vlm, keys=lp.IMAGE, queries="last"):
+        whole = changed(vlm, inputs)
+    with lp.knock_out(vlm, keys=lp.IMAGE, queries="last"):
+        changed(
+            vlm,
+            {**inputs, "input_ids": inputs["input_ids"][:, :-1], "attention_mask": inputs["attention_mask"][:, :-1]},
+        )
+        assert torch.equal(changed(vlm, inputs), whole)
+    with torch.no_grad(), lp.knock_out(vlm, keys="stop"):
+        held = vlm.model(**inputs).past_key_values
+        vlm.model(**vlm.model_inputs(photo(seed=1), QUESTION)[0])  # another cache, as long as the first
+        with pytest.raises(lp.BadInput, match="cache that was made before"):
+            vlm.model(input_ids=torch.tensor([[5]]), past_key_values=held)
+    with pytest.raises(lp.BadInput, match="fed in parts"), lp.knock_out(vlm, keys=lp.IMAGE):
+        vlm.model.generate(**inputs, **NEW, prefill_chunk_size=8)
+
+
+def test_guidance_of_any_length_is_none_of_the_run(tiny_vlm):
+    scene = tiny.scene(34)
+    asked = (scene.image, "What is the text on the stop sign?")
+    plain = tiny_vlm.generate(*asked, max_new_tokens=3, min_new_tokens=3)
+    length = plain.prompt_length
+    inputs = tiny_vlm.model_inputs(*asked)[0]
+    for beside in (length - 1, length, length + 1, length + 2):
+        given = {"guidance_scale": 1.5, "negative_prompt_ids": torch.full((1, beside), 7)}
+        trace = tiny_vlm.generate(*asked, max_new_tokens=3, min_new_tokens=3, **given)
+        out = tiny_vlm.model.generate(
+            **inputs, max_new_tokens=3, min_new_tokens=3, **given,
+            return_dict_in_generate=True, output_hidden_states=True,
+        )  # fmt: skip
+        states = torch.stack([torch.stack([layer[0, -1] for layer in step]) for step in out.hidden_states])
+        torch.testing.assert_close(trace.hidden_states, states, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_inside_a_run_is_told_apart(tiny_vlm):
+    asked = (tiny.scene(34).image, "What is the text on the stop sign?")
+    plain = tiny_vlm.generate(*asked, max_new_tokens=3)
+
+    class Asks:
+        def __call__(self, ids, scores):
+            tiny_vlm.score(tiny.scene(92).image, "What colour is it?", "red")
+            return scores
+
+    trace = tiny_vlm.generate(*asked, max_new_tokens=3, logits_processor=[Asks()])
+    assert torch.equal(trace.attention, plain.attention) and torch.equal(trace.hidden_states, plain.hidden_states)
+
+
+def test_threads_that_share_a_context_are_told_apart(tiny_vlm):
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    questions = ["What is the text on the stop sign?", "Is there a stop here, and what colour is the stop sign?"]
+    inputs = [tiny_vlm.model_inputs(tiny.scene(34).image, question)[0] for question in questions]
+    with lp.knock_out(tiny_vlm, keys="stop"):
+        truth = [changed(tiny_vlm, each) for each in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(copy_context().run, changed, tiny_vlm, inputs[n % 2]) for n in range(24)]
+        for number, run in enumerate(runs):
+            torch.testing.assert_close(run.result(), truth[number % 2], atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_that_are_computed_again_are_refused():
+    vlm = lp.VLM(random_llava(), llava_processor())
+    vlm.model.gradient_checkpointing_enable()
+    vlm.model.train()
+    inputs = vlm.model_inputs(photo(), QUESTION)[0]
+    with pytest.raises(lp.errors.BadModel, match="gradient checkpointing"), lp.knock_out(vlm, keys=lp.IMAGE):
+        vlm.model(**inputs).logits.sum().backward()
+    with lp.knock_out(vlm, keys=lp.IMAGE), torch.no_grad():
+        vlm.model(**inputs)
+
+
+def test_a_kernel_of_ones_own_is_given_the_mask(monkeypatch):
+    def sharper(module, query, key, value, attention_mask, scaling=None, **_kwargs):
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
+        mask = torch.ones(query.shape[2], key.shape[2]).bool().tril() if attention_mask is None else attention_mask
+        mask = mask if module.is_causal else torch.ones(1).bool()
+        logits = (query @ key.transpose(2, 3) * scaling * 2).masked_fill(~mask, float("-inf"))
+        return (torch.softmax(logits, -1) @ value).transpose(1, 2), None
+
+    AttentionInterface.register("sharper", sharper)
+    AttentionMaskInterface.register("sharper", sdpa_mask)
+    vlm = exact()
+    vlm.model.set_attn_implementation("sharper")
+    inputs = vlm.model_inputs(photo(), QUESTION)[0]
+    plain = changed(vlm, inputs)
+    with lp.knock_out(vlm, keys=1, queries=2, layers=0):
+        cut = changed(vlm, inputs)
+    assert 0 < float((cut - plain).abs().max()) < 0.5 * float(plain.abs().max())
+
+
+def test_a_copy_made_inside_is_no_part_of_it(tiny_vlm, plain_inputs):
+    import copy
+    import pickle
+
+    before = [len(each._forward_hooks) for each in tiny_vlm.model.modules()]
+    plain = changed(tiny_vlm, plain_inputs)
+    with lp.knock_out(tiny_vlm, keys=lp.IMAGE) as cut:
+        twin = copy.deepcopy(tiny_vlm.model)
+        with torch.no_grad():
+            assert torch.equal(twin(**plain_inputs).logits[0, -1], plain)
+        assert not cut.acts
+        changed(tiny_vlm, plain_inputs)
+    assert [len(each._forward_hooks) for each in tiny_vlm.model.modules()] == before
+    fresh = lp.VLM(random_llava(), llava_processor())
+    with pytest.raises(lp.NotActed), lp.knock_out(fresh, keys=1):
+        twin = pickle.loads(pickle.dumps(fresh))
+    assert twin.generate(photo(), QUESTION, max_new_tokens=1) == fresh.generate(photo(), QUESTION, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("given", [{"keys": torch.tensor([True, False])}, {"keys": 1, "layers": torch.tensor([True])}])
+def test_a_mask_is_no_list_of_positions(tiny_vlm, given):
+    with pytest.raises(lp.BadInput, match=r"a position, a word|numbers of blocks"), lp.knock_out(tiny_vlm, **given):
+        pass
+
+
+def test_what_is_cut_twice_acts_once(tiny_vlm, plain_inputs):
+    again = lp.knock_out(tiny_vlm, keys=[0], queries=[0])
+    with lp.knock_out(tiny_vlm, keys=[0], queries=[0]) as first, pytest.raises(lp.NotActed, match="could see"), again:
+        changed(tiny_vlm, plain_inputs)
+    assert first.acts
+
+
+def test_pairs_are_counted_in_every_row(tiny_vlm):
+    with lp.knock_out(tiny_vlm, keys=1, queries=lp.GENERATED, layers=0) as cut:
+        tiny_vlm.generate(photo(), "What is this?", max_new_tokens=2, min_new_tokens=2, num_beams=3)
+    assert [act.pairs for act in cut.acts] == [3]
+
+
+def test_adapters_that_put_tokens_of_their_own_ahead_are_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(random_llava(), config)
+    with pytest.raises(lp.errors.BadModel, match="5 virtual tokens"):
+        lp.VLM(model, llava_processor())

@@ -47,11 +47,13 @@ from llava_probe.inside.seam.models import (
     note_revision,
     offload_device,
     reads_pictures,
+    recomputes,
     recorded_classes,
     rename,
     revision,
     shares_keys,
     takes_sdpa,
+    virtual_tokens,
     without_recorders,
 )
 from llava_probe.inside.seam.torch import (
@@ -105,6 +107,7 @@ __all__ = [
     "pooled_features",
     "reads_interface",
     "reads_pictures",
+    "recomputes",
     "recorded_classes",
     "register_kernel",
     "register_mask",
@@ -120,6 +123,7 @@ __all__ = [
     "size_to_fit",
     "strip_hooks",
     "takes_sdpa",
+    "virtual_tokens",
     "without_recorders",
     "writes",
 ]

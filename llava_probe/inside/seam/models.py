@@ -98,3 +98,16 @@ def without_recorders(state: dict[str, Any]) -> dict[str, Any]:
 
 
 _RECORDING = "transformers.utils.output_capturing"
+
+
+def recomputes(block: nn.Module) -> bool:
+    """Whether a block is computed again in the backward pass (gradient checkpointing)."""
+    return bool(getattr(block, "gradient_checkpointing", False)) and block.training
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many tokens that are in no prompt a PEFT adapter puts ahead of it (prefix and prompt tuning)."""
+    configs = getattr(model, "peft_config", None)
+    active = getattr(model, "active_adapters", ())
+    named = [configs[name] for name in active if name in configs] if isinstance(configs, dict) else []
+    return max((getattr(one, "num_virtual_tokens", None) or 0 for one in named), default=0)
