@@ -40,6 +40,7 @@ tiny: $(VENV)/.dev
 # Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts and of relevance.
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/capture.py
+	$(BIN)/python benchmarks/passes.py
 	$(BIN)/python benchmarks/layouts.py
 	$(BIN)/python benchmarks/attribution.py
 
