@@ -204,10 +204,10 @@ def anatomy(model: Any) -> Anatomy:
         )
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    if (known := _known.get(model)) is not None and (held := known()) is not None:
-        return held
     if not isinstance(model, PreTrainedModel):
         raise BadModel(f"expected a transformers model, got {type(model).__name__}")
+    if (known := _known.get(model)) is not None and (held := known()) is not None:
+        return held
     name = type(model).__name__
     if not hasattr(model.config, "vision_config") and not seam.reads_pictures(model):
         raise BadModel(
