@@ -142,6 +142,14 @@ def test_members_of_a_batch_are_cut_each_at_its_own_places(name):
             assert not together.rows(at=[together.prompt_length - 1])[..., visual].any()
 
 
+def test_a_picture_that_no_id_marks_is_refused_in_a_pass_by_hand():
+    vlm = built("kosmos-2")
+    inputs, _ = vlm.model_inputs(photo(), QUESTION)
+    answers(vlm, new=1)  # a run of ours knows where it is
+    with pytest.raises(lp.BadInput, match="beside the ids"), lp.knock_out(vlm, keys=lp.IMAGE):
+        vlm.model(**inputs)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_attention_that_cannot_be_reached_is_refused(name):
     with pytest.raises(lp.errors.BadModel, match="kernel of its own"), lp.knock_out(built(name), keys=1):
