@@ -121,9 +121,9 @@ class Recorder(Visitor):
         heads = None if self._all_heads else torch.tensor(self.plan.heads, device=call.device)
 
         def rows(row: slice, at: slice | Tensor) -> Tensor:
-            index = torch.arange(call.queries, device=call.device)[at]
-            found = call.of_row(row).rows(None if len(index) == call.queries else index, heads)
-            return self._aligned(found).transpose(1, 2)
+            part = call if row == slice(None) else call.of_row(row)
+            index = None if call.queries == 1 else torch.arange(call.queries, device=call.device)[at]
+            return self._aligned(part.rows(index, heads)).transpose(1, 2)
 
         self._record(self._attention, call.layer, (call.sizes[0], call.queries), rows)
 
