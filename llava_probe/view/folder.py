@@ -138,6 +138,7 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
         "alternatives": [other.answer for other in trace.alternatives],
         "sequence_score": trace.sequence_score,
         "sizes": asdict(trace.sizes),
+        "interventions": list(trace.interventions),
         "provenance": dict(trace.provenance),
     }
 
@@ -163,6 +164,7 @@ def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
             for row, token in enumerate(m.tokens)
         ],
         "sizes": asdict(trace.sizes),
+        "interventions": list(trace.interventions),
         "provenance": dict(trace.provenance),
     }
 

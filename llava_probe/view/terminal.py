@@ -17,6 +17,7 @@ from llava_probe.analyzers.confidence import confidence
 from llava_probe.layout.family_table import families
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import GENERATED
+from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
 from llava_probe.view.folder import heaviest
 
@@ -34,6 +35,8 @@ def show(trace: Trace, console: Console | None = None) -> None:
     left_out = len(trace.generated) - _SHOWN
     if left_out > 0:
         console.print(f"… and {left_out} tokens more, in answer.json")
+    for each in trace.interventions:
+        console.print(Text(f"under {spelled(each)}", style="yellow"))
     console.print(_kept(trace))
 
 

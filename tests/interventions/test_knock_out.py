@@ -6,14 +6,18 @@ transformers' table under another name; nothing of the package runs in it.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.view.terminal import show
 from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
@@ -462,6 +466,9 @@ def test_a_trace_says_so_and_comes_back_equal(tiny_vlm, tmp_path):
     assert lp.Trace.load(trace.save(tmp_path / "cut.trace")) == trace
     assert "under knock_out(keys='image', queries='last', layers=[1, 2], heads=[0])" in repr(trace)
     assert "under knock_out" in trace._repr_html_()
+    printed = Console(record=True, width=200, file=io.StringIO())
+    show(trace, printed)
+    assert "under knock_out(keys='image'" in printed.export_text()
     assert tiny_vlm.generate(photo(), "What is this?") != trace
 
 
