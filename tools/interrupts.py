@@ -159,9 +159,9 @@ def _stop(*_: object) -> None:
 
 def interrupt(operation: Operation, after: float) -> bool:
     """Break an operation off; whether it was still running."""
-    signal.setitimer(signal.ITIMER_REAL, max(after, 1e-5))
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, max(after, 1e-5))
             operation()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
