@@ -135,7 +135,7 @@ def extract(
         batch_size=_positive("batch_size", batch_size) or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
         pack=pack,
     )
-    bar = tqdm(total=source.count, unit="sample", disable=not progress, delay=1)
+    bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
     stream, row_bytes = _sized(extractor, iter(source))
     shard_rows = _positive("shard_rows", shard_rows) or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
