@@ -24,8 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
+from llava_probe.asking.identity import model_of
 from llava_probe.asking.prompts import pose
-from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
@@ -248,7 +248,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     vlm = extractor.vlm
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
-        "model": {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)},
+        "model": model_of(vlm.anatomy, vlm.model, in_full=True),
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
         "prompt": _prompt(vlm),
         "layers": extractor.wanted.names,
