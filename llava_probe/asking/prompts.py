@@ -169,7 +169,7 @@ def encode(
     if any(question.inputs is not None for question in questions):
         if len(questions) > 1:
             raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
-        return dict(questions[0].inputs or {})
+        return {name: tensor.clone() for name, tensor in (questions[0].inputs or {}).items()}
     texts = [question.prompt or "" for question in questions]
     images = [question.stills for question in questions]
     films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
