@@ -345,7 +345,7 @@ class VLM:
         question = questions[number]
         places = self.layouts_of(questions, number, prompt, tensors, request.processor)
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
-            provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
+            provenance = provenance_of(self.anatomy, self.model, self.processor, question.images, self.checks)
         if places.unknown:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
