@@ -18,6 +18,7 @@ import pytest
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import read_samples
 from llava_probe.pictures.images import open_image
+from llava_probe.pictures.regions import read_mask
 from tests.encoded import noise
 from tests.features.data_sets import POPE, jsonl, pictures, refusal, seen, table
 
@@ -121,7 +122,7 @@ def test_a_folder_gives_its_pictures_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_folder_with_metadata_is_what_the_metadata_say(tmp_path: Path, suffix: str) -> None:
     root = pictures(tmp_path / "photos", "train/a.png", "unnamed.png")
-    rows = [{"file_name": "train/a.png", "image": "a title", "prompt": "What is this?"}]
+    rows = [{"file_name": "train/a.png", "image": "a title", "question": "What is this?"}]
     if suffix == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "metadata.parquet")
     else:
@@ -165,13 +166,13 @@ def test_pictures_of_a_hugging_face_data_set_arrive(tmp_path: Path, kind: str) -
         "transformed": data.with_transform(lambda batch: batch),
         "selected": data.select([1, 0]).select([1, 0]),
     }[kind]
-    first, second = read_samples(given)
+    first, second = read_samples(given, box_format="xyxy")
     assert np.array_equal(np.asarray(open_image(first.image)), noise())
     assert np.array_equal(np.asarray(open_image(second.image)), noise(8, 8))
-    assert (np.asarray(first.mask) > 0).tolist() == [[False, True], [False, False]]
+    assert read_mask(first.mask).tolist() == [[False, True], [False, False]]
     assert second.mask is None
     assert (first.boxes, second.boxes) == (((0.0, 1.0, 2.0, 3.0),), ())
-    assert int(first.columns["label"]) == 1
+    assert (int(first.columns["label"]), first.columns["label_name"]) == (1, "yes")
 
 
 def test_pictures_of_a_hugging_face_data_set_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
