@@ -26,8 +26,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
+from llava_probe.asking.identity import model_of
 from llava_probe.asking.prompts import pose
-from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
@@ -157,7 +157,7 @@ def extract(
         pack=pack,
         asking=asking,
     )
-    bar = tqdm(total=source.count, unit="sample", disable=not progress, delay=1)
+    bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
     stream, row_bytes = _sized(extractor, iter(source))
     shard_rows = _positive("shard_rows", shard_rows) or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
@@ -277,7 +277,7 @@ def _settings(extractor: Extractor, shard_rows: int, box_format: str | None) -> 
     vlm = extractor.vlm
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
-        "model": {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)},
+        "model": model_of(vlm.anatomy, vlm.model, in_full=True),
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
         "prompt": _prompt(vlm, extractor.recipe.asking),
         **{name: value for name, value in asdict(extractor.recipe.asking).items() if value},
