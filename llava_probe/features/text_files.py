@@ -46,7 +46,7 @@ def of_json(path: Path, name: str) -> Source:
         source = of_jsonl(path, name)
         told = (f"{name} holds JSON lines",)
         return Source(name, source.rows, source.count, source.folder, told=told)
-    whole = read_whole(path, name)
+    whole = _read_whole(path, name)
     if isinstance(whole, dict):
         return list_inside(whole, name, path.parent)
     if not isinstance(whole, list):
@@ -58,7 +58,7 @@ def of_json(path: Path, name: str) -> Source:
     return Source(name, rows, lambda: len(whole), path.parent)
 
 
-def read_whole(path: Path, name: str) -> Any:
+def _read_whole(path: Path, name: str) -> Any:
     """What a JSON file holds.
 
     Raises:
