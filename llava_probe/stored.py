@@ -10,18 +10,25 @@ does not fit is one ``BadFile`` sentence. A FIFO, a device or a folder is never 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
 
 from llava_probe.errors import BadFile, ProbeError, first_line, shortened
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Told = TypeVar("Told")
 
@@ -223,6 +230,8 @@ def _beyond_json(data: bytes | str) -> bool:
 def whole(what: str, path: Any) -> Iterator[Path]:
     """A path beside ``path`` to write to, moved there when the context ends well: the new file, or still the old one.
 
+    What a killed process left of the same is removed.
+
     Args:
         what: is written, for the sentence: "page".
         path: its place; ``~`` is expanded.
@@ -231,23 +240,100 @@ def whole(what: str, path: Any) -> Iterator[Path]:
         BadFile: the place cannot be, is no regular file, cannot be written, or the disk is full.
     """
     target = place(what, path)
-    part = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}.part")
-    sentence = f"the {what} could not be written to {target}"
-    try:
+    with _written(what, target):
         with suppress(FileNotFoundError):
             if (kind := kind_of(target.stat().st_mode)) is not None:
-                raise BadFile(f"{sentence}: that is {kind}")
-        yield part
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(target)
+                raise BadFile(f"the {what} could not be written to {target}: that is {kind}")
+        part = _part_of(target)
+        try:
+            part.touch(exist_ok=False)
+            with _held(part):
+                yield part
+                _synced(part)
+                part.replace(target)
+        finally:  # after a move there is nothing left
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def together(what: str, folder: Any, first: str, earlier: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder inside ``folder`` to write files to; when the context ends well they move up, each in one step.
+
+    Whatever stops it, ``first`` is there as it was or as it is to be: the file that is read again, where the others are
+    only looked at. What a killed process left is removed.
+
+    Args:
+        what: is written, for the sentence: "map".
+        folder: made where there is none.
+        first: the name of the file that moves first.
+        earlier: names of files in ``folder`` that are taken away before.
+
+    Raises:
+        BadFile: the folder cannot be made or written, or the disk is full.
+    """
+    target = made_folder(what, folder)
+    with _written(what, target):
+        part = _part_of(target / first)
+        try:
+            part.mkdir()
+            with _held(part):
+                yield part
+                _synced(part / first)
+                names = sorted(path.name for path in part.iterdir())
+                for name in earlier:
+                    if name not in names:
+                        (target / name).unlink(missing_ok=True)
+                for name in sorted(names, key=lambda name: name != first):
+                    (part / name).replace(target / name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _written(what: str, target: Path) -> Iterator[None]:
+    """What goes wrong while something is written, as one sentence."""
+    try:
+        yield
+    except ProbeError:
+        raise
     except OSError as error:
-        if isinstance(error, ProbeError):
-            raise
-        raise BadFile(f"{sentence}: {_reason(error)}") from error
-    finally:  # after a move there is nothing left
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        raise BadFile(f"the {what} could not be written to {target}: {_reason(error)}") from error
+
+
+def _part_of(target: Path) -> Path:
+    """A new name beside ``target``; what others left there under such a name, and nobody is writing to, is removed."""
+    name = f".{target.name[:64]}."
+    for left in target.parent.glob(f"{glob.escape(name)}{'[0-9a-f]' * 32}.part"):
+        with suppress(OSError), _held(left, sure=True):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return target.with_name(f"{name}{uuid.uuid4().hex}.part")
+
+
+@contextmanager
+def _held(part: Path, *, sure: bool = False) -> Iterator[None]:
+    """A lock on a file or folder that ends with the process that holds it, however that ends.
+
+    Raises:
+        OSError: with ``sure``, somebody else holds it, or there are no such locks here.
+    """
+    if fcntl is None:  # Windows, where an open file can be neither moved nor removed
+        if sure:
+            raise OSError("no locks")
+        yield
+        return
+    number = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with nullcontext() if sure else suppress(OSError):  # some file systems have none
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
+
+
+def _synced(path: Path) -> None:
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(what: str, path: Any, text: str) -> Path:

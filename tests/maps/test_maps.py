@@ -1,6 +1,7 @@
 """A map lies on the right pixels of the original photograph, says so in pictures and files, and comes back equal."""
 
 import dataclasses
+import io
 import json
 import sys
 
@@ -171,8 +172,8 @@ def test_saving_writes_pictures_and_everything_to_plot_again(tmp_path):
         np.testing.assert_array_equal(held["boxes"], m.layout.boxes)
         np.testing.assert_array_equal(held["positions"], m.layout.positions)
         np.testing.assert_array_equal(held["seen"], m.layout.seen)
-        np.testing.assert_array_equal(held["image"], np.asarray(m.image))
-        assert held["image"].dtype == np.uint8
+        np.testing.assert_array_equal(Image.open(io.BytesIO(held["image"].tobytes())), np.asarray(m.image))
+        assert (held["image"].dtype, held["image"].ndim) == (np.uint8, 1)
         assert held["texts"].tolist() == [token.text for token in m.tokens]
         assert held["token_positions"].tolist() == [token.position for token in m.tokens]
         assert json.loads(str(held["told"]))["method"] == "attention"
@@ -227,5 +228,5 @@ def test_what_cannot_be_read_or_written(tmp_path):
         lp.ImageMap.load(tmp_path)
     with pytest.raises(lp.BadFile):
         lp.ImageMap.load(tmp_path / "nothing.npz")
-    with pytest.raises(lp.BadFile, match="could not be written"):
+    with pytest.raises(lp.BadFile, match="cannot be made"):
         map_of(one_hot(0)).save(tmp_path / "file" / "maps")
