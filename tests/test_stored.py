@@ -132,7 +132,7 @@ def test_json_is_read_into_the_described_type() -> None:
 def test_what_is_written_over_something_is_whole_or_not_at_all(tmp_path: Path) -> None:
     page = tmp_path / "page"
     stored.write_text("page", page, "old")
-    with pytest.raises(BadFile, match="could not be written .* No space"), stored.whole("page", page) as part:
+    with pytest.raises(BadFile, match=r"could not be written .* No space"), stored.whole("page", page) as part:
         part.write_text("ne")
         raise OSError(28, "No space left on device")
     with pytest.raises(KeyboardInterrupt), stored.whole("page", page) as part:
@@ -145,3 +145,39 @@ def test_what_is_written_over_something_is_whole_or_not_at_all(tmp_path: Path) -
 
 def test_a_name_of_the_longest_kind_can_be_written(tmp_path: Path) -> None:
     assert stored.write_text("page", tmp_path / ("x" * 250), "text").read_text() == "text"
+
+
+LEFT = ".page.0123456789abcdef0123456789abcdef.part"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    for name in (LEFT, ".page.part", f".other{LEFT[5:]}", "page.mine"):
+        (tmp_path / name).write_text("something")
+    with stored.whole("page", tmp_path / "page") as theirs:
+        theirs.write_text("theirs")
+        stored.write_text("page", tmp_path / "page", "mine")
+        assert (tmp_path / "page").read_text() == "mine"
+    assert (tmp_path / "page").read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {".page.part", f".other{LEFT[5:]}", "page.mine", "page"}
+
+
+def test_several_files_move_together_the_one_that_is_read_first(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("old")
+    (tmp_path / "map").write_text("old")
+    (tmp_path / f".map{LEFT[5:]}").mkdir()
+    (tmp_path / f".map{LEFT[5:]}" / "map").write_text("left")
+    with pytest.raises(KeyboardInterrupt), stored.together("map", tmp_path, "map", ["old.txt"]) as part:
+        (part / "map").write_text("new")
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.txt": "old", "map": "old"}
+    with stored.together("map", tmp_path, "map", ["old.txt", "map", "gone"]) as part:
+        (part / "map").write_text("new")
+        (part / "a.txt").write_text("a")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"map": "new", "a.txt": "a"}
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "b.txt" / "in the way").touch()
+    with pytest.raises(BadFile, match="could not be written"), stored.together("map", tmp_path, "map") as part:
+        (part / "map").write_text("newer")
+        (part / "b.txt").write_text("b")
+    assert (tmp_path / "map").read_text() == "newer"
+    assert not list(tmp_path.glob(".*"))
