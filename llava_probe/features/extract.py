@@ -73,6 +73,7 @@ def extract(
     layers: Any = None,
     positions: Any = "last_prompt",
     question: str | None = None,
+    prompt: str | None = None,
     columns: Mapping[str, Any] | None = None,
     images: str | Path | None = None,
     split: str | None = None,
@@ -101,7 +102,7 @@ def extract(
         samples: a .jsonl, .json, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or
             dicts, with columns ``image``, ``question`` (or ``prompt``, the whole text as it is, or ``messages``),
             optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``; all other columns are carried along.
-            See ``read_samples`` for ``question``, ``columns``, ``images``, ``split``, ``box_format``, ``answers``.
+            See ``read_samples`` for ``question``, ``prompt``, ``columns``, ``images``, ``split``, ``box_format``, ``answers``.
         system, template_kwargs: a system prompt, and further arguments of the model's chat template.
         processor_kwargs: settings of the processor, such as ``{"size": ...}``.
         out: the folder of the store; one that holds part of the same run is finished.
@@ -139,6 +140,7 @@ def extract(
     source = read_samples(
         samples,
         question=question,
+        prompt=prompt,
         columns=columns,
         images=images,
         split=split,
