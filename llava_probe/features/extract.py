@@ -102,7 +102,7 @@ def extract(
         samples: a .jsonl, .json, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or
             dicts, with columns ``image``, ``question`` (or ``prompt``, the whole text as it is, or ``messages``),
             optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``; all other columns are carried along.
-            See ``read_samples`` for ``question``, ``prompt``, ``columns``, ``images``, ``split``, ``box_format``, ``answers``.
+        question, prompt, columns, images, split, box_format, answers: as ``read_samples`` takes them.
         system, template_kwargs: a system prompt, and further arguments of the model's chat template.
         processor_kwargs: settings of the processor, such as ``{"size": ...}``.
         out: the folder of the store; one that holds part of the same run is finished.
