@@ -10,7 +10,6 @@ The model runs unmodified and is given back as it was found; each run leaves a `
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
+from llava_probe.asking.decoding import read_decoding
 from llava_probe.asking.generation import (
     PromptedSample,
     Vocabulary,
@@ -31,6 +31,7 @@ from llava_probe.asking.generation import (
 from llava_probe.asking.preparation import Preparation
 from llava_probe.asking.prompts import PosedQuestion, answer_ids, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
+from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import anatomy
 from llava_probe.inside.passes import Prompt, alone_with, in_force
@@ -46,6 +47,7 @@ DEFAULT_NEW_TOKENS = 64
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
 
+@checked
 class VLM:
     """A model and its processor.
 
@@ -91,9 +93,9 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
-        max_new_tokens: int | None = None,
+        max_new_tokens: Count | None = None,
         capture: Capture | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Trace:
@@ -125,11 +127,11 @@ class VLM:
 
     def generate_batch(
         self,
-        samples: Sequence[Any],
+        samples: Sequence[Sequence[Any] | Mapping[str, Any]],
         *,
-        max_new_tokens: int | None = None,
+        max_new_tokens: Count | None = None,
         capture: Capture | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> list[Trace]:
@@ -174,7 +176,7 @@ class VLM:
         capture: Capture | None,
         processor_kwargs: Mapping[str, Any] | None,
     ) -> Trace:
-        capture = _capture(capture)
+        capture = capture or Capture()
         tensors, prompts = self.prepare([asked], processor_kwargs or {})
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
@@ -294,8 +296,7 @@ class VLM:
         seed: int | None,
         processor_kwargs: Mapping[str, Any] | None,
     ) -> list[Trace]:
-        capture = _capture(capture)
-        seed = None if seed is None else _whole("seed", seed)
+        capture = capture or Capture()
         config = check_decoding(self.anatomy.generator, arguments)
         tensors, prompts = self.prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
@@ -344,12 +345,14 @@ class VLM:
 
     def _arguments(self, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Generation arguments with a length, where nobody gave one."""
-        told = self.anatomy.generator.generation_config.max_new_tokens is not None
+        generator = self.anatomy.generator
+        generate_kwargs = read_decoding(generator, generate_kwargs, self.anatomy.vocabulary)
+        told = generator.generation_config.max_new_tokens is not None
         if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
             max_new_tokens = DEFAULT_NEW_TOKENS
         if max_new_tokens is None:
-            return dict(generate_kwargs)
-        return {"max_new_tokens": _whole("max_new_tokens", max_new_tokens), **generate_kwargs}
+            return generate_kwargs
+        return {"max_new_tokens": max_new_tokens, **generate_kwargs}
 
     def _check_answer(self, ids: Sequence[int]) -> None:
         wrong = [token for token in ids if not 0 <= token < self.anatomy.vocabulary]
@@ -380,17 +383,3 @@ class VLM:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
         return PromptedSample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
-
-
-def _whole(name: str, number: Any) -> int:
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise BadInput(f"{name} must be a whole number; got {number!r}")
-    return operator.index(number)
-
-
-def _capture(capture: Capture | None) -> Capture:
-    if capture is None:
-        return Capture()
-    if not isinstance(capture, Capture):
-        raise BadInput(f"capture= takes lp.Capture(...); got {type(capture).__name__}")
-    return capture

@@ -41,7 +41,7 @@ def opened_chat(
             if part.get("type") == "image":
                 key = next((key for key in _PICTURE_KEYS if key in part), None)
                 if key is not None:
-                    source = part[key] if key != "base64" else "data:image/*;base64," + part[key]
+                    source = part[key] if key != "base64" else f"data:image/*;base64,{part[key]}"
                     images.append(open_image(source))
                 kept.append({"type": "image"})
             elif part.get("type") == "video":

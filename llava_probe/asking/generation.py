@@ -62,8 +62,6 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
     for name in ("custom_generate", "assistant_model"):
         if arguments.get(name) is not None:
             raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
-    if (new_tokens := arguments.get("max_new_tokens")) is not None and new_tokens < 1:
-        raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
     given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
     with refusals(f"the settings of {type(model).__name__}.generate"):
         config = seam.generation_config(model, arguments.get("generation_config"), given)

@@ -34,6 +34,7 @@ from llava_probe.attribution.relevance import relevance
 from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.inside.passes import in_force
 from llava_probe.maps.maps import ImageMap
@@ -97,6 +98,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@checked
 def attribute(
     vlm: VLM,
     trace: Trace,
@@ -142,6 +144,7 @@ def attribute(
     return explained_by(made, method, options)
 
 
+@checked
 def prepared(
     vlm: VLM,
     trace: Trace,
@@ -168,6 +171,7 @@ def prepared(
     return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
 
 
+@checked
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
     """The map of one method for a prepared task."""
     chosen = method_of(method, options or {})

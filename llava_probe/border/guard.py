@@ -33,7 +33,9 @@ def checked(thing: T) -> T:
     for name, member in list(vars(thing).items()):
         if name.startswith("_") and name not in ("__init__", "__getitem__"):
             continue
-        told = thing.__name__ if name == "__init__" else f"{thing.__name__}.{name}"
+        told = {"__init__": thing.__name__, "__getitem__": f"{thing.__name__}[...]"}.get(
+            name, f"{thing.__name__}.{name}"
+        )
         if inspect.isfunction(member):
             setattr(thing, name, _guarded(member, told))
         elif isinstance(member, classmethod | staticmethod):

@@ -59,6 +59,13 @@ class Limits:
         return f" of at most {self.most:,}" if self.least is None else f" from {self.least:,} to {self.most:,}"
 
 
+@dataclass(frozen=True)
+class Holds:
+    """Beside an annotation of an array: the letters of what it may hold, as in NumPy's ``dtype.kind``."""
+
+    kinds: str = "biuf"
+
+
 #: How many of something are made or run: a million of anything that runs a model is days.
 Count = Annotated[int, Limits(1, 1_000_000)]
 #: The same, none too.
@@ -67,8 +74,14 @@ CountFromZero = Annotated[int, Limits(0, 1_000_000)]
 Seed = Annotated[int, Limits(0, 2**63 - 1)]
 #: Neither NaN nor infinite.
 Finite = Annotated[float, Limits()]
+#: Above zero and finite.
+Positive = Annotated[float, Limits(above=0)]
 #: A part of a whole.
 Part = Annotated[float, Limits(0, 1)]
+#: Numbers in an array, a tensor, nested lists or a picture: a mask, or a value for each of something.
+Numeric = Annotated[Any, Holds()]
+#: Whole ones: a mask of True and False too.
+WholeNumeric = Annotated[Any, Holds("iub")]
 
 Reader = Callable[[Any], Any]
 
@@ -92,14 +105,14 @@ def kind_of(hint: Any) -> Kind:
     if isinstance(hint, Unloaded):
         return _ARRAYS.get(hint.name) or _named_class(hint.name)
     if origin is Annotated:
-        return _within(args[0], [limits for limits in args[1:] if isinstance(limits, Limits)])
+        return _annotated(*args)
     if origin in (Union, types.UnionType):
         return _either(args)
     if origin is Literal:
         return _choice(args)
     if origin is not None:
         return _generic(origin, args)
-    if isinstance(hint, ForwardRef):
+    if isinstance(hint, str | ForwardRef):
         raise TypeError(f"{hint} stands inside an alias; write it without quotes")
     return _class(hint)
 
@@ -142,11 +155,16 @@ def _choice(values: tuple[Any, ...]) -> Kind:
     return Kind(read, told, told)
 
 
-def _within(base: Any, limits: list[Limits]) -> Kind:
-    kind = kind_of(base)
-    if not limits:
-        return kind
-    (bounds,) = limits
+def _annotated(base: Any, *beside: Any) -> Kind:
+    """A kind within the limits, or of the entries, that stand beside it."""
+    for each in beside:
+        if isinstance(each, Holds):
+            return _arrays(each.kinds, f"an array of {'numbers' if 'f' in each.kinds else 'whole numbers'}")
+    kind, limits = kind_of(base), [each for each in beside if isinstance(each, Limits)]
+    return _within(kind, base, limits[0]) if limits else kind
+
+
+def _within(kind: Kind, base: Any, bounds: Limits) -> Kind:
 
     def read(value: Any) -> Any:
         found = kind.read(value)

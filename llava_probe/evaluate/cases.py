@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from llava_probe.arrays import BoolArray
+from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput, refusing, shortened
 from llava_probe.evaluate import run_length
 from llava_probe.features.samples import Box, Sample, read_samples
@@ -36,6 +37,7 @@ _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")
 _SUFFIXES = (".jsonl", ".ndjson")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Case:
     """One question whose answer has a right place.
@@ -87,6 +89,7 @@ class Case:
         return _from_boxes(self.boxes, open_image(self.image).size)
 
 
+@checked
 def read_cases(path: str | os.PathLike[str]) -> Iterator[Case]:
     """The cases of a file of JSON lines, one at a time; masks are opened when they are asked for.
 
@@ -102,6 +105,7 @@ def read_cases(path: str | os.PathLike[str]) -> Iterator[Case]:
     return _cases(source, samples)
 
 
+@checked
 def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
     """Write cases with their pictures and masks, as PNG, into a folder that can be sent on.
 

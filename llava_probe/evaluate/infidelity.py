@@ -19,7 +19,8 @@ from torch import Tensor
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution.engine.perturbing import AT_ONCE, token_scores
 from llava_probe.attribution.engine.target import QUANTITIES, Task
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.removing import Judged, task_of
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -29,6 +30,7 @@ from llava_probe.trace.trace import Trace
 INFIDELITY_SAMPLES = 200
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Infidelity:
     """How far the rows of a map are from what the model does.
@@ -46,6 +48,7 @@ class Infidelity:
     forwards: int
 
 
+@checked
 def infidelity(
     vlm: VLM,
     trace: Trace,
@@ -57,10 +60,10 @@ def infidelity(
     contrast: str | Sequence[str] | None = None,
     of: str = "logprob",
     baseline: str = "mean",
-    samples: int = INFIDELITY_SAMPLES,
+    samples: Count = INFIDELITY_SAMPLES,
     scaled: bool = True,
-    batch: int = AT_ONCE,
-    seed: int = 0,
+    batch: Count = AT_ONCE,
+    seed: Seed = 0,
 ) -> Infidelity:
     """Infidelity of each row of a map under random sets of visual tokens taken away.
 
@@ -81,8 +84,6 @@ def infidelity(
             option.
         OutOfRange: a row, word or picture that is not there.
     """
-    at_least("samples", samples, 1)
-    at_least("batch", batch, 1)
     if of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
     task, rows = task_of(vlm, trace, m, Judged(row, image, tokens, contrast, of))

@@ -8,14 +8,14 @@ Image libraries sort the values into 256 bins first; a map has few distinct valu
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from llava_probe.border import Numeric, checked
 from llava_probe.errors import BadInput
 
 
-def otsu(values: Any, weights: Any = None) -> float:
+@checked
+def otsu(values: Numeric, weights: Numeric | None = None) -> float:
     """The value with the largest variance between those above it and the rest.
 
     Args:

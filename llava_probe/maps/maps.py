@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_probe.arrays import FloatArray
+from llava_probe.border import Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.overlay import backdrop
@@ -37,6 +38,7 @@ _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 1
 _UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ImageMap:
     """What a method says of each visual token of one picture, for each explained token.
@@ -151,7 +153,7 @@ class ImageMap:
 
     # --- seeing ---
 
-    def overlay(self, row: int | None = None, highest: float | None = None) -> Image.Image:
+    def overlay(self, row: int | None = None, highest: Positive | None = None) -> Image.Image:
         """The photograph with the map over it: RGB, of the original's size, unseen pixels hatched.
 
         Args:

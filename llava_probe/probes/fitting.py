@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from llava_probe.arrays import IntArray
+from llava_probe.border import Count, Limits, Positive, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.probes.cell import measure_cell, noise_score
 from llava_probe.probes.controls import read_types
@@ -32,6 +33,7 @@ _LAYER = re.compile(r"_\d+$")
 _LISTED = 3
 
 
+@checked
 def fit_probe(
     features: Any,
     label: str | Sequence[str],
@@ -42,15 +44,15 @@ def fit_probe(
     task: str | None = None,
     groups: str = "picture",
     types: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
+    folds: Count = 5,
+    seed: Seed = 0,
     balance: bool = True,
-    strengths: Sequence[float] | None = None,
+    strengths: Sequence[Positive] | None = None,
     pool: str = "mean",
-    draws: int = 5,
+    draws: Count = 5,
     random_features: Any = None,
-    bootstrap: int = 1000,
-    memory: int = 2_000_000_000,
+    bootstrap: Annotated[int, Limits(0, 100_000)] = 1000,
+    memory: Annotated[int, Limits(0)] = 2_000_000_000,
     progress: bool = False,
 ) -> Sweep:
     """Fit a linear probe for ``label`` on each layer and position of a feature store, and its controls.
@@ -85,13 +87,6 @@ def fit_probe(
         raise BadInput("fit_probe needs scikit-learn: pip install 'llava_probe[probes]'")
     if pool not in POOLS:
         raise BadInput(f"pool is one of {', '.join(POOLS)}; got {pool!r}")
-    for name, given, least in (
-        ("folds", folds, 0),
-        ("draws", draws, 1),
-        ("bootstrap", bootstrap, 0),
-        ("seed", seed, 0),
-    ):
-        _refuse_below(name, given, least)
     keys = _chosen(features, layers, positions)
     target = read_target(features, label, groups, task)
     classes = len(target.classes) if target.task == "classification" else None
@@ -167,8 +162,3 @@ def _matched(features: Any, other: Any, target: Labels) -> IntArray:
             f"{', '.join(map(repr, missing[:_LISTED]))}; extract the same samples with the random model"
         )
     return np.array([place[ids[row]] for row in target.rows])
-
-
-def _refuse_below(name: str, given: Any, least: int) -> None:
-    if not isinstance(given, int) or given < least or isinstance(given, bool):
-        raise BadInput(f"{name} is a whole number of at least {least}; got {given!r}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.maps.maps import ImageMap
 from llava_probe.probes import saved
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _NO_TOKEN = -1
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
     """What a probe reads at some tokens of a trace.
@@ -63,6 +65,7 @@ class Reading:
         return self.table()
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Probe:
     """A linear read-out of the raw hidden states of one layer.

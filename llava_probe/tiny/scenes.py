@@ -12,17 +12,22 @@ well over a hundred random bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
+from llava_probe.border import Limits, Seed, checked
 from llava_probe.tiny import drawing
 from llava_probe.tiny.plan import plan
 from llava_probe.tiny.questions import Question, select_questions
 
+#: Pixels of a side in which every object is seen; four thousand are more than any processor keeps.
+SMALLEST = 84
 FIRST_TRAINING_SEED = 1_000_000
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SceneObject:
     """One object as drawn.
@@ -43,6 +48,7 @@ class SceneObject:
     place: str
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A picture, the objects on it, and at least six questions with their answers."""
@@ -53,7 +59,8 @@ class Scene:
     questions: tuple[Question, ...]
 
 
-def scene(seed: int, size: int = drawing.MASTER) -> Scene:
+@checked
+def scene(seed: Seed, size: Annotated[int, Limits(SMALLEST, 4096)] = drawing.MASTER) -> Scene:
     """Draw the scene of a seed as a ``size`` × ``size`` RGB picture, with its truth at that resolution."""
     items = plan(seed)
     pixels, masks = drawing.draw(items, seed)

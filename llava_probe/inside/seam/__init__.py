@@ -23,6 +23,7 @@ from llava_probe.inside.seam.attention import (
 )
 from llava_probe.inside.seam.generation import (
     encodes_first,
+    generate_names,
     generation_config,
     is_whole,
     keys_and_values,
@@ -83,6 +84,7 @@ __all__ = [
     "eager_kernels",
     "encodes_first",
     "fused_attention_of",
+    "generate_names",
     "generation_config",
     "implementation",
     "is_cut",
