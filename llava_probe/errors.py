@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 #: Letters of a message that somebody reads.
 _LONGEST = 1_000
 

@@ -13,23 +13,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
-from llava_probe.asking.decoding import read_decoding
-from llava_probe.asking.generation import (
-    PromptedSample,
-    Vocabulary,
-    check_decoding,
-    run_generate,
-    run_score,
-    scored_trace,
-    traces_of,
-)
+from llava_probe.asking.answers import answer_ids, check_answer
+from llava_probe.asking.decoding import check_decoding, with_a_length
+from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
+from llava_probe.asking.options import Asked
 from llava_probe.asking.preparation import Preparation
-from llava_probe.asking.prompts import PosedQuestion, answer_ids, asked_again, pose, pose_each, token_id
+from llava_probe.asking.prompts import PosedQuestion, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
 from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput, BadModel
@@ -40,9 +34,6 @@ from llava_probe.trace.capture import Capture, Plan, resolve
 from llava_probe.trace.request import Request, unsaved
 from llava_probe.trace.spellings import ends_of
 from llava_probe.trace.trace import Trace
-
-#: How long an answer may get where nobody says.
-DEFAULT_NEW_TOKENS = 64
 
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
@@ -93,10 +84,12 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
+        system: str | None = None,
         max_new_tokens: Count | None = None,
         capture: Capture | None = None,
         seed: Seed | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Trace:
         """Ask about a picture and keep what ``capture`` says.
@@ -111,18 +104,21 @@ class VLM:
             messages: or a whole chat, pictures and videos inside or in ``image`` and ``video``.
             inputs: or ready-made model inputs of one sample, its pictures in ``image``, its frames in ``video``; the
                 settings that made them, where they are not the processor's own, in ``processor_kwargs``.
+            system: a system message in plain words, put before the question or the chat.
             max_new_tokens: at least 1; 64 unless ``max_length``, a ``generation_config`` or the model's own says.
             capture: what to keep; ``lp.Capture()`` when None.
             seed: ``torch.manual_seed`` just before the run.
             processor_kwargs: passed to the processor.
+            template_kwargs: arguments of the chat template: ``enable_thinking``, ``tools`` ...
             **generate_kwargs: passed to ``model.generate``: ``do_sample``, ``temperature``, ``num_beams`` ...
 
         Raises:
             BadInput: something that cannot be asked; the sentence says what to type instead.
             NotANumber: the model's logits became NaN.
         """
-        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
-        arguments = self._arguments(max_new_tokens, generate_kwargs)
+        ways: dict[str, Any] = {"video": video, "prompt": prompt, "messages": messages, "inputs": inputs}
+        asked = pose(self.processor, image, question, **ways, system=system, template_kwargs=template_kwargs)
+        arguments = with_a_length(self.anatomy.generator, max_new_tokens, generate_kwargs)
         return self._generate([asked], arguments, capture, seed, processor_kwargs)[0]
 
     def generate_batch(
@@ -144,7 +140,7 @@ class VLM:
         if not samples:
             return []
         questions = pose_each(self.processor, samples)
-        arguments = self._arguments(max_new_tokens, generate_kwargs)
+        arguments = with_a_length(self.anatomy.generator, max_new_tokens, generate_kwargs)
         return self._generate(questions, arguments, capture, seed, processor_kwargs)
 
     def score(
@@ -157,16 +153,20 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
+        system: str | None = None,
         capture: Capture | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> Trace:
         """The same record for a given answer, in one teacher-forced forward pass.
 
         Args:
-            image, question, video, prompt, messages, inputs, capture, processor_kwargs: as for ``generate``.
+            image, question, video, prompt, messages, inputs, system, capture, processor_kwargs, template_kwargs: as for
+                ``generate``.
             answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
         """
-        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
+        ways: dict[str, Any] = {"video": video, "prompt": prompt, "messages": messages, "inputs": inputs}
+        asked = pose(self.processor, image, question, **ways, system=system, template_kwargs=template_kwargs)
         return self._score(asked, answer, capture, processor_kwargs)
 
     def _score(
@@ -181,17 +181,8 @@ class VLM:
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
-        self._check_answer(ids)
-        request = Request(
-            asked.prompt,
-            asked.messages,
-            asked.inputs,
-            asked.videos,
-            answer=ids,
-            processor=dict(processor_kwargs or {}),
-            capture=capture,
-            question=asked.words,
-        )
+        check_answer(ids, self.anatomy.vocabulary, self.visual_ids)
+        request = asked.request(answer=ids, processor=dict(processor_kwargs or {}), capture=capture)
         sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
         announce(plan, self.anatomy, prompts, tensors, new_tokens=len(ids), sequences=1)
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
@@ -228,22 +219,26 @@ class VLM:
         return (again, *again.alternatives)[request.sequence]
 
     def model_inputs(
-        self, image: Any = None, question: str | None = None, **asking: Any
+        self, image: Any = None, question: str | None = None, **asking: Unpack[Asked]
     ) -> tuple[dict[str, Tensor], PosedQuestion]:
         """What ``generate`` would feed the model for this question, for calls of your own.
 
         Args:
             image, question: as for ``generate``.
-            **asking: ``video``; ``prompt``, ``messages`` or ``inputs`` instead of a question; ``processor_kwargs``.
+            **asking: ``video``; ``prompt``, ``messages`` or ``inputs`` instead of a question; ``system``,
+                ``processor_kwargs`` and ``template_kwargs``.
 
         Returns:
             Tensors on the model's device, and the settled question (pictures and prompt text).
         """
-        processor_kwargs = asking.pop("processor_kwargs", None) or {}
-        asked = pose(self.processor, image, question, **asking)
+        given: dict[str, Any] = {**asking}
+        processor_kwargs = given.pop("processor_kwargs", None) or {}
+        asked = pose(self.processor, image, question, **given)
         return self.prepare([asked], processor_kwargs)[0], asked
 
-    def lay_out(self, image: Any = None, question: str | None = "?", **asking: Any) -> tuple[ImageLayout, ...]:
+    def lay_out(
+        self, image: Any = None, question: str | None = "?", **asking: Unpack[Asked]
+    ) -> tuple[ImageLayout, ...]:
         """Where the visual tokens of these pictures would lie in the prompt, without asking the model.
 
         Args:
@@ -255,9 +250,10 @@ class VLM:
         Raises:
             BadInput: it is not known: ``inputs`` show the pictures in a way that ``processor_kwargs`` do not, say.
         """
-        processor_kwargs = asking.pop("processor_kwargs", None) or {}
-        question = None if {"prompt", "messages", "inputs"} & set(asking) else question
-        asked = pose(self.processor, image, question, **asking)
+        given: dict[str, Any] = {**asking}
+        processor_kwargs = given.pop("processor_kwargs", None) or {}
+        question = None if {"prompt", "messages", "inputs"} & set(given) else question
+        asked = pose(self.processor, image, question, **given)
         tensors, prompts = self.prepare([asked], processor_kwargs)
         places = self.layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
         if places.unknown:
@@ -304,17 +300,12 @@ class VLM:
             self._sample(
                 questions,
                 number,
-                Request(
-                    question.prompt,
-                    question.messages,
-                    question.inputs,
-                    question.videos,
+                question.request(
                     generate={name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
                     processor=dict(processor_kwargs or {}),
                     seed=seed,
                     batch=len(questions),
                     capture=capture,
-                    question=question.words,
                 ),
                 prompt,
                 tensors,
@@ -343,24 +334,6 @@ class VLM:
         )
         return traces_of(recorder, out, config, ended, self._vocabulary, samples)
 
-    def _arguments(self, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Generation arguments with a length, where nobody gave one."""
-        generator = self.anatomy.generator
-        generate_kwargs = read_decoding(generator, generate_kwargs, self.anatomy.vocabulary)
-        told = generator.generation_config.max_new_tokens is not None
-        if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
-            max_new_tokens = DEFAULT_NEW_TOKENS
-        if max_new_tokens is None:
-            return generate_kwargs
-        return {"max_new_tokens": max_new_tokens, **generate_kwargs}
-
-    def _check_answer(self, ids: Sequence[int]) -> None:
-        wrong = [token for token in ids if not 0 <= token < self.anatomy.vocabulary]
-        if wrong:
-            raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {self.anatomy.vocabulary - 1}")
-        if set(self._vocabulary.visual) & set(ids):
-            raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")
-
     def _plan(self, capture: Capture) -> Plan:
         inside = self.anatomy
         return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
@@ -378,7 +351,7 @@ class VLM:
         question = questions[number]
         places = self.layouts_of(questions, number, prompt, tensors, request.processor)
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
-            provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
+            provenance = provenance_of(self.anatomy, self.model, self.processor, question.images, self.checks)
         if places.unknown:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)

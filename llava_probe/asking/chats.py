@@ -1,14 +1,16 @@
-"""Chats and the model's own template: what it makes of messages, and what it writes where a picture goes."""
+"""Chats as people write them: the pictures in them, and the messages as the model's template is given them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from PIL import Image
+from transformers.utils import get_json_schema
 
-from llava_probe.errors import BadInput, first_line
+from llava_probe.asking.templates import templated
+from llava_probe.errors import BadInput
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import open_video
 
@@ -53,64 +55,51 @@ def opened_chat(
     return plain, tuple(images), clips
 
 
+def asked_chat(
+    processor: Any, chat: Sequence[Mapping[str, Any]], system: str | None, template_kwargs: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """The prompt that the template makes of a chat, and its arguments as plain data.
+
+    Args:
+        processor: whose template is applied.
+        chat: messages with bare places for pictures.
+        system: a system message in plain words, put before them.
+        template_kwargs: arguments of the template.
+
+    Raises:
+        BadInput: the template refuses the chat, or leaves the system message out.
+    """
+    template = {name: _plain_argument(name, value) for name, value in (template_kwargs or {}).items()}
+    if system is None:
+        return templated(processor, chat, template), template
+    if not isinstance(system, str) or not system.strip():
+        raise BadInput(f"system= is empty; give the system message in plain words (got {system!r})")
+    if any(message["role"] == "system" for message in chat):
+        raise BadInput("a system message was given both inside messages= and as system=; give it in one place")
+    for content in ([{"type": "text", "text": system}], system):  # templates read one, or the other, or both
+        text = templated(processor, [{"role": "system", "content": content}, *chat], template)
+        if _stands(system, text):
+            return text, template
+    raise BadInput(
+        f"the chat template of {type(processor).__name__} leaves the system message out; put its words before the "
+        "question, or write the whole prompt="
+    )
+
+
+def _plain_argument(name: str, value: Any) -> Any:
+    """Our own copy; a tool given as a function is told by its schema, as transformers does it."""
+    if name == "tools" and isinstance(value, list | tuple):
+        return [get_json_schema(tool) if callable(tool) else deepcopy(tool) for tool in value]
+    return deepcopy(value)
+
+
+def _stands(words: str, text: str) -> bool:
+    """Whether words stand in a text, however it is spaced, and not as Python writes a list of parts."""
+    return " ".join(words.split()) in " ".join(text.split()) and "{'type':" not in text
+
+
 def last_words(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The last text of a chat's user."""
     asked = [part for message in messages if message["role"] == "user" for part in message["content"]]
     texts = [str(part["text"]) for part in asked if part.get("type") == "text" and part.get("text")]
     return texts[-1] if texts else None
-
-
-def templated(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt that the processor's template makes of a chat, ready for the answer.
-
-    Raises:
-        BadInput: it has no template, or its template refuses the chat.
-    """
-    if not getattr(processor, "chat_template", None):
-        raise BadInput(
-            f"{type(processor).__name__} has no chat template to put plain words into; pass the whole text as prompt="
-        )
-    try:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except Exception as error:  # jinja raises whatever the template's author chose
-        raise BadInput(f"the model's chat template refused these messages: {first_line(error)}") from error
-
-
-def marks_of(processor: Any, kind: str) -> list[str]:
-    """What may stand for a picture (a video) in a prompt: the processor's tokens, what its template writes for one."""
-    names = ("image_token", "boi_token") if kind == "image" else ("video_token",)
-    marks = [str(mark) for name in names if (mark := getattr(processor, name, None))]
-    written = _written(processor, kind)
-    return [*marks, written] if written else marks
-
-
-#: What each processor's chat template writes for a picture or a video, by the template and the kind.
-_WRITTEN: WeakKeyDictionary[Any, dict[tuple[str, str], str]] = WeakKeyDictionary()
-
-
-def _written(processor: Any, kind: str) -> str:
-    """What the chat template writes for a picture (a video); nothing where it refuses one."""
-    known = _WRITTEN.setdefault(processor, {})
-    key = str(getattr(processor, "chat_template", None)), kind
-    if key not in known:
-        known[key] = _difference(processor, kind)
-    return known[key]
-
-
-def _difference(processor: Any, kind: str) -> str:
-    text = {"type": "text", "text": "?"}
-    try:
-        without, with_one = (
-            templated(processor, [{"role": "user", "content": [*place, text]}]) for place in ([], [{"type": kind}])
-        )
-    except BadInput:
-        return ""
-    before = _shared(without, with_one)
-    after = _shared(without[before:][::-1], with_one[before:][::-1])
-    return with_one[before : len(with_one) - after].strip()
-
-
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,159 +1,77 @@
-"""What ``generate`` takes besides the question, by name and kind, before anything runs.
-
-transformers reads most of its settings in the middle of decoding: ``num_beams="4"`` ends in a comparison, a cache of 0
-in a tensor of the wrong size, a mistyped name after the pictures were encoded. Here each is what its documentation
-says, within limits that a trace can hold, or refused by name. What a model's own ``forward`` takes goes on to it.
-"""
+"""How an answer is made: the settings of ``generate``, and those with which it would leave no trace to keep."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypedDict, get_type_hints, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
-from transformers import GenerationConfig
+import transformers
 
-from llava_probe.border import Count, CountFromZero, Finite, Limits, Part, Positive, read_as
+from llava_probe.asking.options import read_options
 from llava_probe.errors import BadInput
+from llava_probe.faults import refusals
 from llava_probe.inside import seam
 
-#: Each has keys and values of its own.
-Beams = Annotated[int, Limits(1, 1_000)]
-#: Of the vocabulary.
-Id = Annotated[int, Limits(0, 2**31 - 1)]
-#: People say -1 for no end at all.
-EndId = Annotated[int, Limits(-1, 2**31 - 1)]
-#: A chance that is neither never nor always.
-Cutoff = Annotated[float, Limits(0, 1)]
+#: How long an answer may get where nobody says.
+DEFAULT_NEW_TOKENS = 64
+
+#: Decoding whose every step makes one token, so that every record has one row a step.
+_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+
+_OURS = {
+    "return_dict_in_generate": "a trace is always returned",
+    "output_attentions": "Capture(attention=...) keeps attention rows",
+    "output_hidden_states": "Capture(hidden_states=..., layers=...) keeps hidden states",
+    "output_scores": "Capture(scores=...) keeps scores",
+    "output_logits": "Capture(logits=...) keeps logits",
+    "inputs_embeds": "ready-made inputs go into inputs=",
+    "past_key_values": "a trace begins with its own prompt, with nothing read before it",
+}
+
+#: Arguments of generate that are no settings of its config.
+_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer", "synced_gpus")
 
 
-@runtime_checkable
-class Streamer(Protocol):
-    """What is told each token as it comes."""
-
-    def put(self, value: Any) -> None:
-        """Take one step's tokens."""
-
-    def end(self) -> None:
-        """Take note that there are no more."""
-
-
-class Decoding(TypedDict, total=False):
-    """The settings of ``transformers.GenerationConfig`` and the arguments of ``generate`` whose kinds are known."""
-
-    max_new_tokens: Count | None
-    max_length: Count | None
-    min_length: CountFromZero | None
-    min_new_tokens: CountFromZero | None
-    early_stopping: bool | Literal["never"] | None
-    max_time: Positive | None
-    stop_strings: str | Sequence[str] | None
-    do_sample: bool | None
-    num_beams: Beams | None
-    num_beam_groups: Beams | None
-    num_return_sequences: Beams | None
-    diversity_penalty: Finite | None
-    penalty_alpha: Finite | None
-    use_cache: bool | None
-    use_mtp: bool | None
-    cache_implementation: str | None
-    cache_config: Mapping[str, Any] | None
-    max_cache_len: Count | None
-    low_memory: bool | None
-    temperature: Positive | None
-    top_k: Annotated[int, Limits(0, 2**31 - 1)] | None
-    top_p: Part | None
-    min_p: Part | None
-    top_h: Annotated[float, Limits(above=0, most=1)] | None
-    typical_p: Annotated[float, Limits(above=0, most=1)] | None
-    epsilon_cutoff: Cutoff | None
-    eta_cutoff: Cutoff | None
-    repetition_penalty: Positive | None
-    encoder_repetition_penalty: Positive | None
-    length_penalty: Finite | None
-    no_repeat_ngram_size: CountFromZero | None
-    encoder_no_repeat_ngram_size: CountFromZero | None
-    bad_words_ids: Sequence[Sequence[Id]] | None
-    force_words_ids: Sequence[Sequence[Id] | Sequence[Sequence[Id]]] | None
-    sequence_bias: Mapping[tuple[Id, ...], Finite] | Sequence[tuple[Sequence[Id], Finite]] | None
-    suppress_tokens: Sequence[Id] | None
-    begin_suppress_tokens: Sequence[Id] | None
-    forced_bos_token_id: Id | None
-    forced_eos_token_id: Id | Sequence[Id] | None
-    renormalize_logits: bool | None
-    remove_invalid_values: bool | None
-    exponential_decay_length_penalty: tuple[CountFromZero, Positive] | None
-    token_healing: bool | None
-    guidance_scale: Positive | None
-    prefill_chunk_size: Count | None
-    disable_compile: bool | None
-    prompt_lookup_num_tokens: Count | None
-    pad_token_id: Id | None
-    bos_token_id: Id | None
-    eos_token_id: EndId | Sequence[EndId] | None
-    decoder_start_token_id: Id | Sequence[Id] | None
-    generation_config: GenerationConfig | None
-    logits_processor: Sequence[Callable[..., Any]] | None
-    stopping_criteria: Sequence[Callable[..., Any]] | None
-    prefix_allowed_tokens_fn: Callable[..., Any] | None
-    streamer: Streamer | None
-    synced_gpus: bool | None
-    use_model_defaults: bool | None
-
-
-#: Settings whose ids are looked up in the logits.
-_LOOKED_UP = (
-    "bad_words_ids",
-    "force_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-_KINDS: Mapping[str, Any] = get_type_hints(Decoding, include_extras=True)
-
-
-def read_decoding(model: Any, given: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """The arguments of ``generate`` as their kinds are, those of a ``generation_config`` among them looked at too.
-
-    Args:
-        model: whose ``generate`` it is.
-        given: by name.
-        vocabulary: how many ids there are.
+def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """The generation config that these arguments lead to.
 
     Raises:
-        BadInput: a name that neither ``generate`` nor the model's ``forward`` knows, or a value of another kind.
+        BadInput: arguments that are ours to set, no new tokens, or decoding that makes several tokens a step.
     """
-    known = {*_KINDS, *seam.generate_names(model), *vars(GenerationConfig())}
-    for name in given:
-        if name not in known:
-            meant = difflib.get_close_matches(name, sorted(known), 1)
-            raise BadInput(
-                f"generate has no option {name}={', did you mean ' + meant[0] + '=?' if meant else ', nor has '}"
-                f"{'' if meant else type(model).__name__ + '.forward'}"
-            )
-    read = {name: _read(name, value, vocabulary) for name, value in given.items()}
-    config = read.get("generation_config")
-    for name in _KINDS if config is not None else ():
-        if getattr(config, name, None) is not None:
-            _read(name, getattr(config, name), vocabulary)
-    return read
+    for name, instead in _OURS.items():
+        if name in arguments:
+            raise BadInput(f"generate({name}=...) is not yours to set here: {instead}")
+    for name in ("custom_generate", "assistant_model"):
+        if arguments.get(name) is not None:
+            raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
+    given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
+    with refusals(f"the settings of {type(model).__name__}.generate"):
+        config = seam.generation_config(model, arguments.get("generation_config"), given)
+        mode = config.get_generation_mode()
+    mode = str(getattr(mode, "value", mode))
+    if mode not in _MODES:
+        raise BadInput(
+            f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
+            f"(greedy, sampling, beams)"
+        )
+    if config.prefill_chunk_size and not seam.encodes_first(model):
+        raise BadInput(
+            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
+            "prompt with a picture into chunks; leave it out"
+        )
+    return config
 
 
-def _read(name: str, value: Any, vocabulary: int) -> Any:
-    found = read_as(_KINDS.get(name, Any), value, f"generate({name}=...)")
-    if name in _LOOKED_UP and found is not None:
-        wrong = [each for each in _ids(found) if each >= vocabulary]
-        if wrong:
-            raise BadInput(f"generate({name}=...) names id {wrong[0]}; this model has ids 0 to {vocabulary - 1}")
-    return found
+def with_a_length(model: Any, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``generate``, each of its kind, with a length where nobody gave one.
 
-
-def _ids(given: Any) -> list[int]:
-    """All whole numbers in nested lists and keys."""
-    if isinstance(given, Mapping):
-        given = list(given)
-    if hasattr(given, "__index__"):
-        return [int(given)]
-    return [] if isinstance(given, float) else [each for part in given for each in _ids(part)]
+    Raises:
+        BadInput: an unknown name, or a value of another kind.
+    """
+    generate_kwargs = read_options(model, generate_kwargs)
+    told = model.generation_config.max_new_tokens is not None
+    if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
+        max_new_tokens = DEFAULT_NEW_TOKENS
+    if max_new_tokens is None:
+        return dict(generate_kwargs)
+    return {"max_new_tokens": max_new_tokens, **generate_kwargs}

@@ -13,13 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from llava_probe.asking.prompts import PosedQuestion
 from llava_probe.asking.recorder import Recorder, recording
-from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
@@ -32,52 +30,6 @@ from llava_probe.trace.sizes import Sizes
 from llava_probe.trace.spellings import Spellings, spellings, stops_at
 from llava_probe.trace.tokens import Token, tokens_of
 from llava_probe.trace.trace import Trace
-
-#: Decoding whose every step makes one token, so that every record has one row a step.
-_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-
-_OURS = {
-    "return_dict_in_generate": "a trace is always returned",
-    "output_attentions": "Capture(attention=...) keeps attention rows",
-    "output_hidden_states": "Capture(hidden_states=..., layers=...) keeps hidden states",
-    "output_scores": "Capture(scores=...) keeps scores",
-    "output_logits": "Capture(logits=...) keeps logits",
-    "inputs_embeds": "ready-made inputs go into inputs=",
-    "past_key_values": "a trace begins with its own prompt, with nothing read before it",
-}
-
-#: Arguments of generate that are no settings of its config.
-_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer", "synced_gpus")
-
-
-def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
-    """The generation config that these arguments lead to.
-
-    Raises:
-        BadInput: arguments that are ours to set, no new tokens, or decoding that makes several tokens a step.
-    """
-    for name, instead in _OURS.items():
-        if name in arguments:
-            raise BadInput(f"generate({name}=...) is not yours to set here: {instead}")
-    for name in ("custom_generate", "assistant_model"):
-        if arguments.get(name) is not None:
-            raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
-    given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
-    with refusals(f"the settings of {type(model).__name__}.generate"):
-        config = seam.generation_config(model, arguments.get("generation_config"), given)
-        mode = config.get_generation_mode()
-    mode = str(getattr(mode, "value", mode))
-    if mode not in _MODES:
-        raise BadInput(
-            f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
-            f"(greedy, sampling, beams)"
-        )
-    if config.prefill_chunk_size and not seam.encodes_first(model):
-        raise BadInput(
-            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
-            "prompt with a picture into chunks; leave it out"
-        )
-    return config
 
 
 def run_generate(

@@ -24,8 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
+from llava_probe.asking.identity import model_of
 from llava_probe.asking.prompts import pose
-from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
@@ -140,7 +140,7 @@ def extract(
         batch_size=batch_size or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
         pack=pack,
     )
-    bar = tqdm(total=source.count, unit="sample", disable=not progress, delay=1)
+    bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
     stream, row_bytes = _sized(extractor, iter(source))
     shard_rows = shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
@@ -253,7 +253,7 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     vlm = extractor.vlm
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
-        "model": {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)},
+        "model": model_of(vlm.anatomy, vlm.model, in_full=True),
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
         "prompt": _prompt(vlm),
         "layers": extractor.wanted.names,

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.answers import answer_ids
 from llava_probe.asking.generation import lengthened
-from llava_probe.asking.prompts import PosedQuestion, answer_ids, pose
+from llava_probe.asking.prompts import PosedQuestion, pose
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Prompt

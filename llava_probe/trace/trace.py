@@ -98,6 +98,12 @@ class Trace:
         return self.request.question
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the answer stopped at ``max_new_tokens`` and might have gone on."""
+        last = self.tokens[-1].id if self.generated else None
+        return last not in self.ends and self.request.generate.get("max_new_tokens") == len(self.generated)
+
+    @property
     def scored(self) -> bool:
         """Whether the answer was given (``vlm.score``), not generated."""
         return self.request.answer is not None
@@ -150,11 +156,11 @@ class Trace:
 
         Args:
             at: a position (negative counts from the end), a word of the answer, else of the prompt, a place, or a
-                list of these; None for the content words of the answer. Places are ``lp.IMAGE``, ``lp.TEXT`` (the prompt without its visual tokens),
-                ``lp.PROMPT`` (its words), ``lp.QUESTION`` (the words as they were asked), ``lp.LAST`` (the last prompt
-                position), ``lp.PREDICTING``, ``lp.ANSWER`` (without what ends it), ``lp.GENERATED``, ``lp.SPECIAL`` and
-                ``lp.ALL`` (every token that was fed to the model: not the last). Their names as strings,
-                ``"image"``, say the same where they are no words of this trace.
+                list of these; None for the content words of the answer. Places are ``lp.IMAGE``, ``lp.TEXT`` (the
+                prompt without its visual tokens), ``lp.PROMPT`` (its words), ``lp.QUESTION`` (the words as they were
+                asked), ``lp.LAST`` (the last prompt position), ``lp.PREDICTING``, ``lp.ANSWER`` (without what ends
+                it), ``lp.GENERATED``, ``lp.SPECIAL`` and ``lp.ALL`` (every token that was fed to the model: not the
+                last). Their names as strings, ``"image"``, say the same where they are no words of this trace.
 
         Raises:
             OutOfRange: a position or word that is not there.
