@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Letters of a message that somebody reads.
-_LONGEST = 1_000
+_LONGEST = 900
 
 
 class ProbeError(Exception):

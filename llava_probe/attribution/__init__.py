@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.target import QUANTITIES, Target, Task, targets
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Target, Task, targets
 from llava_probe.attribution.gradient import gradient, input_x_gradient
 from llava_probe.attribution.integrated import integrated_gradients
 from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
@@ -108,7 +108,7 @@ def attribute(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     **options: Any,
@@ -155,7 +155,7 @@ def prepared(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     options: Mapping[str, Any] | None = None,

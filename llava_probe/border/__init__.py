@@ -1,7 +1,18 @@
 """Where a stranger's arguments come in: a public function reads them by its annotations, or refuses in one sentence."""
 
 from llava_probe.border.guard import checked, read_as
-from llava_probe.border.kinds import Count, CountFromZero, Finite, Holds, Limits, Numeric, Part, Positive, Seed
+from llava_probe.border.kinds import (
+    Count,
+    CountFromZero,
+    Finite,
+    Holds,
+    Limits,
+    Numeric,
+    Part,
+    Positive,
+    Seed,
+    WholeNumeric,
+)
 
 __all__ = [
     "Count",
@@ -13,6 +24,7 @@ __all__ = [
     "Part",
     "Positive",
     "Seed",
+    "WholeNumeric",
     "checked",
     "read_as",
 ]

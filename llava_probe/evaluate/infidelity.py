@@ -9,7 +9,6 @@ says how well the values do up to a factor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution.engine.perturbing import AT_ONCE, token_scores
-from llava_probe.attribution.engine.target import QUANTITIES, Task
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Task
 from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.removing import Judged, task_of
@@ -57,7 +56,7 @@ def infidelity(
     row: int | None = None,
     image: int = 0,
     tokens: Tokens = None,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     of: str = "logprob",
     baseline: str = "mean",
     samples: Count = INFIDELITY_SAMPLES,

@@ -30,9 +30,10 @@ def otsu(values: Numeric, weights: Numeric | None = None) -> float:
         BadInput: no values, or some that are not finite; weights that do not fit them.
     """
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
-    often = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=np.float64).reshape(-1)
-    if often.shape != numbers.shape or not (often >= 0).all():
-        raise BadInput(f"otsu takes a weight of 0 or more for each of {len(numbers)} values; got {len(often)}")
+    given = np.ones(len(numbers)) if weights is None else np.asarray(weights)
+    if given.size != len(numbers) or not (given >= 0).all():
+        raise BadInput(f"otsu takes a weight of 0 or more for each of {len(numbers)} values; got {given.size}")
+    often = given.astype(np.float64).reshape(-1)
     numbers, often = numbers[often > 0], often[often > 0]
     if not len(numbers) or not np.isfinite(numbers).all():
         raise BadInput("otsu takes finite values, at least one")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_probe.arrays import FloatArray
-from llava_probe.border import Count, checked
+from llava_probe.border import Count, checked, read_as
 from llava_probe.errors import BadInput
 from llava_probe.maps.maps import ImageMap
 
@@ -106,7 +106,9 @@ def agreement(maps: Mapping[str, ImageMap], row: int | None = None, measure: Mea
     values = np.empty((len(listed), len(listed)))
     for i, one in enumerate(listed):
         for j, other in enumerate(listed[: i + 1]):
-            values[i, j] = values[j, i] = measure(one, other, row)
+            values[i, j] = values[j, i] = read_as(
+                float, measure(one, other, row), "agreement(measure=...) gives what it"
+            )
     return Agreement(tuple(maps), values)
 
 

@@ -27,7 +27,7 @@ from llava_probe.attribution.engine.perturbing import (
     picture_scores,
     token_scores,
 )
-from llava_probe.attribution.engine.target import Target, Task, targets
+from llava_probe.attribution.engine.target import Contrast, Target, Task, targets
 from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
 from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput
@@ -54,7 +54,7 @@ class Options(TypedDict, total=False):
     row: int | None
     image: int
     tokens: Tokens
-    contrast: str | Sequence[str] | None
+    contrast: Contrast
     on: str
     baseline: str
     batch: Count
@@ -68,7 +68,7 @@ class Judged:
     row: int | None = None
     image: int = 0
     tokens: Tokens = None
-    contrast: str | Sequence[str] | None = None
+    contrast: Contrast = None
     of: str = "logprob"
 
 
@@ -173,7 +173,7 @@ def removal_of(
     row: int | None = None,
     image: int = 0,
     tokens: Tokens = None,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     on: str = "tokens",
     baseline: str = "mean",
     batch: Count = AT_ONCE,

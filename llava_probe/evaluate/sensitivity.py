@@ -19,7 +19,7 @@ from PIL import Image
 
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution import attribute
-from llava_probe.attribution.engine.target import targets
+from llava_probe.attribution.engine.target import Contrast, targets
 from llava_probe.border import Count, Limits, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.model import VLM
@@ -61,7 +61,7 @@ def sensitivity(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     of: str | None = None,
     radius: Annotated[float, Limits(above=0, most=1)] = RADIUS,
     samples: Count = SENSITIVITY_SAMPLES,

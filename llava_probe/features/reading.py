@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.border import Count, checked
+from llava_probe.border import Count, WholeNumeric, checked
 from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange
 from llava_probe.features import shards, store
 from llava_probe.features.sharded import Parts, ShardedTensor
@@ -112,7 +112,7 @@ class Features:
             self._joined(held, values) if held in self._tensors else None,
         )
 
-    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | WholeNumeric | None = None) -> np.ndarray:
         """Rows as float32, in memory of their own: [rows, ...]; only those asked for are read."""
         chosen = self._rectangular(what, position)[slice(None) if rows is None else rows]
         return chosen.to(torch.float32, copy=True).numpy()

@@ -20,7 +20,7 @@ from llava_probe.errors import BadInput
 from llava_probe.probes.cell import measure_cell, noise_score
 from llava_probe.probes.controls import read_types
 from llava_probe.probes.instances import POOLS
-from llava_probe.probes.labels import Labels, column, read_target
+from llava_probe.probes.labels import FeaturesLike, Labels, column, read_target
 from llava_probe.probes.readouts import readout
 from llava_probe.probes.splits import assign_folds
 from llava_probe.probes.study import Key, Study
@@ -35,7 +35,7 @@ _LISTED = 3
 
 @checked
 def fit_probe(
-    features: Any,
+    features: FeaturesLike,
     label: str | Sequence[str],
     *,
     layers: Sequence[str | int] | str | int | None = None,
@@ -50,7 +50,7 @@ def fit_probe(
     strengths: Sequence[Positive] | None = None,
     pool: str = "mean",
     draws: Count = 5,
-    random_features: Any = None,
+    random_features: FeaturesLike | None = None,
     bootstrap: Annotated[int, Limits(0, 100_000)] = 1000,
     memory: Annotated[int, Limits(0)] = 2_000_000_000,
     progress: bool = False,
@@ -102,7 +102,9 @@ def fit_probe(
         pool=pool,
         memory=memory,
         counts=resamples(target.group_count, bootstrap, seed),
-        random_model=random_features and (random_features, _matched(features, random_features, target)),
+        random_model=None
+        if random_features is None
+        else (random_features, _matched(features, random_features, target)),
     )
     with study.quietly():
         floor: dict[tuple[Any, ...], float] = {}

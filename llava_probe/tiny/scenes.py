@@ -78,6 +78,7 @@ def scene(seed: Seed, size: Annotated[int, Limits(SMALLEST, 4096)] = drawing.MAS
     return Scene(seed, image, objects, select_questions(items, seed))
 
 
+@checked
 def is_scene(picture: Image.Image) -> bool:
     """Whether a picture looks like one of these scenes: their size, and their grey, even ground along its border."""
     if picture.size != (drawing.MASTER, drawing.MASTER):

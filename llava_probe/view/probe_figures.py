@@ -127,7 +127,7 @@ def confusion_figure(sweep: Sweep, layer: str, position: str) -> Canvas:
 
 
 @checked
-def probe_figure(probe: Probe, trace: Trace, label: Any = None, image: int = 0) -> Canvas:
+def probe_figure(probe: Probe, trace: Trace, label: str | bool | int | float | None = None, image: int = 0) -> Canvas:
     """What a probe reads at each visual token, over the photograph.
 
     Args:
