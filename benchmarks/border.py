@@ -18,7 +18,6 @@ from llava_probe import evaluate, tiny
 from llava_probe.border import checked
 
 TIMES = 20_000
-MOST = 20.0  #: Microseconds that nobody notices, however often a function is called.
 
 
 def cost(function: Callable[..., Any], arguments: dict[str, Any]) -> float:
@@ -31,8 +30,12 @@ def cost(function: Callable[..., Any], arguments: dict[str, Any]) -> float:
     nothing.__globals__.update({**inspect.unwrap(function).__globals__, **globals()})
     guarded = checked(nothing)
     guarded(**arguments)  # reads the annotations, once
-    taken = [min(timeit.repeat(lambda: each(**arguments), number=TIMES, repeat=3)) for each in (guarded, nothing)]
-    return (taken[0] - taken[1]) / TIMES * 1e6
+    read, unread = (_taken(each, arguments) for each in (guarded, nothing))
+    return (read - unread) / TIMES * 1e6
+
+
+def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+    return min(timeit.repeat(lambda: function(**arguments), number=TIMES, repeat=3))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, TypedDict, get_type_hints,
 from torch import Tensor
 from transformers import GenerationConfig
 
-from llava_probe.border import Count, CountFromZero, Finite, Limits, Part, Positive, read_as
+from llava_probe.border import Count, CountFromZero, Finite, Limits, Portion, Positive, read_as
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 
@@ -63,8 +63,8 @@ class Decoding(TypedDict, total=False):
     low_memory: bool | None
     temperature: Positive | None
     top_k: Annotated[int, Limits(0, 2**31 - 1)] | None
-    top_p: Part | None
-    min_p: Part | None
+    top_p: Portion | None
+    min_p: Portion | None
     top_h: Annotated[float, Limits(above=0, most=1)] | None
     typical_p: Annotated[float, Limits(above=0, most=1)] | None
     epsilon_cutoff: Cutoff | None

@@ -1,7 +1,7 @@
 """From what a user asks to what the model takes: pictures and words in, a batch of tensors out.
 
 Four ways to ask, one result: plain words (the model's own chat template is applied), a ready prompt text, a whole
-chat, or ready-made inputs. The processor does all the work; here its inputs are checked, so that a mismatch is one
+chat, or ready-made inputs. The processor does all the work; here its inputs are ready_inputs, so that a mismatch is one
 sentence and not a traceback from inside the model.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.asking.chats import asked_chat, last_words, opened_chat
-from llava_probe.asking.ready import checked
+from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template, marks_of
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
@@ -101,7 +101,7 @@ def pose(
     images = tuple(open_image(source) for source in _listed(image))
     clips = several_videos(video)
     if inputs is not None:
-        return _question(images, clips, None, inputs=checked(inputs))
+        return _question(images, clips, None, inputs=ready_inputs(inputs))
     if prompt is not None:
         _check_prompt(processor, prompt, len(images), len(clips))
         return _question(images, clips, prompt)

@@ -30,7 +30,7 @@ from llava_probe.arrays import BoolArray, FloatArray, IntArray
 from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
-from llava_probe.border import Count, Limits, Part, checked
+from llava_probe.border import Count, Limits, Portion, checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import tile_grids
@@ -134,7 +134,7 @@ def find_heads(
     *,
     most: Count = 3,
     tokens: Tokens = LAST,
-    validation: Part = 0.5,
+    validation: Portion = 0.5,
     picked: Count = PICKED,
 ) -> LocalisationHeads:
     """Choose a model's localisation heads over a data set; a few hundred samples are plenty.

@@ -19,7 +19,7 @@ from llava_probe.attribution.engine.perturbing import AT_ONCE, Pictures, picture
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.windows import blocks_of
 from llava_probe.attribution.occlusion import CELLS, blank
-from llava_probe.border import Count, Limits, Part, Seed, checked
+from llava_probe.border import Count, Limits, Portion, Seed, checked
 from llava_probe.errors import BadInput
 
 #: Passes where nobody says; the paper takes 4,000 to 8,000.
@@ -33,7 +33,7 @@ def rise(
     on: str = "tokens",
     budget: Annotated[int, Limits(2, 1_000_000)] = BUDGET,
     cells: Count = 7,
-    keep: Part = 0.5,
+    keep: Portion = 0.5,
     baseline: str = "mean",
     seed: Seed = 0,
     batch: Count = AT_ONCE,
@@ -88,7 +88,7 @@ def rise(
     )
 
 
-def random_masks(centres: Tensor, count: int, cells: int, keep: Part, seed: Seed) -> Tensor:
+def random_masks(centres: Tensor, count: int, cells: int, keep: Portion, seed: Seed) -> Tensor:
     """[count, N] values in 0 to 1 of smooth random masks at points [N, 2] of the unit square.
 
     A grid of zeros and ones is enlarged bilinearly until a cell measures 1 / cells, and shifted by up to one cell.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from llava_probe.border.hints import Names
 from llava_probe.border.kinds import ANYTHING, Kind, kind_of
-from llava_probe.border.values import Refused, shown
+from llava_probe.border.values import Refused, in_few_words
 from llava_probe.errors import BadInput
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def read_as(annotation: Any, value: Any, told: str) -> Any:
 
 def _refusal(told: str, kind: Kind, value: Any, found: Refused) -> BadInput:
     why = f", {found.why}" if found.why else ""
-    return BadInput(f"{told} takes {kind.one}; got {shown(value)}{why}")
+    return BadInput(f"{told} takes {kind.one}; got {in_few_words(value)}{why}")
 
 
 def _guarded(function: Any, told: str) -> Any:

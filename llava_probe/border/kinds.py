@@ -20,6 +20,7 @@ from llava_probe.border.hints import Unloaded
 from llava_probe.border.values import (
     NO,
     Refused,
+    in_few_words,
     letter_of,
     read_array,
     read_hashable,
@@ -28,7 +29,6 @@ from llava_probe.border.values import (
     read_text,
     read_truth,
     read_whole,
-    shown,
 )
 from llava_probe.errors import BadInput
 
@@ -80,7 +80,7 @@ Finite = Annotated[float, Limits()]
 #: Above zero and finite.
 Positive = Annotated[float, Limits(above=0)]
 #: A part of a whole.
-Part = Annotated[float, Limits(0, 1)]
+Portion = Annotated[float, Limits(0, 1)]
 #: Numbers in an array, a tensor, nested lists or a picture: a mask, or a value for each of something.
 Numeric = Annotated[Any, Holds()]
 #: Whole ones: a mask of True and False too.
@@ -246,7 +246,7 @@ def _first_wrong(reader: Reader, values: Any) -> Refused | None:
     for number, value in enumerate(values):
         found = reader(value)
         if type(found) is Refused:
-            return Refused(f"whose entry {number} is {shown(value)}{', ' * bool(found.why)}{found.why}")
+            return Refused(f"whose entry {number} is {in_few_words(value)}{', ' * bool(found.why)}{found.why}")
     return None
 
 
@@ -283,7 +283,7 @@ class _ReadOn:
         for value in self._source:
             found = self._entry.read(value)
             if type(found) is Refused:
-                raise BadInput(f"a list of {self._entry.many} was expected; it holds {shown(value)}")
+                raise BadInput(f"a list of {self._entry.many} was expected; it holds {in_few_words(value)}")
             yield found
 
 
@@ -316,9 +316,9 @@ def _mapping(key: Kind = None, entry: Kind = None) -> Kind:  # type: ignore[assi
             return value
         for name, each in value.items():
             if type(key.read(name)) is Refused:
-                return Refused(f"whose key {shown(name)} is not {key.one}")
+                return Refused(f"whose key {in_few_words(name)} is not {key.one}")
             if type(found := entry.read(each)) is Refused:
-                return Refused(f"whose {name!r} is {shown(each)}{', ' * bool(found.why)}{found.why}")
+                return Refused(f"whose {name!r} is {in_few_words(each)}{', ' * bool(found.why)}{found.why}")
         return value
 
     told = "" if entry is None or entry is ANYTHING else f" of {entry.many}"

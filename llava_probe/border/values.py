@@ -35,7 +35,7 @@ class Refused:
 NO = Refused()
 
 
-def shown(value: Any) -> str:
+def in_few_words(value: Any) -> str:
     """What was given, in a few words, whatever it is."""
     name = type(value).__name__
     if value is None:

@@ -63,7 +63,7 @@ CONVENTIONS = {
 }
 
 #: Names and numbers, one or several.
-Places = str | int | Sequence[str | int]
+NamesOrNumbers = str | int | Sequence[str | int]
 
 
 @checked
@@ -72,8 +72,8 @@ def extract(
     samples: Any,
     out: str | Path,
     *,
-    layers: Places | None = None,
-    positions: Places = "last_prompt",
+    layers: NamesOrNumbers | None = None,
+    positions: NamesOrNumbers = "last_prompt",
     question: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     images: str | Path | None = None,
