@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
@@ -74,7 +75,8 @@ class Check:
         return "\n".join(lines)
 
 
-def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens: int = 16) -> Check:
+@checked
+def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens: Count = 16) -> Check:
     """Compare what ``vlm`` records with transformers' own numbers, on these weights.
 
     Args:

@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging
 
 from llava_probe import tiny
+from llava_probe.border import Seed, checked
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
 from llava_probe.inside import seam
@@ -32,7 +33,8 @@ TWINS = {
 }
 
 
-def load(name: str | Path | None = None, *, random_weights: int | None = None, **kwargs: Any) -> VLM:
+@checked
+def load(name: str | Path | None = None, *, random_weights: Seed | None = None, **kwargs: Any) -> VLM:
     """Load a model and its processor; with no name the tiny one that ships inside (in float32).
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_chat
 from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
-from llava_probe.asking.ready import checked
+from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
@@ -102,7 +102,7 @@ def pose(
     images = tuple(open_image(source) for source in _listed(image))
     clips = several_videos(video)
     if inputs is not None:
-        return _question(images, clips, None, inputs=checked(inputs))
+        return _question(images, clips, None, inputs=ready_inputs(inputs))
     if prompt is not None:
         _check_prompt(processor, prompt, len(images), len(clips))
         return _question(images, clips, prompt)

@@ -1,4 +1,4 @@
-"""Inputs that somebody made ready, checked and copied: what is done to theirs later changes nothing here."""
+"""Inputs that somebody made ready, ready_inputs and copied: what is done to theirs later changes nothing here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput, first_line
 
 
-def checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ready_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our own copy of the inputs of one sample.
 
     Raises:

@@ -23,6 +23,7 @@ from llava_probe.inside.seam.attention import (
 )
 from llava_probe.inside.seam.generation import (
     encodes_first,
+    generate_names,
     generation_config,
     is_whole,
     keys_and_values,
@@ -95,6 +96,7 @@ __all__ = [
     "encodes_first",
     "forward_in_place",
     "fused_attention_of",
+    "generate_names",
     "generation_config",
     "hooks_of_others",
     "implementation",
