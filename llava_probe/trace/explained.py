@@ -183,7 +183,7 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
     """The layout of one picture of the prompt.
 
     Raises:
-        OutOfRange: there is no such picture.
+        OutOfRange: there is no such picture, or it has no visual tokens.
         BadInput: the places of this family's visual tokens are not known.
     """
     pictures = len(pictured.images)
@@ -198,7 +198,19 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
             f"where the visual tokens of {pictured.provenance.get('class', 'this model')} lie on a picture is not known"
             f"{reason}; no map can be drawn, but trace.rows and trace.hidden still read them"
         )
-    return pictured.layouts[image]
+    layout = pictured.layouts[image]
+    if not len(layout):
+        seen = [number for number, each in enumerate(pictured.layouts) if len(each)]
+        there = f"those that have are {_numbered(seen)}" if seen else "none has"
+        raise OutOfRange(
+            f"picture {image % pictures} has no visual tokens, so nothing can be said of it: a crop, or the sampling "
+            f"of a video's frames, left it out; {there}"
+        )
+    return layout
+
+
+def _numbered(numbers: Sequence[int], most: int = 8) -> str:
+    return ", ".join(map(str, numbers[:most])) + (" ..." if len(numbers) > most else "")
 
 
 # --- names ---

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava_probe.asking.answers import answer_ids
+from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.generation import teacher_forced
 from llava_probe.asking.prompts import asked_again
 from llava_probe.errors import BadInput, OutOfRange
@@ -185,8 +185,11 @@ class Task:
         """The inputs of each continuation; the processor runs once.
 
         Raises:
-            BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
+            BadInput: the prompt comes out in other tokens here (the trace is of another model or processor), or the
+                answer holds the token that stands for a picture.
         """
+        for answer in self.answers:
+            check_answer(answer, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
         asked = asked_again(self.trace.images, self.trace.request)
         tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
