@@ -144,6 +144,18 @@ def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
     return questions
 
 
+def in_plain_words(processor: Any, words: str, images: int, videos: int = 0) -> dict[str, Any]:
+    """How any model is asked something of ours: as a question, or as the barest prompt where it has no template.
+
+    Words with a picture's place in them are a whole prompt already.
+    """
+    if images and any(mark in words for mark in marks_of(processor, "image")):
+        return {"prompt": words}
+    if has_template(processor):
+        return {"question": words}
+    return {"prompt": bare_prompt(processor, words, images, videos)}
+
+
 def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
     """The question of a trace, to be put through the processor once more."""
     return PosedQuestion(
@@ -215,11 +227,8 @@ def encode_with(
     other = replace(question, images=tuple(images), inputs=None)
     if other.prompt is None:
         given: dict[str, Any] = {"image": other.stills, "video": other.clips or None}
-        if has_template(processor):
-            other = pose(processor, question="?", **given)
-        else:
-            bare = bare_prompt(processor, "?", len(other.stills), len(other.clips))
-            other = pose(processor, prompt=bare, **given)
+        words: dict[str, Any] = in_plain_words(processor, "?", len(other.stills), len(other.clips))
+        other = pose(processor, **words, **given)
     return encode(processor, [other], processor_kwargs)
 
 
