@@ -66,7 +66,6 @@ def run_generate(
             **arguments,
             return_dict_in_generate=True,
             output_scores=bool(capture.scores),
-            output_logits=bool(capture.logits),
             **_whole_prompt(recorder),
         )
     out["past_key_values"] = out["hidden_states"] = None  # as large as the trace, and done with
@@ -74,13 +73,20 @@ def run_generate(
 
 
 class _Noted(StoppingCriteria):
-    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding."""
+    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding.
+
+    It is shown copies: what it writes into them is not what was scored.
+    """
 
     def __init__(self, criterion: Any, start: int, ended: dict[int, int]) -> None:
         self._criterion, self._start, self._ended = criterion, start, ended
+        self._shown: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        done = self._criterion(input_ids, scores, **kwargs)
+        if isinstance(scores, tuple):
+            self._shown += [each.clone() for each in scores[len(self._shown) :]]
+            scores = tuple(self._shown)
+        done = self._criterion(input_ids.clone(), scores, **kwargs)
         flags = done.tolist() if isinstance(done, Tensor) else [done] * len(input_ids)
         for row, over in enumerate(flags):
             if over:
@@ -199,9 +205,10 @@ def traces_of(
     lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, ended)
     vision = _vision(recorder, [len(sample.question.images) for sample in samples], config)
     steps: dict[str, list[Any]] = {}
-    for name in ("logits", "scores"):
-        if out.get(name) is not None:
-            steps[name], out[name] = list(out[name]), None
+    if recorder.logits:
+        steps["logits"] = recorder.logits
+    if out.get("scores") is not None:
+        steps["scores"], out["scores"] = list(out["scores"]), None
     beam_scores = out.get("sequences_scores")
     traces = []
     for number, sample in enumerate(samples):

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.asking.chats import asked_chat, last_words, opened_chat
+from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_chat
+from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
 from llava_probe.asking.ready import checked
-from llava_probe.asking.templates import check_arguments, has_template, marks_of
+from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
@@ -113,14 +114,11 @@ def pose(
         content += [{"type": "text", "text": question}]
         chat: Any = [{"role": "user", "content": content}]
     else:
-        chat, inside, filmed = opened_chat(messages or ())
+        chat, inside, filmed = opened_chat(processor, messages, template_kwargs)
         if (inside and images) or (filmed and clips):
             raise BadInput("pictures were given both inside messages= and as image; give them in one place")
         images, clips = images or inside, clips or filmed
-        types = [part.get("type") for message in chat for part in message["content"]]
-        _check_places(f"{types.count('image')} image parts", "an image part", types.count("image"), len(images))
-        _check_places(f"{types.count('video')} video parts", "a video part", types.count("video"), len(clips), "video")
-    text, template = asked_chat(processor, chat, system, template_kwargs)
+    text, template = asked_chat(processor, chat, system, template_kwargs, (len(images), len(clips)))
     words = question if question is not None else last_words(chat)
     asked = _question(images, clips, text, None if question is not None else chat, words=words)
     return replace(asked, system=system, template=template)
@@ -171,7 +169,7 @@ def encode(
     if any(question.inputs is not None for question in questions):
         if len(questions) > 1:
             raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
-        return dict(questions[0].inputs or {})
+        return {name: tensor.clone() for name, tensor in (questions[0].inputs or {}).items()}
     texts = [question.prompt or "" for question in questions]
     images = [question.stills for question in questions]
     films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
@@ -220,9 +218,8 @@ def encode_with(
         if has_template(processor):
             other = pose(processor, question="?", **given)
         else:
-            kinds = ("image",) * len(other.stills) + ("video",) * len(other.clips)
-            marks = [mark for kind in kinds for mark in marks_of(processor, kind)[:1]]
-            other = pose(processor, prompt=" ".join([*marks, "?"]), **given)
+            bare = bare_prompt(processor, "?", len(other.stills), len(other.clips))
+            other = pose(processor, prompt=bare, **given)
     return encode(processor, [other], processor_kwargs)
 
 
@@ -284,16 +281,11 @@ def _check_prompt(processor: Any, prompt: Any, images: int, videos: int) -> None
     marks = marks_of(processor, "image")
     films = [mark for mark in marks_of(processor, "video") if mark not in marks]
     for what, among, count in (("picture", marks, images), ("video", films, videos)):
-        if among:
+        itself = what == "picture" and count > 0 and not any(mark in prompt for mark in among)
+        if among and not (itself and puts_pictures(processor)):
             mark = max(among, key=prompt.count)
-            _check_places(prompt, mark, prompt.count(mark), count, what)
-
-
-def _check_places(text: str, mark: str, places: int, given: int, what: str = "picture") -> None:
-    if places != given:
-        were = f"1 {what} was" if given == 1 else f"{given} {what}s were"
-        has = "1 place" if places == 1 else f"{places} places"
-        raise BadInput(f"the prompt has {has} for a {what} ({mark}) but {were} given: {text!r}")
+            if (places := prompt.count(mark)) != count:
+                raise BadInput(miscounted(prompt, mark, places, count, what))
 
 
 def _check_beside(processor: Any, questions: Sequence[PosedQuestion], tensors: Mapping[str, Any]) -> None:

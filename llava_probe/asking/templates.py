@@ -1,4 +1,4 @@
-"""The model's own chat template: what it makes of a chat, which words it reads, what it writes where a picture goes.
+"""The model's own chat template: what it makes of a chat, and which words it reads.
 
 A template is a program of the model's author. It takes arguments of its own (``enable_thinking``, ``tools``), reads
 the keys of a message that it knows, and passes over all others without a word; what it would pass over is found here.
@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jinja2
 import jinja2.ext
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from llava_probe.errors import BadInput, first_line
 
@@ -83,17 +82,26 @@ def source_of(processor: Any, template_kwargs: Mapping[str, Any] | None = None) 
 @lru_cache(maxsize=16)
 def arguments_of(source: str) -> frozenset[str] | None:
     """The names that a template reads from outside; None where it cannot be parsed."""
-    environment = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
-    try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(source))) - _GIVEN
-    except jinja2.TemplateError:
-        return None
+    tree = _parsed(source)
+    return None if tree is None else frozenset(meta.find_undeclared_variables(tree)) - _GIVEN
 
 
 @lru_cache(maxsize=16)
 def words_of(source: str) -> frozenset[str]:
-    """Every name and word of a template's text: a key that is not among them is never read."""
-    return frozenset(re.findall(r"\w+", source))
+    """Every attribute and every word in quotes of a template: a key that is not among them is never read."""
+    tree = _parsed(source)
+    if tree is None:
+        return frozenset(re.findall(r"\w+", source))
+    quoted = [str(one.value) for one in tree.find_all(nodes.Const) if isinstance(one.value, str)]
+    return frozenset(one.attr for one in tree.find_all(nodes.Getattr)) | frozenset(re.findall(r"\w+", " ".join(quoted)))
+
+
+def _parsed(source: str) -> nodes.Template | None:
+    environment = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
+    try:
+        return environment.parse(source)
+    except jinja2.TemplateError:
+        return None
 
 
 class _Generation(jinja2.ext.Extension):
@@ -105,46 +113,3 @@ class _Generation(jinja2.ext.Extension):
         """Its body alone."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-# --- what it writes for a picture ---
-
-
-def marks_of(processor: Any, kind: str) -> list[str]:
-    """What may stand for a picture (a video) in a prompt: the processor's tokens, what its template writes for one."""
-    names = ("image_token", "boi_token") if kind == "image" else ("video_token",)
-    marks = [str(mark) for name in names if (mark := getattr(processor, name, None))]
-    written = _written(processor, kind)
-    return [*marks, written] if written else marks
-
-
-#: What each processor's chat template writes for a picture or a video, by the template and the kind.
-_WRITTEN: WeakKeyDictionary[Any, dict[tuple[str, str], str]] = WeakKeyDictionary()
-
-
-def _written(processor: Any, kind: str) -> str:
-    """What the chat template writes for a picture (a video); nothing where it refuses one."""
-    known = _WRITTEN.setdefault(processor, {})
-    key = str(getattr(processor, "chat_template", None)), kind
-    if key not in known:
-        known[key] = _difference(processor, kind)
-    return known[key]
-
-
-def _difference(processor: Any, kind: str) -> str:
-    text = {"type": "text", "text": "?"}
-    try:
-        without, with_one = (
-            templated(processor, [{"role": "user", "content": [*place, text]}]) for place in ([], [{"type": kind}])
-        )
-    except BadInput:
-        return ""
-    before = _shared(without, with_one)
-    after = _shared(without[before:][::-1], with_one[before:][::-1])
-    return with_one[before : len(with_one) - after].strip()
-
-
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

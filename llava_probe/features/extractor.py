@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,7 @@ from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
 from llava_probe.features.packing import Unpackable, refusal
-from llava_probe.features.packs import Batch, batch_of, posed
+from llava_probe.features.packs import AskingSettings, Batch, batch_of, posed
 from llava_probe.features.passes import Activations, read
 from llava_probe.features.places import FeatureChoice
 from llava_probe.features.samples import Sample
@@ -61,6 +61,7 @@ class Recipe:
         max_new_tokens: let the model answer first, greedily, where a sample has no answer; None: it does not answer.
         batch_size: questions a pass.
         pack: whether questions about one picture may share a prefix.
+        asking: what is the same for all samples.
     """
 
     layers: tuple[int | str, ...] | None
@@ -71,6 +72,7 @@ class Recipe:
     max_new_tokens: int | None = None
     batch_size: int = 8
     pack: bool = True
+    asking: AskingSettings = field(default_factory=AskingSettings)
 
 
 @dataclass(frozen=True)
@@ -191,15 +193,17 @@ class Extractor:
         if self.recipe.max_new_tokens is not None:
             asked = [sample for group in groups for sample in group if sample.answer is None]
             answers = self._answers(asked)
-        return batch_of(self.vlm, groups, answers, places=self.wanted.needs("image_in_mask"))
+        places = self.wanted.needs("image_in_mask")
+        return batch_of(self.vlm, groups, answers, places=places, asking=self.recipe.asking)
 
     def _answers(self, samples: Sequence[Sample]) -> dict[int, Sequence[int]]:
         """What the model itself says, greedily."""
-        questions = [posed(self.vlm, sample) for sample in samples]
+        questions = [posed(self.vlm, sample, self.recipe.asking) for sample in samples]
         traces = self.vlm.generate_batch(
             [{"image": list(question.images), "prompt": question.prompt} for question in questions],
             max_new_tokens=self.recipe.max_new_tokens,
             do_sample=False,
+            processor_kwargs=self.recipe.asking.processor_kwargs,
             capture=Capture(hidden_states=False, attention=False, logits=False, scores=False),
         )
         return {sample.row: trace.generated_ids.tolist() for sample, trace in zip(samples, traces, strict=True)}
@@ -265,7 +269,7 @@ class Extractor:
                     "id": sample.id,
                     "row": sample.row,
                     "picture": sample.picture,
-                    "question": sample.question,
+                    "question": sample.words,
                     "answer": answer,
                     "prompt_tokens": len(branch.prompt),
                     "image_tokens": len(pack.visual),
@@ -279,7 +283,7 @@ class Extractor:
     def _error(self, sample: Sample, reason: str) -> dict[str, Any]:
         if self._strict:
             raise BadInput(f"sample {sample.id}: {reason}")
-        told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.question}
+        told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.words}
         return {**told, "reason": reason}
 
     # --- what may share a pass ---
@@ -300,12 +304,12 @@ class Extractor:
         return self.unpacked == "", self.unbatched == ""
 
     def _trial(
-        self, differs: Callable[[VLM, Sequence[Sample]], str | None], pairs: Sequence[Sequence[Sample]]
+        self, differs: Callable[[VLM, Sequence[Sample], AskingSettings], str | None], pairs: Sequence[Sequence[Sample]]
     ) -> str | None:
         """Why two samples may not share a pass, empty where they may; None where each pair fails by itself."""
         for two in pairs[:_TRIALS]:
             try:
-                return differs(self.vlm, [replace(sample, answer=None) for sample in two]) or ""
+                return differs(self.vlm, [replace(sample, answer=None) for sample in two], self.recipe.asking) or ""
             except Unpackable as error:
                 return str(error)
             except OF_A_SAMPLE:
@@ -346,7 +350,7 @@ def _halves(groups: Groups) -> list[Groups]:
 
 def _length(group: Sequence[Sample]) -> int:
     """About how long a sequence becomes, by its letters."""
-    return sum(len(sample.question or "") + len(sample.answer or "") for sample in group)
+    return sum(len(sample.words or "") + len(sample.answer or "") for sample in group)
 
 
 def _carried(sample: Sample) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.features.packs import Batch, Unshared, batch_of
+from llava_probe.features.packs import AskingSettings, Batch, Unshared, batch_of
 from llava_probe.features.passes import ActivationChoice, read
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Others, Visitor
@@ -24,7 +24,7 @@ from llava_probe.model import VLM
 ISOLATION = 4.0
 
 
-def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
+def differs_packed(vlm: VLM, two: Sequence[Sample], asking: AskingSettings | None = None) -> str | None:
     """Compare two questions about one picture behind one prefix with each alone; None where they agree.
 
     Raises:
@@ -32,10 +32,10 @@ def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
     """
     name = type(vlm.anatomy.model).__name__
     try:
-        pack = batch_of(vlm, [list(two)])
+        pack = batch_of(vlm, [list(two)], asking=asking)
     except Unshared as error:
         return str(error)
-    alone = [batch_of(vlm, [[sample]]) for sample in two]
+    alone = [batch_of(vlm, [[sample]], asking=asking) for sample in two]
     if any(plain.packs[0].ids != list(own.prompt) for plain, own in zip(alone, pack.packs[0].branches, strict=True)):
         return f"{name}'s processor reads a question otherwise behind the shared prefix"
     packed, places = _states(vlm, pack)
@@ -50,11 +50,11 @@ def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
     return None
 
 
-def differs_beside(vlm: VLM, two: Sequence[Sample]) -> str | None:
+def differs_beside(vlm: VLM, two: Sequence[Sample], asking: AskingSettings | None = None) -> str | None:
     """Compare two samples with different pictures in one batch with each alone; None where they agree."""
     name = type(vlm.anatomy.model).__name__
-    together = _states(vlm, batch_of(vlm, [[sample] for sample in two]))
-    why = _differing(name, together, [_states(vlm, batch_of(vlm, [[sample]])) for sample in two])
+    together = _states(vlm, batch_of(vlm, [[sample] for sample in two], asking=asking))
+    why = _differing(name, together, [_states(vlm, batch_of(vlm, [[sample]], asking=asking)) for sample in two])
     return f"batched {why}" if why else None
 
 

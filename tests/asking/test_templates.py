@@ -51,7 +51,7 @@ def test_a_template_that_leaves_the_system_message_out_is_refused(monkeypatch):
     monkeypatch.setattr(
         vlm.processor, "chat_template", "{% for m in messages if m.role == 'user' %}<image>?{% endfor %}"
     )
-    with pytest.raises(lp.BadInput, match="leaves the system message out"):
+    with pytest.raises(lp.BadInput, match="leaves out the system message"):
         vlm.generate(SCENE, "What is the text?", system="Answer in one word.")
 
 
