@@ -225,7 +225,9 @@ class Probe:
         Raises:
             BadFile: it is not there, damaged, or no probe.
         """
-        return cls(**saved.load_probe(path))
+        tensors, told = saved.load_probe(path)
+        told["classes"] = tuple(told["classes"])
+        return cls(tensors["weights"], tensors["bias"], **told)
 
     # --- details ---
 
