@@ -58,7 +58,7 @@ class Limits:
             told = "" if self.least is None else f" of at least {self.least:,}"
             return told if self.above is None else f" above {self.above:,}"
         if self.above is not None:
-            return f" above {self.above:,}, at most {self.most:,}"
+            return f" above {self.above:,} and at most {self.most:,}"
         return f" of at most {self.most:,}" if self.least is None else f" from {self.least:,} to {self.most:,}"
 
 
