@@ -18,13 +18,13 @@ from torch import Tensor
 
 from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_chat
 from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
-from llava_probe.asking.ready import checked
+from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
-from llava_probe.trace.request import Request
+from llava_probe.trace.request import Request, own_copy
 
 _ASKING = ("image", "question", "video", "prompt", "messages", "inputs", "system", "template_kwargs")
 
@@ -52,6 +52,7 @@ class PosedQuestion:
 
     def request(self, **settings: Any) -> Request:
         """What a trace says that was asked; ``settings`` are the other fields of a ``Request``."""
+        settings = {name: own_copy(value) for name, value in settings.items()}
         own = {"prompt": self.prompt, "messages": self.messages, "inputs": self.inputs, "videos": self.videos}
         return Request(**own, question=self.words, system=self.system, template=self.template, **settings)
 
@@ -102,7 +103,7 @@ def pose(
     images = tuple(open_image(source) for source in _listed(image))
     clips = several_videos(video)
     if inputs is not None:
-        return _question(images, clips, None, inputs=checked(inputs))
+        return _question(images, clips, None, inputs=ready_inputs(inputs))
     if prompt is not None:
         _check_prompt(processor, prompt, len(images), len(clips))
         return _question(images, clips, prompt)

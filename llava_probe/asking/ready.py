@@ -17,7 +17,7 @@ _TRAINING = ("labels", "loss_mask", "loss_weights", "shift_labels", "assistant_m
 _MADE = frozenset({"past_key_values", "inputs_embeds", "cache_position", "position_ids", "rope_deltas"})
 
 
-def checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ready_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our own copy of the inputs of one sample.
 
     Raises:

@@ -1,7 +1,7 @@
 """What a process is set to changes nothing that is made here: a trace is the one that its defaults would have given.
 
-A default dtype or device, inference mode, autocast, NumPy's way with errors and Pillow's limit for large pictures belong
-to whoever set them. While a public function runs they are as Python starts with them, and then as they were.
+A default dtype or device, inference mode, autocast, NumPy's way with errors and Pillow's limit for large pictures
+belong to whoever set them. While a public function runs they are as Python starts with them, and then as they were.
 """
 
 from __future__ import annotations
