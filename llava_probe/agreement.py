@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.asking.prompts import in_plain_words
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
@@ -75,11 +76,12 @@ class Check:
         return "\n".join(lines)
 
 
+@checked
 def check(
     vlm: VLM,
     image: Any = None,
     question: str = _QUESTION,
-    max_new_tokens: int = 16,
+    max_new_tokens: Count = 16,
     *,
     prompt: str | None = None,
     system: str | None = None,

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import Tokens, explained, placed, queries, told
@@ -35,6 +36,7 @@ REDUCTIONS = ("mean", "max")
 FLOOR = 0.01
 
 
+@checked
 def attention_map(
     trace: Trace,
     image: int = 0,

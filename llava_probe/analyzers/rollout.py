@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list, by_word
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.capture import in_units
@@ -24,6 +25,7 @@ from llava_probe.trace.explained import Tokens, explained, placed, queries, told
 from llava_probe.trace.trace import Trace
 
 
+@checked
 def rollout(
     trace: Trace,
     image: int = 0,

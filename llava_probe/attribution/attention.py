@@ -15,6 +15,7 @@ from llava_probe.analyzers.attention import FLOOR, Numbers, axis_list, check_sam
 from llava_probe.asking.prompts import in_plain_words
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotCaptured
 from llava_probe.inside.passes import in_force
 from llava_probe.trace.capture import Capture
@@ -24,6 +25,7 @@ from llava_probe.trace.trace import Trace
 NEUTRAL = "Describe the image."
 
 
+@checked
 def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> Found:
     """Share of attention on every position, layers and heads averaged; no pass at all where the trace kept its rows.
 
@@ -41,6 +43,7 @@ def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> F
     return Found(torch.stack(rows), unit="share of attention", forwards=forwards, about=about)
 
 
+@checked
 def relative_attention(
     task: Task, *, layers: Numbers = None, heads: Numbers = None, neutral: str | Trace = NEUTRAL
 ) -> Found:

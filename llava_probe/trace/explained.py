@@ -65,7 +65,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 #: A position (negative from the end), a word, a place, or a list of these, in which a list of positions is one word.
-At = int | str | Place | Sequence[Any]
+At = int | str | Place | Sequence[int | str | Place | Sequence[int]]
 #: The same, or None for the content words of the answer.
 Tokens = At | None
 
@@ -145,7 +145,7 @@ def spans(written: Written, tokens: Tokens) -> list[list[int]]:
         elif _single(part):
             found.append([_position(written, part)])
         else:
-            found.append(sorted({_position(written, place) for place in part}))
+            found.append(sorted({_position(written, place) for place in part}))  # type: ignore[union-attr]
     return found
 
 

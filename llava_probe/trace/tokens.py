@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 
 ROLES = ("special", "image", "prompt", "generated")
@@ -24,6 +25,7 @@ _PARTED += r"\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020
 _LONGEST_CHARACTER = 4
 
 
+@checked
 @dataclass(frozen=True)
 class Token:
     """One token of the whole sequence.
