@@ -149,9 +149,7 @@ class ImageMap:
         """
         values = self.row(row)
         if not len(values):
-            raise OutOfRange(
-                f"this {self.method} map has no peak: its picture has no visual tokens, so it was not seen"
-            )
+            raise OutOfRange(f"this {self.method} map has no peak: its picture has no visual tokens, it was not seen")
         x0, y0, x1, y1 = self.layout.boxes[(values == values.max()).numpy()].mean(0).tolist()
         return (x0 + x1) / 2, (y0 + y1) / 2
 

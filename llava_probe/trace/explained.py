@@ -220,8 +220,8 @@ def seen(pictured: Pictured, image: int = 0) -> ImageLayout:
         shown = [number for number, each in enumerate(pictured.layouts) if len(each)]
         there = f"those that have are {_numbered(shown)}" if shown else "none has"
         raise OutOfRange(
-            f"picture {image % len(pictured.layouts)} has no visual tokens, so nothing can be said of it: the sampling of "
-            f"a video's frames, or a crop, left it out; {there}"
+            f"picture {image % len(pictured.layouts)} has no visual tokens, so nothing can be said of it: the sampling "
+            f"of a video's frames, or a crop, left it out; {there}"
         )
     return layout
 
