@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.target import QUANTITIES, Target, Task, targets
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Target, Task, targets
 from llava_probe.attribution.gradient import gradient, input_x_gradient
 from llava_probe.attribution.integrated import integrated_gradients
 from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
@@ -36,12 +36,13 @@ from llava_probe.attribution.relevance import relevance
 from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.inside.passes import alone_with, in_force
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
-from llava_probe.trace.explained import ANSWER, Tokens, placed, told
+from llava_probe.trace.explained import ANSWER, Tokens, seen, told
 from llava_probe.trace.trace import Trace
 
 __all__ = ["METHODS", "LocalisationHeads", "Method", "Target", "Task", "attribute", "find_heads"]
@@ -99,6 +100,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@checked
 def attribute(
     vlm: VLM,
     trace: Trace,
@@ -106,7 +108,7 @@ def attribute(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     **options: Any,
@@ -145,6 +147,7 @@ def attribute(
     return explained_by(made, method, options)
 
 
+@checked
 def prepared(
     vlm: VLM,
     trace: Trace,
@@ -152,7 +155,7 @@ def prepared(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -167,7 +170,7 @@ def prepared(
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
         tokens = ANSWER if tokens is None else tokens
     _warn_of_another(vlm, trace)
-    layout = placed(trace, image)
+    layout = seen(trace, image)
     found, answers = targets(vlm, trace, tokens, contrast)
     return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
 
@@ -184,6 +187,7 @@ def _warn_of_another(vlm: VLM, trace: Trace) -> None:
         )
 
 
+@checked
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
     """The map of one method for a prepared task."""
     chosen = method_of(method, options or {})

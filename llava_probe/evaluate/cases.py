@@ -27,6 +27,7 @@ from typing import Any
 from PIL import Image
 
 from llava_probe.arrays import BoolArray
+from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput, ProbeError, shortened
 from llava_probe.features.samples import Sample, Samples, read_samples
 from llava_probe.features.values import is_address
@@ -38,6 +39,7 @@ from llava_probe.stored import write_text
 _SUFFIXES = (".jsonl", ".ndjson")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Case:
     """One question whose answer has a right place.
@@ -87,6 +89,7 @@ class Case:
         return inside(None, self.boxes, self.box_format, size)
 
 
+@checked
 def read_cases(
     path: str | os.PathLike[str],
     *,
@@ -115,6 +118,7 @@ def read_cases(
     return _cases(source, samples, word)
 
 
+@checked
 def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
     """Write cases with their pictures and masks, as PNG, into a folder that can be sent on.
 

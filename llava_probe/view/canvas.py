@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 from llava_probe.stored import place, whole
 
@@ -38,6 +39,7 @@ class Canvas(Figure):
         return png.getvalue()
 
 
+@checked
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as .png, or as vectors: .pdf, .svg.
 
