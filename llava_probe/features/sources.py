@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llava_probe.errors import BadInput, first_line, shortened
+from llava_probe.features.expanding import table_batches
 
 PICTURES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as Hugging Face's imagefolder names them
@@ -171,8 +172,8 @@ def _of_parquet(path: Path, name: str) -> Source:
         count = opened.metadata.num_rows
 
     def rows() -> Iterator[Row]:
-        with _reading(name), parquet.ParquetFile(path) as opened:
-            for batch in opened.iter_batches(BATCH_ROWS):
+        with _reading(name):
+            for batch in table_batches(path, BATCH_ROWS):
                 yield from batch.to_pylist()
 
     return Source(name, rows, lambda: count, path.parent)

@@ -13,6 +13,7 @@ from llava_probe import tiny
 from llava_probe.cli import app
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.samples import read_samples
+from llava_probe.features.trial import Sharing
 
 LAYERS = (2, 6)
 
@@ -282,15 +283,13 @@ def test_the_manifest_tells_how_the_store_was_made(vlm, features):
 
 
 def test_a_picture_that_is_not_there_decides_nothing_about_packing(vlm, rows):
-    """The first pair cannot be tried: the next one is, and nothing is shared before that."""
+    """What may share a pass is tried with pictures of our own, so it is known where no picture is there at all."""
     gone = [{**row, "image": "nowhere.png"} for row in rows[:2]]
-    extractor = Extractor(vlm, Recipe((1,), ("last_prompt",)))
-    batches = list(extractor.batches(list(read_samples([*gone, *rows]))))
-    assert (extractor.unpacked, extractor.unbatched) == ("", "")
-    assert max(len(group) for batch in batches for group in batch) > 1
-    alone = Extractor(vlm, Recipe((1,), ("last_prompt",)))
-    assert [len(batch) for batch in alone.batches(list(read_samples(gone)))] == [1, 1]
-    assert (alone.unpacked, alone.unbatched) == (None, None)
+    for some in ([*gone, *rows], gone):
+        extractor = Extractor(vlm, Recipe((1,), ("last_prompt",)))
+        batches = extractor.batches(list(read_samples(some)))
+        assert extractor.sharing == Sharing("", "")
+        assert max(len(group) for batch in batches for group in batch) > 1
 
 
 def test_strict_names_the_sample(vlm, rows, tmp_path):
