@@ -2,14 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST ?= .venv-lowest
 
-.PHONY: demo test lint house mutations interrupts families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lowest lint house mutations interrupts families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# The tests of the core at the lower bounds of pyproject.toml, in an environment of their own (several GB: the index's
+# torch of that release). Families that the older transformers does not have are left out by the tests themselves.
+lowest:
+	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tools/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[probes,attribution]' peft \
+	  'pytest>=8' 'hypothesis>=6' 'pytest-xdist>=3' 'nbmake>=1.5'
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(LOWEST)/torchvision-half torchvision==0.28.0
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -n 2 tests --ignore tests/external
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

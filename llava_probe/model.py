@@ -10,7 +10,6 @@ The model runs unmodified and is given back as it was found; each run leaves a `
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,17 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
-from llava_probe.asking.generation import (
-    PromptedSample,
-    Vocabulary,
-    check_decoding,
-    run_generate,
-    run_score,
-    scored_trace,
-    traces_of,
-)
+from llava_probe.asking.answers import answer_ids, check_answer
+from llava_probe.asking.decoding import check_decoding, whole, with_a_length
+from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
 from llava_probe.asking.preparation import Preparation
-from llava_probe.asking.prompts import PosedQuestion, answer_ids, asked_again, pose, pose_each, token_id
+from llava_probe.asking.prompts import PosedQuestion, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import anatomy
@@ -39,9 +32,6 @@ from llava_probe.trace.capture import Capture, Plan, resolve
 from llava_probe.trace.request import Request, unsaved
 from llava_probe.trace.spellings import ends_of
 from llava_probe.trace.trace import Trace
-
-#: How long an answer may get where nobody says.
-DEFAULT_NEW_TOKENS = 64
 
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
@@ -91,10 +81,12 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
+        system: str | None = None,
         max_new_tokens: int | None = None,
         capture: Capture | None = None,
         seed: int | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Trace:
         """Ask about a picture and keep what ``capture`` says.
@@ -109,18 +101,21 @@ class VLM:
             messages: or a whole chat, pictures and videos inside or in ``image`` and ``video``.
             inputs: or ready-made model inputs of one sample, its pictures in ``image``, its frames in ``video``; the
                 settings that made them, where they are not the processor's own, in ``processor_kwargs``.
+            system: a system message in plain words, put before the question or the chat.
             max_new_tokens: at least 1; 64 unless ``max_length``, a ``generation_config`` or the model's own says.
             capture: what to keep; ``lp.Capture()`` when None.
             seed: ``torch.manual_seed`` just before the run.
             processor_kwargs: passed to the processor.
+            template_kwargs: arguments of the chat template: ``enable_thinking``, ``tools`` ...
             **generate_kwargs: passed to ``model.generate``: ``do_sample``, ``temperature``, ``num_beams`` ...
 
         Raises:
             BadInput: something that cannot be asked; the sentence says what to type instead.
             NotANumber: the model's logits became NaN.
         """
-        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
-        arguments = self._arguments(max_new_tokens, generate_kwargs)
+        ways: dict[str, Any] = {"video": video, "prompt": prompt, "messages": messages, "inputs": inputs}
+        asked = pose(self.processor, image, question, **ways, system=system, template_kwargs=template_kwargs)
+        arguments = with_a_length(self.anatomy.generator, max_new_tokens, generate_kwargs)
         return self._generate([asked], arguments, capture, seed, processor_kwargs)[0]
 
     def generate_batch(
@@ -142,7 +137,7 @@ class VLM:
         if not samples:
             return []
         questions = pose_each(self.processor, samples)
-        arguments = self._arguments(max_new_tokens, generate_kwargs)
+        arguments = with_a_length(self.anatomy.generator, max_new_tokens, generate_kwargs)
         return self._generate(questions, arguments, capture, seed, processor_kwargs)
 
     def score(
@@ -155,16 +150,20 @@ class VLM:
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
+        system: str | None = None,
         capture: Capture | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> Trace:
         """The same record for a given answer, in one teacher-forced forward pass.
 
         Args:
-            image, question, video, prompt, messages, inputs, capture, processor_kwargs: as for ``generate``.
+            image, question, video, prompt, messages, inputs, system, capture, processor_kwargs, template_kwargs: as for
+                ``generate``.
             answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
         """
-        asked = pose(self.processor, image, question, video=video, prompt=prompt, messages=messages, inputs=inputs)
+        ways: dict[str, Any] = {"video": video, "prompt": prompt, "messages": messages, "inputs": inputs}
+        asked = pose(self.processor, image, question, **ways, system=system, template_kwargs=template_kwargs)
         return self._score(asked, answer, capture, processor_kwargs)
 
     def _score(
@@ -179,17 +178,8 @@ class VLM:
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
-        self._check_answer(ids)
-        request = Request(
-            asked.prompt,
-            asked.messages,
-            asked.inputs,
-            asked.videos,
-            answer=ids,
-            processor=dict(processor_kwargs or {}),
-            capture=capture,
-            question=asked.words,
-        )
+        check_answer(ids, self.anatomy.vocabulary, self.visual_ids)
+        request = asked.request(answer=ids, processor=dict(processor_kwargs or {}), capture=capture)
         sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
         announce(plan, self.anatomy, prompts, tensors, new_tokens=len(ids), sequences=1)
         recorder, logits = run_score(self.model, self.anatomy, tensors, plan, prompts, ids)
@@ -232,7 +222,8 @@ class VLM:
 
         Args:
             image, question: as for ``generate``.
-            **asking: ``video``; ``prompt``, ``messages`` or ``inputs`` instead of a question; ``processor_kwargs``.
+            **asking: ``video``; ``prompt``, ``messages`` or ``inputs`` instead of a question; ``system``,
+                ``processor_kwargs`` and ``template_kwargs``.
 
         Returns:
             Tensors on the model's device, and the settled question (pictures and prompt text).
@@ -295,7 +286,7 @@ class VLM:
         processor_kwargs: Mapping[str, Any] | None,
     ) -> list[Trace]:
         capture = _capture(capture)
-        seed = None if seed is None else _whole("seed", seed)
+        seed = None if seed is None else whole("seed", seed)
         config = check_decoding(self.anatomy.generator, arguments)
         tensors, prompts = self.prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
@@ -303,17 +294,12 @@ class VLM:
             self._sample(
                 questions,
                 number,
-                Request(
-                    question.prompt,
-                    question.messages,
-                    question.inputs,
-                    question.videos,
+                question.request(
                     generate={name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
                     processor=dict(processor_kwargs or {}),
                     seed=seed,
                     batch=len(questions),
                     capture=capture,
-                    question=question.words,
                 ),
                 prompt,
                 tensors,
@@ -342,22 +328,6 @@ class VLM:
         )
         return traces_of(recorder, out, config, ended, self._vocabulary, samples)
 
-    def _arguments(self, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Generation arguments with a length, where nobody gave one."""
-        told = self.anatomy.generator.generation_config.max_new_tokens is not None
-        if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
-            max_new_tokens = DEFAULT_NEW_TOKENS
-        if max_new_tokens is None:
-            return dict(generate_kwargs)
-        return {"max_new_tokens": _whole("max_new_tokens", max_new_tokens), **generate_kwargs}
-
-    def _check_answer(self, ids: Sequence[int]) -> None:
-        wrong = [token for token in ids if not 0 <= token < self.anatomy.vocabulary]
-        if wrong:
-            raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {self.anatomy.vocabulary - 1}")
-        if set(self._vocabulary.visual) & set(ids):
-            raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")
-
     def _plan(self, capture: Capture) -> Plan:
         inside = self.anatomy
         return resolve(capture, inside.layers, inside.head_counts, inside.vocabulary, inside.other_layers)
@@ -375,17 +345,11 @@ class VLM:
         question = questions[number]
         places = self.layouts_of(questions, number, prompt, tensors, request.processor)
         with alone_with(self.anatomy.model):  # another thread's run would show its own attention here
-            provenance = provenance_of(self.anatomy, self.processor, question.images, self.checks)
+            provenance = provenance_of(self.anatomy, self.model, self.processor, question.images, self.checks)
         if places.unknown:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
         return PromptedSample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
-
-
-def _whole(name: str, number: Any) -> int:
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise BadInput(f"{name} must be a whole number; got {number!r}")
-    return operator.index(number)
 
 
 def _capture(capture: Capture | None) -> Capture:

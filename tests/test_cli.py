@@ -1,19 +1,22 @@
 """The command line does the whole job on the tiny model, and says in one sentence what it cannot do."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.cli import app
-from llava_probe.view.arguments import generation_flags, method_options, pictures
+from llava_probe.cli.arguments import generation_flags, method_options, pictures
 
+EVERY = ("--tokens", "lp.GENERATED")
 SIGN = "What is the text on the stop sign?"
 
 
@@ -35,7 +38,7 @@ def call(*words):
 
 def test_run_writes_what_it_promises(scene, picture, tmp_path):
     out = tmp_path / "out"
-    done = call("run", picture, SIGN, "--out", out)
+    done = call("run", picture, SIGN, "--out", out, "--tokens", "lp.GENERATED")
     assert done.exit_code == 0, done.output
     told = json.loads((out / "answer.json").read_text())
     word = next(thing.text for thing in scene.objects if thing.text)
@@ -45,12 +48,81 @@ def test_run_writes_what_it_promises(scene, picture, tmp_path):
     stored = np.load(out / "maps" / "map.npz")
     assert stored["values"].shape == (len(told["tokens"]), 196)
     assert len(list((out / "figures").glob("*.png"))) == 3
+    assert "knows only" not in done.stderr, "this is one of its scenes"
+    size = (out / "run.trace").stat().st_size / 1e6
+    assert f"run.trace, {size:.1f} MB" in done.output.replace("\n", " ")
+
+
+def test_the_tiny_model_is_told_to_know_no_photographs(tmp_path):
+    path = tmp_path / "photograph.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).resize((336, 336)).save(path)
+    done = call("run", path, SIGN, "--out", tmp_path / "out")
     assert "knows only its own drawn scenes" in done.stderr
     assert "--model" in done.stderr
 
 
+def test_maps_are_of_content_words_and_of_a_stated_size(picture, tmp_path, tiny_vlm):
+    Image.open(picture).resize((1800, 1350)).save(tmp_path / "large.png")
+    words = ["run", tmp_path / "large.png", "Describe the image.", "--out", tmp_path / "o"]
+    trace = tiny_vlm.generate(tmp_path / "large.png", "Describe the image.")
+    expected = lp.attention_map(trace)
+    for more, size in (((), (1200, 900)), (("--full-size",), (1800, 1350))):
+        assert call(*words, *more).exit_code == 0
+        assert {Image.open(path).size for path in (tmp_path / "o" / "maps").glob("*.png")} == {size}
+        again = lp.ImageMap.load(tmp_path / "o" / "maps")
+        assert again.image.size == size
+        assert [token.position for token in again.tokens] == [token.position for token in expected.tokens]
+        assert torch.equal(again.values, expected.values)
+        assert again.overlay(0).size == size
+        assert again.peak(0) == expected.peak(0)
+    assert sum(path.stat().st_size for path in (tmp_path / "o").rglob("*.png")) > 0
+    told = json.loads((tmp_path / "o" / "answer.json").read_text())
+    assert len(told["peaks"][0]) == len(trace.generated), "every token's peak is told"
+
+
+def test_an_answer_that_was_cut_off_says_so(picture, tmp_path):
+    done = call("run", picture, "Describe the image.", "--out", tmp_path / "o", "--max-new-tokens", 3)
+    assert "cut off after 3 tokens; --max-new-tokens" in done.output
+    assert json.loads((tmp_path / "o" / "answer.json").read_text())["cut_off"] is True
+    done = call("run", picture, SIGN, "--out", tmp_path / "o")
+    assert "cut off" not in done.output
+    assert json.loads((tmp_path / "o" / "answer.json").read_text())["cut_off"] is False
+
+
+def test_a_folder_and_a_file_of_questions_are_run_row_by_row(picture, tmp_path, scene):
+    word = next(thing.text for thing in scene.objects if thing.text)
+    (tmp_path / "many").mkdir()
+    for name in ("a.png", "b.png"):
+        scene.image.save(tmp_path / "many" / name)
+    assert call("run", tmp_path / "many", SIGN, "--out", tmp_path / "o", "--no-maps").exit_code == 0
+    told = {path.parent.name: json.loads(path.read_text())["answer"] for path in (tmp_path / "o").glob("*/answer.json")}
+    assert told == {"a.png": word, "b.png": word}
+    rows = [{"id": "sign", "image": "a.png", "question": SIGN}, {"id": "gone", "image": "c.png", "question": SIGN}]
+    (tmp_path / "many" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = call("run", tmp_path / "many" / "rows.jsonl", "--out", tmp_path / "p", "--no-maps")
+    assert done.exit_code == 1, "a row failed"
+    assert "gone" in done.stderr
+    assert json.loads((tmp_path / "p" / "sign" / "answer.json").read_text())["answer"] == word
+
+
+def test_versions_are_told():
+    done = call("--version")
+    assert done.exit_code == 0
+    assert done.output.startswith(f"llava_probe {lp.__version__} (python ")
+    as_module = subprocess.run([sys.executable, "-m", "llava_probe", "--version"], capture_output=True, text=True)
+    assert as_module.stdout.split() == done.output.split()
+
+
+def test_a_console_that_knows_no_such_letter_shows_another(picture, tmp_path):
+    words = ["run", picture, SIGN, "--out", tmp_path / "o", "--no-maps"]
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-m", "llava_probe", *words], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"Everything is in" in done.stdout
+
+
 def test_the_map_of_the_command_line_is_the_one_of_python(picture, tmp_path, tiny_vlm):
-    call("run", picture, SIGN, "--out", tmp_path / "out", "--layers", "4,5", "--heads", "1")
+    call("run", picture, SIGN, "--out", tmp_path / "out", "--attention-layers", "4,5", "--heads", "1", *EVERY)
     expected = lp.attention_map(tiny_vlm.generate(picture, SIGN), 0, lp.GENERATED, layers=[4, 5], heads=[1])
     assert np.allclose(np.load(tmp_path / "out" / "maps" / "map.npz")["values"], expected.values, atol=1e-6)
 
@@ -88,15 +160,20 @@ def test_attribute_explains_another_text_and_one_word_of_it(picture, tmp_path, t
     words = ["attribute", picture, SIGN, "--method", "gradient", "--text", "a red sign", "--out", tmp_path]
     every = ["--tokens", "lp.GENERATED"]
     for more, tokens in (([], lp.ANSWER), (every, lp.GENERATED), (["--tokens", "red", "--contrast", "blue"], "red")):
-        assert call(*words, *more).exit_code == 0
+        done = call(*words, *more)
+        assert done.exit_code == 0, done.output
         told = json.loads((tmp_path / "attribution.json").read_text())
-        assert told["answer"] == "a red sign"
+        assert told["explained"] == "a red sign"
+        assert told["given"] is True
+        assert told["answer"] == tiny_vlm.generate(picture, SIGN).answer, "the model's own"
+        assert "the model's own: " + told["answer"] in done.output
+        assert ("rather than blue" in done.output) == ("blue" in more)
         contrast = "blue" if "blue" in more else None
         trace = tiny_vlm.score(picture, SIGN, "a red sign")
         expected = lp.attribute(tiny_vlm, trace, "gradient", tokens=tokens, contrast=contrast)
         assert [row["word"] for row in told["rows"]] == [token.text for token in expected.tokens]
         assert torch.allclose(lp.ImageMap.load(tmp_path / "attribution").values, expected.values, atol=1e-6)
-    assert models[1] == []
+    assert len(models[1]) == 6, "the own answer once a run, and here"
 
 
 def test_options_of_a_method_are_literals_where_they_are_such():
@@ -141,7 +218,7 @@ def models(monkeypatch):
     return loaded, asked
 
 
-@pytest.mark.parametrize("option", ["--layers", "--heads"])
+@pytest.mark.parametrize("option", ["--attention-layers", "--heads"])
 @pytest.mark.parametrize("number", ["77", "-99", "0,77"])
 def test_layers_and_heads_are_checked_before_anything_is_generated(option, number, picture, tmp_path, models):
     done = call("run", picture, SIGN, "--out", tmp_path / "o", option, number)
@@ -206,8 +283,8 @@ def test_no_maps_writes_none(picture, tmp_path):
     [
         (["run", "/nowhere.jpg", SIGN], "/nowhere.jpg"),
         (["run", "PICTURE", "  "], "the question is empty"),
-        (["run", "PICTURE", SIGN, "--layers", "x"], "--layers takes whole numbers"),
-        (["run", "PICTURE", SIGN, "--layers", "77"], "77"),
+        (["run", "PICTURE", SIGN, "--attention-layers", "x"], "--attention-layers takes whole numbers"),
+        (["run", "PICTURE", SIGN, "--attention-layers", "77"], "77"),
         (["run", "PICTURE", SIGN, "--num-beams", "abc"], "--num-beams takes a whole number of at least 1; got 'abc'"),
         (["run", "PICTURE", SIGN, "--num-beams", "null"], "--num-beams takes a whole number"),
         (["run", "PICTURE", SIGN, "--num-beams"], "--num-beams takes a whole number"),
@@ -219,7 +296,10 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["run", "x" * 5000, SIGN], "File name too long"),
         (["run", "PICTURE", SIGN, "--out", "x" * 5000], "cannot be made"),
         (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "max_new_tokens must be"),
-        (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "no_such_flag"),
+        (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "--no-such-flag is a flag of neither this command nor"),
+        (["run", "PICTURE", SIGN, "--max-new-token", "1"], "did you mean --max-new-tokens?"),
+        (["run", "PICTURE", SIGN, "--self", "1"], "--self is a flag of neither"),
+        (["leaderboard", "--part", "9" * 5000 + "/1"], "--part takes a share"),
         (["run", "PICTURE", SIGN, "--model", "liuhaotian/llava-v1.5-7b"], "llava-hf/llava-1.5-7b-hf"),
         (["run", "PICTURE", SIGN, "--out", "PICTURE/inside"], "cannot be made"),
         (["attribute", "PICTURE", SIGN, "--method", "magic"], "method 'magic' is not known; lp.METHODS has attention"),

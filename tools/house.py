@@ -28,7 +28,7 @@ MARKERS = ("<!-- house -->", "<!-- /house -->")
 
 #: Which rooms may stand on which, from the ground up: a room imports its own line and those before it, none after it.
 ORDER = (
-    ("arrays.py", "errors.py", "faults.py", "whole_file.py", "resampling.py", "tiny/"),
+    ("arrays.py", "border/", "errors.py", "escaping.py", "faults.py", "whole_file.py", "resampling.py", "tiny/"),
     ("pictures/", "inside/"),
     ("layout/",),
     ("trace/",),
@@ -37,7 +37,8 @@ ORDER = (
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
     ("agreement.py", "evaluate/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/"),
-    ("cli.py",),
+    ("cli/",),
+    ("__main__.py",),
 )
 #: A file longer than this holds more than one idea.
 LONGEST = 400

@@ -13,13 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from llava_probe.asking.prompts import PosedQuestion
 from llava_probe.asking.recorder import Recorder, recording
-from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
@@ -32,54 +30,6 @@ from llava_probe.trace.sizes import Sizes
 from llava_probe.trace.spellings import Spellings, spellings, stops_at
 from llava_probe.trace.tokens import Token, tokens_of
 from llava_probe.trace.trace import Trace
-
-#: Decoding whose every step makes one token, so that every record has one row a step.
-_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-
-_OURS = {
-    "return_dict_in_generate": "a trace is always returned",
-    "output_attentions": "Capture(attention=...) keeps attention rows",
-    "output_hidden_states": "Capture(hidden_states=..., layers=...) keeps hidden states",
-    "output_scores": "Capture(scores=...) keeps scores",
-    "output_logits": "Capture(logits=...) keeps logits",
-    "inputs_embeds": "ready-made inputs go into inputs=",
-    "past_key_values": "a trace begins with its own prompt, with nothing read before it",
-}
-
-#: Arguments of generate that are no settings of its config.
-_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer", "synced_gpus")
-
-
-def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
-    """The generation config that these arguments lead to.
-
-    Raises:
-        BadInput: arguments that are ours to set, no new tokens, or decoding that makes several tokens a step.
-    """
-    for name, instead in _OURS.items():
-        if name in arguments:
-            raise BadInput(f"generate({name}=...) is not yours to set here: {instead}")
-    for name in ("custom_generate", "assistant_model"):
-        if arguments.get(name) is not None:
-            raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
-    if (new_tokens := arguments.get("max_new_tokens")) is not None and new_tokens < 1:
-        raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
-    given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
-    with refusals(f"the settings of {type(model).__name__}.generate"):
-        config = seam.generation_config(model, arguments.get("generation_config"), given)
-        mode = config.get_generation_mode()
-    mode = str(getattr(mode, "value", mode))
-    if mode not in _MODES:
-        raise BadInput(
-            f"{mode.replace('_', ' ')} is not supported: a trace needs one forward step a token "
-            f"(greedy, sampling, beams)"
-        )
-    if config.prefill_chunk_size and not seam.encodes_first(model):
-        raise BadInput(
-            f"prefill_chunk_size: {type(model).__name__} of transformers {transformers.__version__} cannot cut a "
-            "prompt with a picture into chunks; leave it out"
-        )
-    return config
 
 
 def run_generate(
@@ -116,7 +66,6 @@ def run_generate(
             **arguments,
             return_dict_in_generate=True,
             output_scores=bool(capture.scores),
-            output_logits=bool(capture.logits),
             **_whole_prompt(recorder),
         )
     out["past_key_values"] = out["hidden_states"] = None  # as large as the trace, and done with
@@ -124,13 +73,20 @@ def run_generate(
 
 
 class _Noted(StoppingCriteria):
-    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding."""
+    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding.
+
+    It is shown copies: what it writes into them is not what was scored.
+    """
 
     def __init__(self, criterion: Any, start: int, ended: dict[int, int]) -> None:
         self._criterion, self._start, self._ended = criterion, start, ended
+        self._shown: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        done = self._criterion(input_ids, scores, **kwargs)
+        if isinstance(scores, tuple):
+            self._shown += [each.clone() for each in scores[len(self._shown) :]]
+            scores = tuple(self._shown)
+        done = self._criterion(input_ids.clone(), scores, **kwargs)
         flags = done.tolist() if isinstance(done, Tensor) else [done] * len(input_ids)
         for row, over in enumerate(flags):
             if over:
@@ -249,9 +205,10 @@ def traces_of(
     lengths = _lengths(sequences, prompt_end, beams, config, vocabulary.tokenizer, ended)
     vision = _vision(recorder, [len(sample.question.images) for sample in samples], config)
     steps: dict[str, list[Any]] = {}
-    for name in ("logits", "scores"):
-        if out.get(name) is not None:
-            steps[name], out[name] = list(out[name]), None
+    if recorder.logits:
+        steps["logits"] = recorder.logits
+    if out.get("scores") is not None:
+        steps["scores"], out["scores"] = list(out["scores"]), None
     beam_scores = out.get("sequences_scores")
     traces = []
     for number, sample in enumerate(samples):

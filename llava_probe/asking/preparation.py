@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.asking.prompts import PosedQuestion, encode, encode_with, made_otherwise, marked
+from llava_probe.asking.prompts import PosedQuestion, encode, encode_with, marked
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import Prompt, alone_with
 from llava_probe.layout import Asking, Clips, Layouts, PromptLayouts
+
+#: One of 255, as a share of the range.
+_GREY_LEVEL = 1 / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,3 +111,32 @@ def _input_device(model: Any) -> torch.device:
     if device.type == "meta":
         device = seam.offload_device(embedding) or torch.device("cpu")
     return device
+
+
+def made_otherwise(processor: Any, question: PosedQuestion, processor_kwargs: Mapping[str, Any]) -> str:
+    """Why nothing is known of how ready-made inputs show their pictures; empty where they are as the processor's.
+
+    Another crop or size gives other pixels. A picture of one colour does not tell.
+    """
+    if question.inputs is None or not question.images:
+        return ""
+    try:
+        own = encode_with(processor, question, question.images, processor_kwargs)
+    except BadInput as error:
+        return f"inputs= cannot be compared with what the processor makes of the pictures: {error}"
+    for name, expected in own.items():
+        if isinstance(expected, Tensor) and expected.is_floating_point():
+            given = question.inputs.get(name)
+            if given is None or given.shape != expected.shape or not _alike(given, expected):
+                return (
+                    f"{name} in inputs= is not what {type(processor).__name__} makes of these pictures; "
+                    "pass the settings that made it as processor_kwargs= too"
+                )
+    return ""
+
+
+def _alike(given: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors of pixels differ by rounding only, in the coarser dtype or to whole grey levels."""
+    rounding = max([torch.finfo(one.dtype).eps for one in (given, expected) if one.is_floating_point()])
+    off = (given.float() - expected.float()).abs().max() if expected.numel() else 0.0
+    return bool(off <= (rounding + _GREY_LEVEL) * float(expected.abs().max()))

@@ -7,28 +7,26 @@ sentence and not a traceback from inside the model.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.asking.chats import last_words, marks_of, opened_chat, templated
+from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_chat
+from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
+from llava_probe.asking.ready import checked
+from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
 from llava_probe.trace.request import Request
 
-_ASKING = ("image", "question", "video", "prompt", "messages", "inputs")
-
-#: One of 255, as a share of the range.
-_GREY_LEVEL = 1 / 255
+_ASKING = ("image", "question", "video", "prompt", "messages", "inputs", "system", "template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class PosedQuestion:
         prompt, messages, inputs: what is asked.
         videos: how many frames each video has.
         words: the question as it was asked, before any template; of a chat, the user's last text.
+        system, template: the system message, and arguments of the chat template.
     """
 
     images: tuple[Image.Image, ...]
@@ -48,6 +47,13 @@ class PosedQuestion:
     inputs: Mapping[str, Tensor] | None = None
     videos: tuple[int, ...] = ()
     words: str | None = None
+    system: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self, **settings: Any) -> Request:
+        """What a trace says that was asked; ``settings`` are the other fields of a ``Request``."""
+        own = {"prompt": self.prompt, "messages": self.messages, "inputs": self.inputs, "videos": self.videos}
+        return Request(**own, question=self.words, system=self.system, template=self.template, **settings)
 
     @property
     def stills(self) -> list[Image.Image]:
@@ -71,48 +77,51 @@ def pose(
     prompt: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
+    system: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> PosedQuestion:
     """Settle one of the four ways of asking.
 
+    Args:
+        processor: whose chat template is applied.
+        image, question, video, prompt, messages, inputs: as for ``VLM.generate``.
+        system: a system message in plain words, put before the question or the chat.
+        template_kwargs: arguments of the chat template: ``enable_thinking``, ``tools`` ...
+
     Raises:
-        BadInput: none or several of the ways, an empty question, or a picture count that does not fit the places.
+        BadInput: none or several of the ways, an empty question, a picture count that does not fit the places, or
+            something that the template would leave out.
         BadImage: a picture that cannot be opened.
     """
     given = [name for name, value in _ways(question, prompt, messages, inputs) if value is not None]
     if len(given) != 1:
         told = "nothing" if not given else " and ".join(given)
         raise BadInput(f"ask with exactly one of question, prompt=, messages= or inputs=; got {told}")
+    if prompt is not None or inputs is not None:
+        _check_untemplated(given[0], system, template_kwargs)
     images = tuple(open_image(source) for source in _listed(image))
     clips = several_videos(video)
     if inputs is not None:
-        return _question(images, clips, None, inputs=_checked(inputs))
-    words: str | None
+        return _question(images, clips, None, inputs=checked(inputs))
+    if prompt is not None:
+        _check_prompt(processor, prompt, len(images), len(clips))
+        return _question(images, clips, prompt)
+    check_arguments(processor, template_kwargs)
     if question is not None:
         if not isinstance(question, str) or not question.strip():
             raise BadInput(f"the question is empty; ask something in plain words (got {question!r})")
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in clips]
         content += [{"type": "text", "text": question}]
-        text, words = templated(processor, [{"role": "user", "content": content}]), question
-    elif messages is not None:
-        messages, inside, filmed = opened_chat(messages)
+        chat: Any = [{"role": "user", "content": content}]
+    else:
+        chat, inside, filmed = opened_chat(processor, messages, template_kwargs)
         if (inside and images) or (filmed and clips):
             raise BadInput("pictures were given both inside messages= and as image; give them in one place")
         images, clips = images or inside, clips or filmed
-        text, words = templated(processor, messages), last_words(messages)
-        types = [part.get("type") for message in messages for part in message["content"]]
-        _check_places(text, "an image part", types.count("image"), len(images))
-        _check_places(text, "a video part", types.count("video"), len(clips), "video")
-    else:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise BadInput(f"the prompt is empty (got {prompt!r})")
-        text, words = prompt, None
-        marks = marks_of(processor, "image")
-        videos = [mark for mark in marks_of(processor, "video") if mark not in marks]
-        for what, among, count in (("picture", marks, len(images)), ("video", videos, len(clips))):
-            if among:
-                mark = max(among, key=text.count)
-                _check_places(text, mark, text.count(mark), count, what)
-    return _question(images, clips, text, messages, words=words)
+    text, template = asked_chat(processor, chat, system, template_kwargs, (len(images), len(clips)))
+    words = question if question is not None else last_words(chat)
+    asked = _question(images, clips, text, None if question is not None else chat, words=words)
+    return replace(asked, system=system, template=template)
 
 
 def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
@@ -137,7 +146,16 @@ def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
 
 def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
     """The question of a trace, to be put through the processor once more."""
-    return PosedQuestion(images, request.prompt, request.messages, request.inputs, request.videos, request.question)
+    return PosedQuestion(
+        images,
+        request.prompt,
+        request.messages,
+        request.inputs,
+        request.videos,
+        request.question,
+        request.system,
+        request.template,
+    )
 
 
 def encode(
@@ -151,7 +169,7 @@ def encode(
     if any(question.inputs is not None for question in questions):
         if len(questions) > 1:
             raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
-        return dict(questions[0].inputs or {})
+        return {name: tensor.clone() for name, tensor in (questions[0].inputs or {}).items()}
     texts = [question.prompt or "" for question in questions]
     images = [question.stills for question in questions]
     films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
@@ -197,80 +215,12 @@ def encode_with(
     other = replace(question, images=tuple(images), inputs=None)
     if other.prompt is None:
         given: dict[str, Any] = {"image": other.stills, "video": other.clips or None}
-        if getattr(processor, "chat_template", None):
+        if has_template(processor):
             other = pose(processor, question="?", **given)
         else:
-            kinds = ("image",) * len(other.stills) + ("video",) * len(other.clips)
-            marks = [mark for kind in kinds for mark in marks_of(processor, kind)[:1]]
-            other = pose(processor, prompt=" ".join([*marks, "?"]), **given)
+            bare = bare_prompt(processor, "?", len(other.stills), len(other.clips))
+            other = pose(processor, prompt=bare, **given)
     return encode(processor, [other], processor_kwargs)
-
-
-def made_otherwise(processor: Any, question: PosedQuestion, processor_kwargs: Mapping[str, Any]) -> str:
-    """Why nothing is known of how ready-made inputs show their pictures; empty where they are as the processor's.
-
-    Another crop or size gives other pixels. A picture of one colour does not tell.
-    """
-    if question.inputs is None or not question.images:
-        return ""
-    try:
-        own = encode_with(processor, question, question.images, processor_kwargs)
-    except BadInput as error:
-        return f"inputs= cannot be compared with what the processor makes of the pictures: {error}"
-    for name, expected in own.items():
-        if isinstance(expected, Tensor) and expected.is_floating_point():
-            given = question.inputs.get(name)
-            if given is None or given.shape != expected.shape or not _alike(given, expected):
-                return (
-                    f"{name} in inputs= is not what {type(processor).__name__} makes of these pictures; "
-                    "pass the settings that made it as processor_kwargs= too"
-                )
-    return ""
-
-
-def _alike(given: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors of pixels differ by rounding only, in the coarser dtype or to whole grey levels."""
-    rounding = max([torch.finfo(one.dtype).eps for one in (given, expected) if one.is_floating_point()])
-    off = (given.float() - expected.float()).abs().max() if expected.numel() else 0.0
-    return bool(off <= (rounding + _GREY_LEVEL) * float(expected.abs().max()))
-
-
-def answer_ids(
-    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any
-) -> tuple[int, ...]:
-    """Ids of a given answer as the model would have generated it.
-
-    Args:
-        processor: its tokenizer splits the text.
-        question: what the answer follows; a space goes between where its prompt does not end in one.
-        prompt_ids: the prompt's ids, to see how it ends.
-        answer: text (a whole answer: EOS is added), or ids, taken as they are.
-
-    Raises:
-        BadInput: an empty answer.
-    """
-    if not isinstance(answer, str):
-        try:
-            ids = tuple(operator.index(token) for token in answer)
-        except TypeError:
-            raise BadInput(f"an answer to score is text, or a flat list of token ids; got {answer!r}") from None
-        if not ids:
-            raise BadInput("the answer to score has no tokens")
-        return ids
-    if not answer.strip():
-        raise BadInput(f"the answer to score is empty (got {answer!r}); give words or token ids")
-    tokenizer = processor.tokenizer
-    text = question.prompt if question.prompt is not None else tokenizer.decode(prompt_ids)
-    for special in tokenizer.all_special_tokens:
-        text = text.rsplit(special, 1)[-1]  # only what follows the last special token can merge with the answer
-    between = " " if text and not text[-1].isspace() and not answer[0].isspace() else ""
-    before = tokenizer(text, add_special_tokens=False).input_ids
-    both = tokenizer(text + between + answer, add_special_tokens=False).input_ids
-    if both[: len(before)] != before:
-        before, both = [], tokenizer(between + answer, add_special_tokens=False).input_ids
-    ids = both[len(before) :]
-    end = [] if tokenizer.eos_token_id in (None, ids[-1]) else [tokenizer.eos_token_id]
-    return (*ids, *end)
 
 
 def token_id(model: Any, processor: Any, kind: str = "image") -> int:
@@ -314,11 +264,28 @@ def _question(
     return PosedQuestion(images + frames, prompt, messages, inputs, tuple(len(clip) for clip in clips), words)
 
 
-def _check_places(text: str, mark: str, places: int, given: int, what: str = "picture") -> None:
-    if places != given:
-        were = f"1 {what} was" if given == 1 else f"{given} {what}s were"
-        has = "1 place" if places == 1 else f"{places} places"
-        raise BadInput(f"the prompt has {has} for a {what} ({mark}) but {were} given: {text!r}")
+def _check_untemplated(way: str, system: Any, template_kwargs: Any) -> None:
+    """Neither a system message nor a template's argument goes with what passes no template."""
+    for name, value in (("system", system), ("template_kwargs", template_kwargs)):
+        if value:
+            raise BadInput(
+                f"{name}= goes through the chat template, and {way} does not; "
+                + ("write it into the prompt" if way == "prompt=" else "ask with a question or messages=")
+            )
+
+
+def _check_prompt(processor: Any, prompt: Any, images: int, videos: int) -> None:
+    """The prompt is a text with a place for each picture."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadInput(f"the prompt is empty (got {prompt!r})")
+    marks = marks_of(processor, "image")
+    films = [mark for mark in marks_of(processor, "video") if mark not in marks]
+    for what, among, count in (("picture", marks, images), ("video", films, videos)):
+        itself = what == "picture" and count > 0 and not any(mark in prompt for mark in among)
+        if among and not (itself and puts_pictures(processor)):
+            mark = max(among, key=prompt.count)
+            if (places := prompt.count(mark)) != count:
+                raise BadInput(miscounted(prompt, mark, places, count, what))
 
 
 def _check_beside(processor: Any, questions: Sequence[PosedQuestion], tensors: Mapping[str, Any]) -> None:
@@ -331,28 +298,3 @@ def _check_beside(processor: Any, questions: Sequence[PosedQuestion], tensors: M
                 f"{type(processor).__name__} puts a picture beside a prompt, not into it, so it takes one for each; "
                 f"got {len(question.stills)}"
             )
-
-
-def _checked(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-        told = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise BadInput(f"inputs= is a dict of model inputs with input_ids in it; got {told}")
-    try:
-        tensors = {name: torch.as_tensor(value).cpu().clone() for name, value in inputs.items() if value is not None}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"inputs= holds something that is no tensor: {first_line(error)}") from error
-    if tensors["input_ids"].is_floating_point():
-        raise BadInput("inputs= holds input_ids that are no whole numbers")
-    mask = tensors.get("attention_mask", tensors["input_ids"])
-    if mask.shape != tensors["input_ids"].shape:
-        raise BadInput(
-            f"inputs= holds an attention_mask of {list(mask.shape)} for ids of {list(tensors['input_ids'].shape)}"
-        )
-    if tensors["input_ids"].ndim != 2 or tensors["input_ids"].shape[0] != 1:
-        raise BadInput(
-            f"inputs= holds one sample: input_ids of shape [1, P]; got {list(tensors['input_ids'].shape)}. "
-            "Batches go through generate_batch"
-        )
-    if tensors["input_ids"].shape[1] == 0:
-        raise BadInput("inputs= holds an empty prompt: input_ids has no tokens")
-    return tensors

@@ -46,9 +46,14 @@ class _Kind:
 
 
 class Recorder(Visitor):
-    """What one run leaves. Made by ``recording``."""
+    """What one run leaves. Made by ``recording``.
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt]) -> None:
+    Attributes:
+        logits: [batch, V] of each step in float32: our own copy, since a logits processor may write into the tensor
+            that ``generate`` would keep.
+    """
+
+    def __init__(self, anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt], decoding: bool) -> None:
         self.anatomy, self.plan, self.prompts = anatomy, plan, list(prompts)
         self.tower = Tower(anatomy) if plan.vision else None
         self._kinds = [_Kind(plan.hidden), _Kind(plan.attention)]
@@ -64,6 +69,8 @@ class Recorder(Visitor):
         self._predicting = range(0)
         self._widths: dict[int, tuple[int, ...]] = {}
         self._releasing = False
+        self._keeps_logits = decoding and bool(plan.capture.logits)
+        self.logits: list[Tensor] = []
 
     # --- what it hears of ---
 
@@ -134,6 +141,8 @@ class Recorder(Visitor):
                 f"the model's logits are NaN at token {span.stop - span.prompt_end} of the answer; "
                 "float16 overflows in many of these models: load with dtype='bfloat16' or 'float32'"
             )
+        if self._keeps_logits and span.stop >= span.prompt_end:
+            self.logits.append(logits[:, -1].detach().to(torch.float32, copy=True))
 
     def _close(self) -> None:
         """The decoder is done: move its rows to the CPU."""
@@ -286,6 +295,6 @@ def _place(out: Tensor, rows: Tensor, padding: int, keys: int | None) -> None:
 @contextmanager
 def recording(anatomy: Anatomy, plan: Plan, prompts: Sequence[Prompt], *, decoding: bool = True) -> Iterator[Recorder]:
     """Record what ``plan`` asks for while the context lasts. One run at a time per model."""
-    recorder = Recorder(anatomy, plan, prompts)
+    recorder = Recorder(anatomy, plan, prompts, decoding)
     with visiting(anatomy, recorder, prompts=prompts, decoding=decoding):
         yield recorder

@@ -43,14 +43,14 @@ class Tower:
     def saw(self, layer: int, hidden: Tensor) -> None:
         """Hidden state ``layer`` of one run of the tower."""
         if self._reading:
-            self._hidden.setdefault(layer, []).append(hidden.cpu())
+            self._hidden.setdefault(layer, []).append(hidden.detach().to("cpu", copy=True))
 
     def looked(self, layer: int, weights: Tensor) -> None:
         """Attention weights of one call of a block: over all patches, or over one window of them."""
         if self._reading:
             runs = self._attention.setdefault(layer, [])
             runs.extend([] for _ in range(len(self._hidden.get(0, [])) - len(runs)))
-            runs[-1].append(weights.cpu())
+            runs[-1].append(weights.detach().to("cpu", copy=True))
 
     def records(self, images: Sequence[int], copies: int) -> list[dict[str, Tensor]]:
         """Each sample's crops: hidden states [crops, L_v + 1, S, D_v], attention [crops, L_v, H_v, S, S].

@@ -13,6 +13,7 @@ Each method is one file with its equation and its source. Which of them to trust
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.asking.identity import model_of, other_model
 from llava_probe.attribution.attention import attention, relative_attention
 from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
@@ -35,7 +37,7 @@ from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.inside.passes import in_force
+from llava_probe.inside.passes import alone_with, in_force
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
@@ -113,7 +115,8 @@ def attribute(
 
     Args:
         vlm: the model that made the trace; it runs again, teacher-forced, under what is in force now (``lp.knock_out``
-            ...). Of another checkpoint with the same tokens, what that one makes of the answer is explained.
+            ...). Of another model with the same tokens, what that one makes of the answer is explained, with a warning;
+            ``vlm.rerun(trace, answer=trace.generated_ids)`` says that it is meant.
         trace: of any capture.
         method: one of ``lp.METHODS``.
         image: which picture.
@@ -163,9 +166,22 @@ def prepared(
     if text is not None:
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
         tokens = ANSWER if tokens is None else tokens
+    _warn_of_another(vlm, trace)
     layout = placed(trace, image)
     found, answers = targets(vlm, trace, tokens, contrast)
     return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
+
+
+def _warn_of_another(vlm: VLM, trace: Trace) -> None:
+    """Say so where the trace is not of this model: an adapter was switched, a weight changed, or it is another one."""
+    with alone_with(vlm.anatomy.model):
+        here = model_of(vlm.anatomy, vlm.model)
+    if other := other_model(trace.provenance, here):
+        warnings.warn(
+            f"another model made this trace ({'; '.join(other)}): what this one makes of its answer is explained; "
+            "vlm.rerun(trace, answer=trace.generated_ids) gives this model's own trace of it",
+            stacklevel=4,
+        )
 
 
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:

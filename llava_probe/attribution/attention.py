@@ -7,6 +7,7 @@ divides it by what a neutral question looks at anyway (Zhang et al. 2025, arXiv 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -61,7 +62,8 @@ def relative_attention(
         if len(task.trace.request.videos):
             raise BadInput("relative attention asks its neutral question about still pictures; pass neutral=trace")
         images = list(task.trace.images)
-        neutral = task.vlm.generate(images, neutral, max_new_tokens=1, capture=rows_only(layers))
+        told: dict[str, Any] = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
+        neutral = task.vlm.generate(images, neutral, **told, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
     check_same_picture(task.trace, neutral, task.image)
     layout = placed(neutral, task.image)

@@ -160,7 +160,7 @@ def find_heads(
             "all three must be 1 or more"
         )
     sums, entropies = [], []
-    for sample in tqdm(choosing, desc="choosing heads", delay=_PATIENCE, leave=False):
+    for sample in tqdm(choosing, desc="choosing heads", delay=_PATIENCE, leave=False, disable=None):
         trace, maps, layout = _maps(vlm, sample, tokens)
         sums.append(maps.sum(-1))
         entropies.append(spatial_entropy(maps.reshape(-1, maps.shape[-1]), _grids(layout)).reshape(maps.shape[:2]))
@@ -173,7 +173,7 @@ def find_heads(
     heads = tuple((head.layer, head.head) for head in ranked[:most])
     overlaps = [
         _overlaps(vlm, sample, tokens, heads)
-        for sample in tqdm(listed[len(choosing) :], desc="trying heads", delay=_PATIENCE, leave=False)
+        for sample in tqdm(listed[len(choosing) :], desc="trying heads", delay=_PATIENCE, leave=False, disable=None)
     ]
     own, everyone = np.mean(overlaps, axis=0).tolist() if overlaps else (None, None)
     return LocalisationHeads(

@@ -7,10 +7,11 @@ Each line of the file is an object. Relative paths start at the file's folder:
 
     {"image": "street.jpg", "question": "What is on the left?", "word": "dog", "mask": "dog.png"}
 
-``mask`` is the path of a lossless picture that is black outside the object, or a COCO run-length mask; without one the
-``box`` (x0, y0, x1, y1) in pixels is the right place. The rest may be left out: ``id``, ``kind``, ``answer`` (the right
-one: others are not scored), ``occurrence`` (which time the answer says the word, from 0), ``token`` (a number of a
-generated token from 0, in place of a word) and ``function_words``. Without word and token the whole answer is meant.
+``mask`` is whatever ``pictures/regions.py`` reads: a lossless picture that is black outside the object, a COCO
+run-length mask, polygons; without one the ``box`` is the right place, with a ``box_format`` such as "xyxy" in the line
+or for all. The rest may be left out: ``id``, ``kind``, ``answer`` (the right one: others are not scored),
+``occurrence`` (which time the answer says the word, from 0), ``token`` (a number of a generated token from 0, in place
+of a word) and ``function_words``. Without word and token the whole answer is meant.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from llava_probe.arrays import BoolArray
-from llava_probe.errors import BadFile, BadInput, refusing, shortened
-from llava_probe.evaluate import run_length
-from llava_probe.features.samples import Box, Sample, read_samples
+from llava_probe.errors import BadFile, BadInput, shortened
+from llava_probe.features.samples import Sample, Samples, read_samples
+from llava_probe.features.values import is_address
+from llava_probe.pictures.boxes import Box, unstated
 from llava_probe.pictures.images import fingerprint, open_image
+from llava_probe.pictures.regions import inside, needs_size, read_mask
 
-_LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")
 _SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -44,14 +45,13 @@ class Case:
         id: its name in reports.
         image: what ``open_image`` takes; paths are absolute.
         question: as it is asked.
-        where: the right place: an absolute path, a COCO run-length mask or a bool array [height, width]; None where
-            the boxes are.
+        where: the right place, as ``regions.read_mask`` takes it; None where the boxes are.
         word: of the answer, which is explained; None for the whole answer. ``occurrence``: which time it is said, from
             0, from the end if negative; the first when None.
         token: number of the generated token that is explained, from 0, in place of a word.
         answer: the right one; other answers are not scored. None: any that says the word.
         kind: of question, to report scores by.
-        boxes: (x0, y0, x1, y1) in pixels of the picture.
+        boxes: four numbers each, which ``box_format`` gives their meaning: by default (x0, y0, x1, y1) in pixels.
         function_words: words of the answer that name nothing on the picture.
     """
 
@@ -66,6 +66,7 @@ class Case:
     kind: str = ""
     boxes: tuple[Box, ...] = ()
     function_words: tuple[str, ...] = ()
+    box_format: str = "xyxy"
 
     @cached_property
     def picture(self) -> str:
@@ -78,28 +79,39 @@ class Case:
         Raises:
             BadInput: the mask or, where a box has to be drawn, the picture cannot be read.
         """
-        if isinstance(self.where, Mapping):
-            return run_length.decode(self.where)
-        if isinstance(self.where, str | os.PathLike):
-            return _from_picture(Path(self.where))
+        size = open_image(self.image).size if needs_size(self.where) else None
         if self.where is not None:
-            return np.asarray(self.where) != 0
-        return _from_boxes(self.boxes, open_image(self.image).size)
+            return read_mask(self.where, size)
+        assert size is not None
+        return inside(None, self.boxes, self.box_format, size)
 
 
-def read_cases(path: str | os.PathLike[str]) -> Iterator[Case]:
-    """The cases of a file of JSON lines, one at a time; masks are opened when they are asked for.
+def read_cases(
+    path: str | os.PathLike[str],
+    *,
+    question: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    box_format: str | None = None,
+    answers: Any = None,
+) -> Iterator[Case]:
+    """The cases of a data set, one at a time; masks are opened when they are asked for.
 
-    Columns go by the names that ``lp.extract`` knows too: ``image_path``, ``question_id``, ``bbox``.
+    Args:
+        path: a file as ``lp.extract`` takes it: JSON lines, JSON, COCO's annotations, a table.
+        question, columns, images, box_format, answers: as for ``lp.extract``. ``columns`` also names ``word``: of
+            COCO's annotations it is the category.
 
     Raises:
-        BadInput: there is no such file or it holds no cases; at a line that is no case, naming file and line.
+        BadInput: there is no such file or it holds no cases; at a row that is no case, naming file and line.
     """
     source = Path(path).expanduser().absolute()
-    if source.suffix.lower() not in _SUFFIXES:
-        raise BadInput(f"{shortened(source.name)!r} is no file of JSON lines; pass one that ends in .jsonl")
-    samples = read_samples(source, columns={"mask": None})
-    return _cases(source, samples)
+    assigned = dict(columns or {})
+    word = assigned.pop("word", "word")
+    samples = read_samples(
+        source, question=question, columns=assigned, images=images, box_format=box_format, answers=answers
+    )
+    return _cases(source, samples, word)
 
 
 def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
@@ -138,38 +150,49 @@ def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
 def _line(case: Case, image: str, mask: str) -> dict[str, Any]:
     told = {name: getattr(case, name) for name in ("id", "question", "word", "occurrence", "token", "answer", "kind")}
     told |= {"image": image, "mask": mask, "boxes": case.boxes, "function_words": case.function_words}
+    told |= {"box_format": case.box_format if case.boxes else None}
     return {name: value for name, value in told.items() if value not in (None, "", ())}
 
 
-def _cases(source: Path, samples: Iterable[Sample]) -> Iterator[Case]:
-    with source.open("rb") as file:
-        numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
-    for number, sample in zip(numbers, samples, strict=False):
+def _cases(source: Path, samples: Samples, word: str) -> Iterator[Case]:
+    lines: list[int] = []
+    if source.suffix.lower() in _SUFFIXES:
+        with source.open("rb") as file:
+            lines = [number for number, line in enumerate(file, start=1) if line.strip()]
+    for sample in samples:
+        place = f"line {lines[sample.row]}" if sample.row < len(lines) else f"row {sample.row}"
         try:
-            yield _case(sample, source.parent)
+            yield _case(sample, word)
         except (ValueError, OSError) as error:  # a BadInput, or a path that the system refuses
-            why = str(error).removeprefix(f"line {number} ")
-            raise BadInput(f"{shortened(source.name)}, line {number}: {why}") from None
+            why = str(error).removeprefix(f"{place} ")
+            raise BadInput(f"{shortened(source.name)}, {place}: {why}") from None
 
 
-def _case(sample: Sample, folder: Path) -> Case:
-    if sample.fault is not None or sample.question is None:
-        raise BadInput(sample.fault or "the row has no question")
+def _case(sample: Sample, word_column: str) -> Case:
+    if sample.fault is not None:
+        raise BadInput(sample.fault)
+    if sample.question is None:
+        raise BadInput("a case asks a question; a prompt or a chat cannot be scored")
     if len(sample.images) != 1:
         raise BadInput(f"a case has one picture; this row has {len(sample.images)}")
     image = sample.images[0]
-    is_path = isinstance(image, str) and "://" not in image and not image.lower().startswith("data:")
-    if is_path and not Path(image).is_file():
+    if isinstance(image, str) and not is_address(image) and not Path(image).is_file():
         raise BadInput(f"there is no picture {shortened(image)!r}")
-    where = _where(sample.columns.get("mask"), folder)
-    if where is None and not sample.boxes:
-        raise BadInput("the row has neither a mask nor a box, so nothing can be right or wrong")
-    word, token = _word(sample.columns)
+    if sample.mask is None and not sample.boxes:
+        if sample.unstated is not None:
+            raise unstated(sample.unstated)
+        has = shortened(", ".join(sample.columns)) or "none"
+        raise BadInput(
+            f"the row has neither a mask nor a box: no place is right and nothing can be scored; other columns: {has}"
+        )
+    _check_mask(sample.mask)
+    given = sample.columns if word_column == "word" else {**sample.columns, "word": sample.columns.get(word_column)}
+    word, token = _word(given)
     return Case(
         id=sample.id,
         image=image,
         question=sample.question,
-        where=where,
+        where=sample.mask,
         word=word,
         occurrence=_whole(sample.columns, "occurrence"),
         token=token,
@@ -177,21 +200,17 @@ def _case(sample: Sample, folder: Path) -> Case:
         kind=str(sample.columns.get("kind") or ""),
         boxes=sample.boxes,
         function_words=_words(sample.columns.get("function_words")),
+        box_format=sample.box_format or "xyxy",
     )
 
 
-def _where(mask: Any, folder: Path) -> Any:
-    if mask is None or mask == "":
-        return None
-    if isinstance(mask, Mapping):
-        run_length.decode(mask)  # what is wrong with it is better said here, where the line is known
-        return mask
-    if not isinstance(mask, str):
-        raise BadInput(f"mask is a {type(mask).__name__}; pass a path or a run-length mask with size and counts")
-    path = folder / Path(mask).expanduser()
-    if not path.is_file():
-        raise BadInput(f"there is no mask {shortened(str(path))!r}")
-    return str(path)
+def _check_mask(mask: Any) -> None:
+    """What is wrong with a mask is better said where the line is known; pictures wait until they are asked for."""
+    is_path = isinstance(mask, str) and not is_address(mask) and mask.lstrip()[:1] not in ("{", "[")
+    if is_path and not Path(mask).is_file():
+        raise BadInput(f"there is no mask {shortened(mask)!r}")
+    if not needs_size(mask) and not isinstance(mask, str):
+        read_mask(mask)
 
 
 def _word(columns: Mapping[str, Any]) -> tuple[str | None, int | None]:
@@ -222,26 +241,3 @@ def _words(listed: Any) -> tuple[str, ...]:
     if not isinstance(listed, list) or not all(isinstance(word, str) and word.strip() for word in listed):
         raise BadInput(f"function_words is {shortened(repr(listed))}, not a list of words")
     return tuple(listed)
-
-
-def _from_picture(path: Path) -> BoolArray:
-    """Whatever is neither black nor see-through; as it is stored, since 16-bit labels are small numbers."""
-    with refusing(f"the mask {shortened(str(path))!r} cannot be read as {', '.join(_LOSSLESS)}"):
-        with Image.open(path, formats=_LOSSLESS) as opened:
-            clear = opened.has_transparency_data
-            picture = opened.convert("RGBA" if clear else "RGB") if clear or opened.mode == "P" else opened
-            pixels = np.asarray(picture)
-        inside = pixels != 0
-        if clear:
-            return inside[..., :3].any(-1) & inside[..., 3]
-        return inside if inside.ndim == 2 else inside.any(-1)
-
-
-def _from_boxes(boxes: Iterable[Box], size: tuple[int, int]) -> BoolArray:
-    """Pixels whose centre is in one of the boxes."""
-    width, height = size
-    drawn = np.zeros((height, width), dtype=bool)
-    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    for x0, y0, x1, y1 in boxes:
-        drawn |= ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
-    return drawn

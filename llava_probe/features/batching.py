@@ -52,4 +52,4 @@ def _weight(groups: Groups) -> tuple[int, int]:
 
 def _length(group: Sequence[Sample]) -> int:
     """About how long a sequence becomes, by its letters."""
-    return sum(len(sample.question or "") + len(sample.answer or "") for sample in group)
+    return sum(len(sample.words or "") + len(sample.answer or "") for sample in group)

@@ -9,6 +9,7 @@ on where the last one ended, and gives the bytes that an undisturbed run would h
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 import warnings
@@ -25,15 +26,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
+from llava_probe.asking.identity import model_of
 from llava_probe.asking.prompts import pose
-from llava_probe.asking.provenance import model_of, weights_of
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
 from llava_probe.features.extractor import LOOKED_AT, Extractor, Recipe
 from llava_probe.features.gathering import choose
 from llava_probe.features.manifest import read_manifest
-from llava_probe.features.packs import batch_of
+from llava_probe.features.packs import AskingSettings, batch_of
 from llava_probe.features.places import listed
 from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
@@ -41,6 +42,7 @@ from llava_probe.features.trial import OF_A_SAMPLE, Sharing
 from llava_probe.inside.passes import in_force
 from llava_probe.loading import load
 from llava_probe.model import VLM
+from llava_probe.pictures.boxes import unstated
 from llava_probe.trace.capture import in_units
 
 #: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
@@ -70,9 +72,14 @@ def extract(
     layers: Any = None,
     positions: Any = "last_prompt",
     question: str | None = None,
-    columns: Mapping[str, str | None] | None = None,
+    columns: Mapping[str, Any] | None = None,
     images: str | Path | None = None,
     split: str | None = None,
+    box_format: str | None = None,
+    answers: Any = None,
+    system: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     store_dtype: str | None = None,
     confidence: bool = False,
     image_attention: bool = False,
@@ -90,10 +97,12 @@ def extract(
 
     Args:
         vlm: the model, or its name or folder for ``lp.load``.
-        samples: a .jsonl, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or dicts,
-            with columns ``image``, ``question``, optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``;
-            all other columns are carried along. See ``read_samples`` for ``question``, ``columns``, ``images``,
-            ``split``.
+        samples: a .jsonl, .json, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or
+            dicts, with columns ``image``, ``question`` (or ``prompt``, the whole text as it is, or ``messages``),
+            optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``; all other columns are carried along.
+            See ``read_samples`` for ``question``, ``columns``, ``images``, ``split``, ``box_format``, ``answers``.
+        system, template_kwargs: a system prompt, and further arguments of the model's chat template.
+        processor_kwargs: settings of the processor, such as ``{"size": ...}``.
         out: the folder of the store; one that holds part of the same run is finished.
         layers: hidden states by transformers' index, ``"vision_3"``, ``"projector"``; the language model's by default.
         positions: ``last_prompt``, ``prompt``, ``text``, ``answer``, ``predicting``, ``image``, ``image_in_mask``,
@@ -123,7 +132,18 @@ def extract(
     named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
     if engine == "ray" and in_force(named.anatomy):
         raise BadInput('an intervention is in force in this process alone; extract under it with engine="local"')
-    source = read_samples(samples, question=question, columns=columns, images=images, split=split)
+    asking = AskingSettings(
+        system, _plainly("template_kwargs", template_kwargs), _plainly("processor_kwargs", processor_kwargs)
+    )
+    source = read_samples(
+        samples,
+        question=question,
+        columns=columns,
+        images=images,
+        split=split,
+        box_format=box_format,
+        answers=answers,
+    )
     on_gpu = named.model.device.type != "cpu"
     recipe = Recipe(
         layers=None if layers is None else tuple(listed(layers)),
@@ -134,15 +154,16 @@ def extract(
         max_new_tokens=max_new_tokens,
         batch_size=_positive("batch_size", batch_size) or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
         pack=pack,
+        asking=asking,
     )
-    bar = tqdm(total=source.count, unit="sample", disable=not progress, delay=1)
+    bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
     first, stream = _first(iter(source))
     row_bytes = _sized(extractor, first)
     shard_rows = _positive("shard_rows", shard_rows) or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
     if progress:
-        print(_told(source, out, row_bytes, shard_rows), file=sys.stderr)
-    settings = _settings(extractor, shard_rows)
+        print(*source.told, _told(source, out, row_bytes, shard_rows), sep="\n", file=sys.stderr)
+    settings = _settings(extractor, shard_rows, source.box_format)
     done = store.begin(out, settings, lambda: asdict(extractor.decide(first)))
     manifest = read_manifest(Path(out).expanduser())
     sharing = extractor.sharing = Sharing(**manifest.told["decided"])
@@ -213,14 +234,21 @@ def _first(samples: Iterator[Sample]) -> tuple[list[Sample], Iterator[Sample]]:
 
 def _sized(extractor: Extractor, first: Sequence[Sample]) -> int:
     """About how many bytes a row takes, by the first sample that can be asked; 0 where none can."""
-    return next((size for sample in first if sample.fault is None and (size := _row_bytes(extractor, sample))), 0)
+    sound = [sample for sample in first if sample.fault is None]
+    needs = extractor.wanted.needs("image_in_mask") and not any(
+        sample.mask is not None or sample.boxes for sample in sound
+    )
+    if needs and (column := next((sample.unstated for sample in sound if sample.unstated), None)):
+        raise unstated(column)
+    return next((size for sample in sound if (size := _row_bytes(extractor, sample))), 0)
 
 
 def _row_bytes(extractor: Extractor, sample: Sample) -> int:
     """Bytes of one sample's features; 0 where it cannot be asked."""
     vlm, wanted = extractor.vlm, extractor.wanted
     try:
-        batch = batch_of(vlm, [[sample]], places=wanted.needs("image_in_mask"))
+        places = wanted.needs("image_in_mask")
+        batch = batch_of(vlm, [[sample]], places=places, asking=extractor.recipe.asking)
         chosen = choose(vlm, wanted, batch)
     except OF_A_SAMPLE:
         return 0
@@ -252,14 +280,16 @@ def _told(source: Samples, out: str | Path, row_bytes: int, shard_rows: int) -> 
     )
 
 
-def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
+def _settings(extractor: Extractor, shard_rows: int, box_format: str | None) -> dict[str, Any]:
     """All that decides what the numbers are."""
     vlm = extractor.vlm
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
-        "model": {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)},
+        "model": model_of(vlm.anatomy, vlm.model, in_full=True),
         "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
-        "prompt": _prompt(vlm),
+        "prompt": _prompt(vlm, extractor.recipe.asking),
+        **{name: value for name, value in asdict(extractor.recipe.asking).items() if value},
+        **({"box_format": box_format} if box_format is not None else {}),
         "layers": extractor.wanted.names,
         "positions": [place.name for place in (*extractor.wanted.tokens, *extractor.wanted.patches)],
         "dtype": str(extractor.dtype).removeprefix("torch."),
@@ -276,10 +306,10 @@ def _settings(extractor: Extractor, shard_rows: int) -> dict[str, Any]:
     }
 
 
-def _prompt(vlm: VLM) -> str | None:
+def _prompt(vlm: VLM, asking: AskingSettings) -> str | None:
     """What a question about one picture becomes; None where the model has no chat template."""
     try:
-        return pose(vlm.processor, Image.new("RGB", (8, 8)), "{question}").prompt
+        return pose(vlm.processor, Image.new("RGB", (8, 8)), "{question}", **asking.of_template).prompt
     except ProbeError:
         return None
 
@@ -296,6 +326,16 @@ def _processor(vlm: VLM) -> str:
     for part in parts:
         told.update(repr(part).encode())
     return told.hexdigest()[:32]
+
+
+def _plainly(name: str, given: Any) -> dict[str, Any] | None:
+    """Settings as a manifest holds them."""
+    try:
+        if given is None or isinstance(given, Mapping):
+            return None if given is None else dict(json.loads(json.dumps(dict(given))))
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise BadInput(f"{name}= takes a dict of texts, numbers and lists, which a manifest can hold; got {given!r:.120}")
 
 
 def _positive(name: str, number: Any) -> int | None:

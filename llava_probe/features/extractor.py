@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,7 @@ from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.batching import Groups, batches_of, halves_of
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
 from llava_probe.features.packing import refusal
-from llava_probe.features.packs import Batch, batch_of, posed
+from llava_probe.features.packs import AskingSettings, Batch, batch_of, posed
 from llava_probe.features.passes import Activations, read
 from llava_probe.features.places import FeatureChoice
 from llava_probe.features.samples import Sample
@@ -59,6 +59,7 @@ class Recipe:
         max_new_tokens: let the model answer first, greedily, where a sample has no answer; None: it does not answer.
         batch_size: questions a pass.
         pack: whether questions about one picture may share a prefix.
+        asking: what is the same for all samples.
     """
 
     layers: tuple[int | str, ...] | None
@@ -69,6 +70,7 @@ class Recipe:
     max_new_tokens: int | None = None
     batch_size: int = 8
     pack: bool = True
+    asking: AskingSettings = field(default_factory=AskingSettings)
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ class Extractor:
             if self.recipe.pack and in_force(self.vlm.anatomy):
                 unpacked = "under an intervention, whose places are each question's own"
             size = self.recipe.batch_size
-            self.sharing = sharing_of(self.vlm, samples[:LOOKED_AT], unpacked=unpacked, batch_size=size)
-            pictures = [sample.picture for sample in samples if sample.image is not None]
+            first = samples[:LOOKED_AT]
+            self.sharing = sharing_of(self.vlm, first, self.recipe.asking, unpacked=unpacked, batch_size=size)
+            pictures = [sample.picture for sample in samples if sample.picture]
             if self.recipe.pack and self.sharing.unpacked and len({*pictures}) < len(pictures):
                 _tell("each question is read with its picture anew", self.sharing.unpacked)
             if min(size, len(samples)) > 1 and self.sharing.unbatched:
@@ -219,15 +222,17 @@ class Extractor:
         if self.recipe.max_new_tokens is not None:
             asked = [sample for group in groups for sample in group if sample.answer is None]
             answers = self._answers(asked)
-        return batch_of(self.vlm, groups, answers, places=self.wanted.needs("image_in_mask"))
+        places = self.wanted.needs("image_in_mask")
+        return batch_of(self.vlm, groups, answers, places=places, asking=self.recipe.asking)
 
     def _answers(self, samples: Sequence[Sample]) -> dict[int, Sequence[int]]:
         """What the model itself says, greedily."""
-        questions = [posed(self.vlm, sample) for sample in samples]
+        questions = [posed(self.vlm, sample, self.recipe.asking) for sample in samples]
         traces = self.vlm.generate_batch(
             [{"image": list(question.images), "prompt": question.prompt} for question in questions],
             max_new_tokens=self.recipe.max_new_tokens,
             do_sample=False,
+            processor_kwargs=self.recipe.asking.processor_kwargs,
             capture=Capture(hidden_states=False, attention=False, logits=False, scores=False),
         )
         return {sample.row: trace.generated_ids.tolist() for sample, trace in zip(samples, traces, strict=True)}
@@ -296,7 +301,7 @@ class Extractor:
                     "id": sample.id,
                     "row": sample.row,
                     "picture": sample.picture,
-                    "question": sample.question,
+                    "question": sample.words,
                     "answer": answer,
                     "prompt_tokens": len(branch.prompt),
                     "image_tokens": len(pack.visual),
@@ -310,7 +315,7 @@ class Extractor:
     def _error(self, sample: Sample, reason: str) -> dict[str, Any]:
         if self._strict:
             raise BadInput(f"sample {sample.id}: {reason}")
-        told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.question}
+        told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.words}
         return {**told, "reason": reason}
 
 

@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError, refusing
+from llava_probe.errors import BadInput, OutOfRange, ProbeError
 from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import ActivationChoice, Activations, by_block
 from llava_probe.features.places import FeatureChoice, FeaturePosition
 from llava_probe.features.samples import Sample
 from llava_probe.model import VLM
-from llava_probe.pictures.images import open_image
 from llava_probe.trace.tokens import find, tokens_of
 
 TokenPlaces = tuple[int, ...]
@@ -267,7 +265,10 @@ def _in_mask(pack: Pack, sample: Sample) -> TokenPlaces:
         why = "it has several pictures" if layouts else "where its visual tokens lie is not known"
         raise BadInput(f"no position 'image_in_mask': {why}{f' ({unknown})' if unknown else ''}")
     layout = layouts[0]
-    mask = _mask(sample, layout.size)
+    try:
+        mask = sample.placed(layout.size)
+    except BadInput as error:
+        raise BadInput(f"no position 'image_in_mask': {error}") from None
     found = layout.tokens_in(mask)
     if not len(found):
         shares = layout.to_tokens(mask)
@@ -275,22 +276,3 @@ def _in_mask(pack: Pack, sample: Sample) -> TokenPlaces:
             raise BadInput("no position 'image_in_mask': the mask covers no visual token")
         found = layout.positions[[int(shares.argmax())]]
     return tuple(int(position) for position in found)
-
-
-def _mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    width, height = size
-    if sample.mask is not None:
-        opened = sample.mask
-        if not isinstance(opened, np.ndarray):
-            with refusing("the mask cannot be read"):
-                opened = np.asarray(opened if isinstance(opened, Image.Image) else open_image(opened))
-            opened = opened if opened.ndim == 2 else opened.any(-1)
-        if opened.shape != (height, width):
-            raise BadInput(f"the mask is {opened.shape[1]} × {opened.shape[0]}, its picture {width} × {height}")
-        return opened.astype(bool)
-    if not sample.boxes:
-        raise BadInput("no position 'image_in_mask': the sample has neither a mask nor boxes")
-    drawn = Image.new("1", size)
-    for x0, y0, x1, y1 in sample.boxes:
-        ImageDraw.Draw(drawn).rectangle((round(x0), round(y0), round(x1) - 1, round(y1) - 1), fill=1)
-    return np.asarray(drawn)

@@ -17,13 +17,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.answers import answer_ids
 from llava_probe.asking.generation import lengthened
-from llava_probe.asking.prompts import PosedQuestion, answer_ids, pose
-from llava_probe.errors import BadInput
+from llava_probe.asking.prompts import PosedQuestion, pose
+from llava_probe.errors import BadImage, BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.inside.passes import Prompt
 from llava_probe.layout import PromptLayouts
 from llava_probe.model import VLM
+
+
+@dataclass(frozen=True)
+class AskingSettings:
+    """How every sample is asked, besides its own words.
+
+    Attributes:
+        system: a system prompt for the model's template.
+        template_kwargs: further arguments of the template.
+        processor_kwargs: settings of the processor.
+    """
+
+    system: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    processor_kwargs: Mapping[str, Any] | None = None
+
+    @property
+    def of_template(self) -> dict[str, Any]:
+        """Those that make the prompt, as ``pose`` takes them."""
+        given = {"system": self.system, "template_kwargs": self.template_kwargs}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,7 @@ def batch_of(
     answers: Mapping[int, Sequence[int]] | None = None,
     *,
     places: bool = False,
+    asking: AskingSettings | None = None,
 ) -> Batch:
     """Make the model inputs of some groups, each of samples about the same picture.
 
@@ -127,14 +150,17 @@ def batch_of(
         groups: a pack is made of each.
         answers: ids of generated answers by the samples' rows; a sample's own answer goes before.
         places: whether layouts are needed.
+        asking: what is the same for all of them.
 
     Raises:
         BadInput, BadImage: a sample that cannot be asked.
         Unshared: a group's prompts have no common beginning with the picture in it.
     """
-    asked = [_posed(vlm, group) for group in groups]
+    asking = asking or AskingSettings()
+    settings = asking.processor_kwargs or {}
+    asked = [_posed(vlm, group, asking) for group in groups]
     firsts = [questions[0] for questions in asked]
-    tensors, prompts = vlm.prepare(firsts, {})
+    tensors, prompts = vlm.prepare(firsts, settings)
     packs, rows = [], []
     for number, (group, questions, prompt) in enumerate(zip(groups, asked, prompts, strict=True)):
         ids = tensors["input_ids"][number, prompt.padding :].tolist()
@@ -148,7 +174,7 @@ def batch_of(
             _check_length(vlm, len(whole) + len(answer))
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
-        found = vlm.layouts_of(firsts, number, prompt, tensors, {}) if places else PromptLayouts()
+        found = vlm.layouts_of(firsts, number, prompt, tensors, settings) if places else PromptLayouts()
         packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found))
         rows.append(prompt.padding)
     return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
@@ -158,24 +184,39 @@ class Unshared(BadInput):
     """Prompts about one picture that cannot be packed behind one prefix."""
 
 
-def posed(vlm: VLM, sample: Sample) -> PosedQuestion:
+def posed(vlm: VLM, sample: Sample, asking: AskingSettings | None = None) -> PosedQuestion:
     """A sample as a question, its picture opened.
 
     Raises:
         BadInput, BadImage: it cannot be asked.
     """
-    return _posed(vlm, [sample])[0]
+    return _posed(vlm, [sample], asking or AskingSettings())[0]
 
 
-def _posed(vlm: VLM, group: Sequence[Sample]) -> list[PosedQuestion]:
-    """The questions of a group; its picture is opened once."""
+def _posed(vlm: VLM, group: Sequence[Sample], asking: AskingSettings) -> list[PosedQuestion]:
+    """The questions of a group; its picture is opened once, unless it lies inside the chats."""
     first, *others = group
-    question = pose(vlm.processor, [_source(image) for image in first.images], first.question)
+    question = _pose(vlm, first, [_source(image) for image in first.images], asking)
+    if not first.images:
+        return [question, *(_pose(vlm, other, [], asking) for other in others)]
     stand_ins = [Image.new("RGB", (1, 1)) for _ in question.images]  # a prompt's text depends on their number alone
     return [
         question,
-        *(replace(pose(vlm.processor, stand_ins, other.question), images=question.images) for other in others),
+        *(replace(_pose(vlm, other, stand_ins, asking), images=question.images) for other in others),
     ]
+
+
+def _pose(vlm: VLM, sample: Sample, images: Sequence[Any], asking: AskingSettings) -> PosedQuestion:
+    ways: dict[str, Any] = {"prompt": sample.prompt, "messages": sample.messages}
+    try:
+        return pose(vlm.processor, list(images) or None, sample.question, **(ways | asking.of_template))
+    except BadImage:
+        raise
+    except BadInput as error:
+        if sample.prompt is None:
+            raise
+        instead = "a prompt is the whole text, as it is; for words of a question say columns={'question': 'prompt'}"
+        raise BadInput(f"{error}; {instead}") from None
 
 
 def _source(image: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from llava_probe.errors import BadImage, refusing
+from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
 from llava_probe.pictures.images import open_image
+from llava_probe.pictures.regions import read_mask
 
 
 def portable(sample: Sample) -> dict[str, Any]:
@@ -19,16 +20,19 @@ def portable(sample: Sample) -> dict[str, Any]:
 
     A picture in memory that cannot be opened is left out and becomes the sample's fault.
     """
-    plain = {name: getattr(sample, name) for name in ("row", "id", "question", "answer", "fault")}
+    told = ("row", "id", "question", "answer", "fault", "prompt", "box_format")
+    plain = {name: getattr(sample, name) for name in told}
     plain |= {
         "columns": dict(sample.columns),
         "boxes": [list(box) for box in sample.boxes],
         "image": None,
         "mask": None,
+        "messages": None,
     }
     try:
         plain |= {"image": _packed(sample.image), "mask": _packed_mask(sample.mask)}
-    except BadImage as error:
+        plain |= {"messages": _packed_chat(sample.messages)}
+    except BadInput as error:
         plain["fault"] = sample.fault or str(error)
     return plain
 
@@ -37,6 +41,7 @@ def from_portable(plain: Mapping[str, Any]) -> Sample:
     """The sample that ``portable`` was given; its arrays are PIL pictures now, its picture's key is the same."""
     boxes = tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in plain["boxes"])
     unpacked = {"image": _unpacked(plain["image"]), "mask": _unpacked(plain["mask"]), "boxes": boxes}
+    unpacked |= {"messages": _unpacked(plain["messages"])}
     return Sample(**{**plain, **unpacked})
 
 
@@ -49,10 +54,18 @@ def _packed(image: Any) -> Any:
 
 
 def _packed_mask(mask: Any) -> Any:
-    if mask is None or isinstance(mask, (str, os.PathLike)):
-        return mask and os.fspath(mask)
-    with refusing("the mask cannot be sent as PNG"):
-        return {"png": _png(mask if isinstance(mask, Image.Image) else Image.fromarray(mask))}
+    if isinstance(mask, Image.Image) or hasattr(mask, "__array__"):
+        return {"png": _png(Image.fromarray(read_mask(mask)))}
+    return mask
+
+
+def _packed_chat(value: Any) -> Any:
+    """The messages, pictures in memory as PNG."""
+    if isinstance(value, Mapping):
+        return {key: _packed_chat(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_packed_chat(inner) for inner in value]
+    return {"png": _png(open_image(value))} if isinstance(value, Image.Image) or hasattr(value, "__array__") else value
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -61,7 +74,11 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(image: Any) -> Any:
-    if isinstance(image, list):
-        return [_unpacked(one) for one in image]
-    return Image.open(io.BytesIO(image["png"])) if isinstance(image, dict) else image
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"png"}:
+        return Image.open(io.BytesIO(value["png"]), formats=["PNG"])
+    return {key: _unpacked(inner) for key, inner in value.items()}

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange, shortened
+from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange, at_least, shortened
 from llava_probe.features import shards
 from llava_probe.features.manifest import read_manifest
 from llava_probe.features.sharded import Parts, ShardedTensor
@@ -121,8 +121,7 @@ class Features:
 
     def batches(self, what: str, position: str, size: int = 1024) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, ``size`` at a time, for what does not fit into memory: (which rows, [size, ...])."""
-        if size < 1:
-            raise BadInput(f"batches hold at least one row, not {size}")
+        size = at_least("size", size, 1)
         layer = self._rectangular(what, position)
         for start in range(0, len(layer), size):
             rows = slice(start, min(start + size, len(layer)))

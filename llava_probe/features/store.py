@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.asking.identity import differences
 from llava_probe.errors import BadFile, BadInput, first_line, shortened
 from llava_probe.features.drafts import TEMPORARY, Drafts, alone, sweep
 from llava_probe.features.manifest import manifest_bytes, manifest_path, read_manifest
@@ -182,17 +183,9 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    def told(settings: Mapping[str, Any], name: str) -> str:
-        return shortened(json.dumps(settings[name], ensure_ascii=False)) if name in settings else "nothing"
-
-    names = [
-        name for name in {**there, **asked} if name not in there or name not in asked or there[name] != asked[name]
-    ]
-    if names:
-        differing = "; ".join(f"{name}: {told(there, name)} there, {told(asked, name)} asked" for name in names)
-        raise BadInput(
-            f"{folder} was made with other settings ({differing}); ask for the same, or choose another folder"
-        )
+    if apart := differences(there, asked, "{name}: {there} there, {here} asked"):
+        told = "; ".join(apart)
+        raise BadInput(f"{folder} was made with other settings ({told}); ask for the same, or choose another folder")
 
 
 def _check(number: int, tensors: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ that the model gives its tokens are compared exactly, and a change of one questi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from llava_probe.errors import ProbeError, first_line, shortened
 from llava_probe.features.packing import Unpackable
-from llava_probe.features.packs import Batch, Unshared, batch_of
+from llava_probe.features.packs import AskingSettings, Batch, Unshared, batch_of
 from llava_probe.features.passes import ActivationChoice, read
 from llava_probe.features.samples import Sample
+from llava_probe.features.values import shows_pictures
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.tolerance import STATES
 from llava_probe.model import VLM
@@ -57,47 +58,47 @@ class Sharing:
     unbatched: str
 
 
-def sharing_of(vlm: VLM, samples: Sequence[Sample], *, unpacked: str | None, batch_size: int) -> Sharing:
+def sharing_of(
+    vlm: VLM, samples: Sequence[Sample], asking: AskingSettings, *, unpacked: str | None, batch_size: int
+) -> Sharing:
     """Try what may share a pass.
 
     Args:
         vlm: the model.
         samples: the first of the source; how they ask is taken from them, not their pictures.
+        asking: what is the same for all of them.
         unpacked: why questions are read apart, where that is known.
         batch_size: questions a pass.
     """
     if len(samples) < 2:
         return Sharing(_ALONE, _ALONE)
     whole = [sample for sample in samples if sample.fault is None]
-    whole = [sample for sample in whole if sample.image is not None] or whole
+    whole = [sample for sample in whole if sample.picture] or whole
     if unpacked is None:
-        pictured = [sample if sample.image is not None else replace(sample, image=[None]) for sample in whole]
-        unpacked = _tried(vlm, differs_packed, pictured, lambda one, two: replace(two, image=one.image), _SHAPES[1:])
+        bare = [sample if sample.picture else replace(sample, image=[None]) for sample in whole]
+        unpacked = _tried(vlm, differs_packed, bare, asking, _SHAPES[1:])
     unbatched = "batch_size=1"
     if batch_size > 1:
-        unbatched = _tried(vlm, differs_beside, whole, lambda one, two: two, _SHAPES)
+        unbatched = _tried(vlm, differs_beside, whole, asking, _SHAPES)
     return Sharing(unpacked, unbatched)
 
 
 def _tried(
     vlm: VLM,
-    differs: Callable[[VLM, Sequence[Sample]], str | None],
+    differs: Callable[[VLM, Sequence[Sample], AskingSettings], str | None],
     samples: Sequence[Sample],
-    second: Callable[[Sample, Sample], Sample],
-    shapes: Sequence[Any],
+    asking: AskingSettings,
+    shapes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
 ) -> str:
     """Why two samples may not share a pass; empty where they may."""
     why = "no sample to try it with"
     for sample in samples[:_TRIALS]:
+        like = (other for other in samples if other.words != sample.words and _form(other) == _form(sample))
+        other = next(like, _otherwise(sample))
         for sizes in shapes:
-            others = (other for other in samples if other.question != sample.question)
-            other = next(others, replace(sample, question=f"{sample.question} Why?"))
-            one, two = (
-                replace(each, image=_stand_ins(size, each), answer=None, mask=None, row=row)
-                for row, (each, size) in enumerate(zip((sample, other), sizes, strict=True))
-            )
+            two = [_shown(each, size, row) for row, (each, size) in enumerate(zip((sample, other), sizes, strict=True))]
             try:
-                return differs(vlm, [one, second(one, two)]) or ""
+                return differs(vlm, two, asking) or ""
             except Unpackable as error:
                 return str(error)
             except OF_A_SAMPLE as error:
@@ -105,21 +106,48 @@ def _tried(
     return why
 
 
-def _stand_ins(size: tuple[int, int], sample: Sample) -> list[Image.Image] | None:
-    """As many pictures as a sample has, each a slope of colours of its own."""
-    if sample.image is None:
-        return None
+def _form(sample: Sample) -> tuple[bool, bool, int]:
+    return sample.prompt is None, sample.messages is None, len(sample.images)
+
+
+def _otherwise(sample: Sample) -> Sample:
+    """The same picture asked something else; a chat as it is."""
+    if sample.prompt is not None:
+        return replace(sample, prompt=f"{sample.prompt} Why?")
+    return sample if sample.question is None else replace(sample, question=f"{sample.question} Why?")
+
+
+def _shown(sample: Sample, size: tuple[int, int], row: int) -> Sample:
+    """A sample with pictures of our own in the places of its pictures."""
+    image = [_slope(size, number) for number in range(len(sample.images))] or None
+    messages = sample.messages
+    if messages is not None:
+        number = iter(range(10**6))
+        messages = [_shown_in(message, size, number) for message in messages]
+    return replace(sample, image=image, messages=messages, answer=None, mask=None, row=row)
+
+
+def _shown_in(message: Mapping[str, Any], size: tuple[int, int], numbers: Iterator[int]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {"type": "image", "image": _slope(size, next(numbers))} if shows_pictures([{"content": [part]}]) else part
+        for part in content
+    ]
+    return {**message, "content": parts}
+
+
+def _slope(size: tuple[int, int], number: int) -> Image.Image:
+    """A picture, one of many: a slope of colours of its own."""
     width, height = size
     across, down = np.linspace(0, 1, width)[None, :], np.linspace(0, 1, height)[:, None]
-    made = []
-    for number in range(len(sample.images)):
-        share = (across * (number + 1) + down * width / height) % 1
-        pixels = np.stack([share, 1 - share, (share * 3) % 1], axis=-1) * 255
-        made.append(Image.fromarray(pixels.astype(np.uint8)))
-    return made
+    share = (across * (number + 1) + down * width / height) % 1
+    pixels = np.stack([share, 1 - share, (share * 3) % 1], axis=-1) * 255
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
-def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
+def differs_packed(vlm: VLM, two: Sequence[Sample], asking: AskingSettings | None = None) -> str | None:
     """Compare two questions about one picture behind one prefix with each alone; None where they agree.
 
     Raises:
@@ -127,10 +155,10 @@ def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
     """
     name = type(vlm.anatomy.model).__name__
     try:
-        pack = batch_of(vlm, [list(two)])
+        pack = batch_of(vlm, [list(two)], asking=asking)
     except Unshared as error:
         return str(error)
-    alone = [batch_of(vlm, [[sample]]) for sample in two]
+    alone = [batch_of(vlm, [[sample]], asking=asking) for sample in two]
     if any(plain.packs[0].ids != list(own.prompt) for plain, own in zip(alone, pack.packs[0].branches, strict=True)):
         return f"{name}'s processor reads a question otherwise behind the shared prefix"
     packed, places = _states(vlm, pack)
@@ -145,11 +173,11 @@ def differs_packed(vlm: VLM, two: Sequence[Sample]) -> str | None:
     return None
 
 
-def differs_beside(vlm: VLM, two: Sequence[Sample]) -> str | None:
+def differs_beside(vlm: VLM, two: Sequence[Sample], asking: AskingSettings | None = None) -> str | None:
     """Compare two samples with different pictures in one batch with each alone; None where they agree."""
     name = type(vlm.anatomy.model).__name__
-    together = _states(vlm, batch_of(vlm, [[sample] for sample in two]))
-    why = _differing(name, together, [_states(vlm, batch_of(vlm, [[sample]])) for sample in two])
+    together = _states(vlm, batch_of(vlm, [[sample] for sample in two], asking=asking))
+    why = _differing(name, together, [_states(vlm, batch_of(vlm, [[sample]], asking=asking)) for sample in two])
     return f"batched {why}" if why else None
 
 

@@ -11,9 +11,9 @@ machines can share the questions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ class BoardSettings:
     """What a leaderboard is made of.
 
     Attributes:
-        cases: a file of JSON lines (``evaluate.read_cases``); None for the tiny model's scenes.
+        cases: a data set (``evaluate.read_cases``); None for the tiny model's scenes.
         scenes: how many scenes, where there is no file.
         heads: how many questions of a file choose the localisation heads; none of these is scored.
         closer: how many questions are looked at closely.
         quick: whether to leave out methods that take tens of passes a word.
+        reading: how ``cases`` is read: ``question``, ``columns``, ``images``, ``box_format`` of ``read_cases``.
     """
 
     cases: Path | None = None
@@ -54,6 +55,7 @@ class BoardSettings:
     heads: int = 60
     closer: int = CLOSER
     quick: bool = False
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> tuple[list[tuple[Any, str]], Iterable[Case]]:
         """Pictures and questions that choose the heads, and the cases that are scored.
@@ -64,7 +66,7 @@ class BoardSettings:
         if self.cases is None:
             choosing = [(case.image, case.question) for case in one_question_a_scene(CHOOSING, described=0)]
             return choosing, one_question_a_scene(range(self.scenes))
-        found = list(read_cases(self.cases))
+        found = list(read_cases(self.cases, **self.reading))
         pictures = list(dict.fromkeys(case.picture for case in found))
         chosen = set(pictures[: min(self.heads, len(pictures) // 3)])
         scored = [case for case in found if case.picture not in chosen]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_probe.asking.provenance import model_of, weights_of
+from llava_probe.asking.identity import differences, model_of
 from llava_probe.attribution import LocalisationHeads
-from llava_probe.errors import BadInput, shortened
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
 from llava_probe.inside.passes import in_force
 from llava_probe.leaderboard.entries import ScoringPlan
@@ -30,7 +30,7 @@ def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
     Raises:
         BadInput: the folder holds scores of another model or plan.
     """
-    model = {**model_of(vlm.anatomy), "weights": weights_of(vlm.anatomy)}
+    model = model_of(vlm.anatomy, vlm.model, in_full=True)
     under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
     mine = json.loads(json.dumps({"model": model, **under, **_told(plan)}, default=_plain))
     path = folder / RUN
@@ -42,11 +42,9 @@ def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
         theirs = json.loads(path.read_bytes())
     except ValueError as error:
         raise BadInput(f"{path} is damaged; delete it, or give another folder for the scores") from error
-    other = [f"{name}: {old!r}, here {new!r}" for name, old, new in _apart(theirs, mine)]
-    if other:
-        raise BadInput(
-            f"{folder} holds scores that were made in another way ({shortened('; '.join(other))}); give another folder"
-        )
+    if other := differences(theirs, mine, "{name}: {there}, here {here}"):
+        told = "; ".join(other)
+        raise BadInput(f"{folder} holds scores that were made in another way ({told}); give another folder")
 
 
 def made_with(folder: Path) -> Mapping[str, Any]:
@@ -55,15 +53,6 @@ def made_with(folder: Path) -> Mapping[str, Any]:
         return dict(json.loads((folder / RUN).read_bytes()))
     except (OSError, ValueError):
         return {}
-
-
-def _apart(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names of what differs in two records, with both values."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for part in dict.fromkeys([*theirs, *mine]):
-            yield from _apart(theirs.get(part), mine.get(part), f"{name} {part}".strip())
-    elif theirs != mine:
-        yield name, theirs, mine
 
 
 def asked(group: Sequence[Case]) -> str:

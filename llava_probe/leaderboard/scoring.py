@@ -103,7 +103,7 @@ def score_cases(
                 f"{target} holds scores of another question, word or mask named {other[0]!r}; give another folder"
             )
         with path.open("a", encoding="utf-8") as file:
-            for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question"):
+            for index, group in tqdm(mine, desc=f"part {number} of {parts}", unit="question", disable=None):
                 if group[0].id in done:
                     continue
                 line = _scored(vlm, group, index, plan, groups[index - 1])

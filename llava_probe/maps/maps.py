@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,8 +29,11 @@ from tqdm import tqdm
 from llava_probe.arrays import FloatArray
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
-from llava_probe.maps.overlay import backdrop
+from llava_probe.maps.overlay import backdrop, is_copy
 from llava_probe.trace.tokens import Token
+
+#: Longer side of saved overlays, in pixels: finer than any model's patches, and a megabyte in place of ten.
+SIDE = 1200
 
 _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
@@ -74,7 +78,7 @@ class ImageMap:
                 f"{self.method}: a map of {shape[0]} tokens on {shape[1]} visual tokens takes values {list(shape)}; "
                 f"got {list(values.shape)}"
             )
-        if self.image.size != self.layout.size:
+        if not is_copy(self.image, self.layout):
             raise BadInput(f"the layout is of a picture of {self.layout.size} pixels; this one has {self.image.size}")
         wrong = (~torch.isfinite(values)).any(1).nonzero().flatten().tolist()
         if wrong:
@@ -151,22 +155,28 @@ class ImageMap:
 
     # --- seeing ---
 
-    def overlay(self, row: int | None = None, highest: float | None = None) -> Image.Image:
-        """The photograph with the map over it: RGB, of the original's size, unseen pixels hatched.
+    def overlay(self, row: int | None = None, highest: float | None = None, side: int | None = None) -> Image.Image:
+        """The photograph with the map over it: RGB, of the photograph's size, unseen pixels hatched.
 
         Args:
             row: which explained token; all, averaged, when None.
             highest: the value that gets the full colour; the row's own largest when None. Give the same to several
                 to compare them.
+            side: pixels along the longer side at most.
         """
-        return Image.fromarray(backdrop(self.image, self.layout).paint(self.row(row), highest))
+        return Image.fromarray(backdrop(self.image, self.layout, side).paint(self.row(row), highest))
 
     # --- as files ---
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: str | Path, side: int | None = SIDE) -> list[Path]:
         """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
 
         The overlays of a map that was saved there before are removed; nothing else in the folder is.
+
+        Args:
+            folder: where to; made where it is not there.
+            side: pixels along the longer side of the overlays, and of the photograph in ``map.npz``, at most; those of
+                the original when None. Values and places are the original's either way.
 
         Returns:
             The files written, in that order.
@@ -179,12 +189,12 @@ class ImageMap:
             target.mkdir(parents=True, exist_ok=True)
             remove_saved(target)
             written = [target / name for name in _file_names(token.text for token in self.tokens)]
-            photograph = backdrop(self.image, self.layout)
+            photograph = backdrop(self.image, self.layout, side)
             rows = list(zip(self.values, written, strict=True))
-            for values, path in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False):
+            for values, path in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
                 Image.fromarray(photograph.paint(values)).save(path)
             written.append(target / "map.npz")
-            np.savez_compressed(written[-1], **self._arrays())
+            np.savez_compressed(written[-1], **self._arrays(photograph.picture))
         except OSError as error:
             raise BadFile(f"the map could not be written to {target}: {error}") from error
         return written
@@ -228,7 +238,7 @@ class ImageMap:
             raise OutOfRange(f"row {row} is not there: this map has rows 0 to {len(self) - 1}, one for each token")
         return row % len(self)
 
-    def _arrays(self) -> dict[str, Any]:
+    def _arrays(self, photograph: npt.NDArray[np.uint8]) -> dict[str, Any]:
         told = {
             "method": self.method,
             "about": self.about,
@@ -243,7 +253,7 @@ class ImageMap:
             **{name: getattr(self.layout, name) for name in _LAYOUT},
             "size": np.array(self.layout.size),
             "seen": self.layout.seen,
-            "image": np.asarray(self.image.convert("RGB")),
+            "image": photograph,
             "texts": np.array([token.text for token in self.tokens]),
             "ids": np.array([token.id for token in self.tokens]),
             "token_positions": np.array([token.position for token in self.tokens]),

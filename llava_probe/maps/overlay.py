@@ -54,14 +54,26 @@ class Backdrop:
 
 
 def backdrop(image: Image.Image, layout: ImageLayout, side: int | None = None) -> Backdrop:
-    """The photograph, shrunken to ``side`` pixels along its longer side where it is larger, and its tokens' places."""
-    width, height = image.size
-    shrink = 1.0 if side is None else min(1.0, side / max(width, height))
+    """The photograph, shrunken to ``side`` pixels along its longer side where it is larger, and its tokens' places.
+
+    Args:
+        image: the original, or a smaller copy of it.
+        layout: of the original.
+        side: in pixels; the copy's own when None.
+    """
+    width, height = layout.size
+    shrink = min(1.0, (max(image.size) if side is None else min(side, max(image.size))) / max(width, height))
     columns, rows = _samples(width, shrink), _samples(height, shrink)
     picture = image.convert("RGB")
-    if shrink < 1:
-        picture = picture.resize((len(columns), len(rows)), Image.Resampling.BILINEAR)
+    if picture.size != (len(columns), len(rows)):
+        picture = picture.resize((len(columns), len(rows)), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return Backdrop(np.asarray(picture), layout.to_pixels(np.arange(len(layout)))[np.ix_(rows, columns)])
+
+
+def is_copy(image: Image.Image, layout: ImageLayout) -> bool:
+    """Whether a picture is the layout's original, or the same made smaller."""
+    shrink = min(1.0, max(image.size) / max(layout.size))
+    return all(abs(length - whole * shrink) < 1 for length, whole in zip(image.size, layout.size, strict=True))
 
 
 def scale_of(values: FloatArray) -> float:

@@ -112,7 +112,7 @@ def fit_probe(
     with study.quietly():
         floor: dict[tuple[Any, ...], float] = {}
         cells = {}
-        for key in tqdm(keys, desc=f"probes of {target.name}", unit="cell", disable=not progress):
+        for key in tqdm(keys, desc=f"probes of {target.name}", unit="cell", disable=None if progress else True):
             shape = _shape(study, key)
             if shape not in floor:
                 floor[shape] = noise_score(study, study.instances(key))

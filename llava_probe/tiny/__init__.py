@@ -11,9 +11,9 @@ says what is where, so that an explanation can be right or wrong rather than pla
 from pathlib import Path
 
 from llava_probe.tiny.questions import Question
-from llava_probe.tiny.scenes import FIRST_TRAINING_SEED, Scene, SceneObject, scene
+from llava_probe.tiny.scenes import FIRST_TRAINING_SEED, Scene, SceneObject, is_scene, scene
 
-__all__ = ["FIRST_TRAINING_SEED", "Question", "Scene", "SceneObject", "path", "scene"]
+__all__ = ["FIRST_TRAINING_SEED", "Question", "Scene", "SceneObject", "is_scene", "path", "scene"]
 
 
 def path() -> Path:

@@ -29,7 +29,7 @@ _PAINT = {
 _SIGN_RED = (188, 24, 32)
 _SIGN_WHITE = (245, 245, 245)
 _COLOUR_JITTER = 12
-_NOISE = 12.0  # greatest standard deviation of the master's noise, of 255
+NOISE = 12.0  # greatest standard deviation of the master's noise, of 255
 _REDUCED_NOISE = 0.4  # what the bicubic reduction leaves of a standard deviation
 
 
@@ -50,7 +50,7 @@ def draw(items: tuple[Item, ...], seed: int, scale: int = SCALE) -> tuple[np.nda
     for item in items:
         shade = rng.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, 3)
         masks.append(_paint(picture, item, shade, scale))
-    noise = rng.uniform(0, _NOISE) * (1.0 if scale == SCALE else _REDUCED_NOISE)
+    noise = rng.uniform(0, NOISE) * (1.0 if scale == SCALE else _REDUCED_NOISE)
     picture += noise * rng.standard_normal(picture.shape, dtype=np.float32)
     return picture.clip(0, 255).round().astype(np.uint8), masks
 

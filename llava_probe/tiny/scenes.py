@@ -22,6 +22,9 @@ from llava_probe.tiny.questions import Question, select_questions
 
 FIRST_TRAINING_SEED = 1_000_000
 
+_BORDER = 0.02  # of the side: objects rarely reach it
+_TINT = 60.0  # how far a ground's channels lie apart at most, of 255; drawn ones keep within 28, objects pull a little
+
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
@@ -66,6 +69,19 @@ def scene(seed: int, size: int = drawing.MASTER) -> Scene:
         for item, mask in zip(items, masks, strict=True)
     )
     return Scene(seed, image, objects, select_questions(items, seed))
+
+
+def is_scene(picture: Image.Image) -> bool:
+    """Whether a picture looks like one of these scenes: their size, and their grey, even ground along its border."""
+    if picture.size != (drawing.MASTER, drawing.MASTER):
+        return False
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
+    down, across = np.mgrid[: drawing.MASTER, : drawing.MASTER] / (drawing.MASTER - 1)
+    border = np.minimum(np.minimum(down, 1 - down), np.minimum(across, 1 - across)) < _BORDER
+    ground = np.stack([np.ones_like(down), down, across, down * across], -1)[border]  # between four corners
+    fitted = ground @ np.linalg.lstsq(ground, pixels[border], rcond=None)[0]
+    tint = np.ptp(fitted, axis=1).max()
+    return bool(np.median(np.abs(pixels[border] - fitted)) < drawing.NOISE and tint < _TINT)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

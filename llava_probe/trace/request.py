@@ -30,6 +30,8 @@ class Request:
         seed: given to ``torch.manual_seed`` just before the run.
         batch: how many samples were asked in the same run; ``sequence``: which of the returned ones this is.
         capture: what to keep.
+        system: the system message that was put before the question or chat.
+        template: arguments of the chat template.
     """
 
     prompt: str | None
@@ -44,6 +46,8 @@ class Request:
     sequence: int = 0
     capture: Capture = field(default_factory=Capture)
     question: str | None = None
+    system: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 def spelled(intervention: Mapping[str, Any]) -> str:
@@ -106,8 +110,8 @@ def from_plain(value: Any) -> Any:
 
 def settings(request: Request) -> Any:
     """A request as something to compare; its inputs are tensors and left out."""
-    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages")}
-    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None)
+    plain = {name: to_plain(getattr(request, name)) for name in ("generate", "processor", "messages", "template")}
+    return plain, replace(request, inputs=None, generate={}, processor={}, messages=None, template={})
 
 
 def unsaved(value: Any) -> bool:

@@ -96,6 +96,12 @@ class Trace:
         return self.request.question
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the answer stopped at ``max_new_tokens`` and might have gone on."""
+        last = self.tokens[-1].id if self.generated else None
+        return last not in self.ends and self.request.generate.get("max_new_tokens") == len(self.generated)
+
+    @property
     def scored(self) -> bool:
         """Whether the answer was given (``vlm.score``), not generated."""
         return self.request.answer is not None

@@ -216,7 +216,10 @@ def _caption_height(captions: list[str], tile_width: int, inches: float) -> int:
 
 def _caption(m: ImageMap, number: int, confidence: Confidence | None) -> str:
     token = m.tokens[number]
-    text = _shortened(drawable(token.text), 18)
+    text = drawable(token.text)
+    if m.about.get("contrast"):
+        text = drawable(m.label(number)).replace(" rather than ", "\nrather than ")
+    text = "\n".join(_shortened(line, 24) for line in text.splitlines()) or text
     values = m.row(number).numpy()
     told = f"max {_short_number(scale_of(values) if values.any() else 0.0)}"
     if confidence is not None:

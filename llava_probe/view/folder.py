@@ -28,9 +28,9 @@ from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
-from llava_probe.maps.maps import ImageMap, remove_saved
+from llava_probe.maps.maps import SIDE, ImageMap, remove_saved
 from llava_probe.probes import Sweep
-from llava_probe.trace.explained import GENERATED
+from llava_probe.trace.explained import GENERATED, Tokens
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 from llava_probe.view.canvas import save_figure
@@ -43,6 +43,8 @@ def write_run(
     folder: str | Path,
     *,
     maps: bool = True,
+    tokens: Tokens = None,
+    side: int | None = SIDE,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> list[Path]:
@@ -52,6 +54,8 @@ def write_run(
         trace: the run.
         folder: where to.
         maps: also attention maps and their figures.
+        tokens: which tokens of the answer get a map, as for ``attention_map``: each content word by default.
+        side: the longer side of their overlays, in pixels; as large as the photograph when None.
         layers, heads: which attention to average; all that was kept by default.
 
     Raises:
@@ -62,33 +66,41 @@ def write_run(
     saved = trace.save(target / "run.trace")
     answer = _write_answer(trace, (), target / "answer.json")
     _remove_earlier(target)
-    shown = _maps(trace, layers, heads) if maps else []
+    shown = _maps(trace, tokens, layers, heads) if maps else []
     if shown:
-        _write_answer(trace, shown, answer)  # again, with the peaks
+        _write_answer(trace, _maps(trace, GENERATED, layers, heads), answer)  # again, with every token's peak
     figures = made(target / "figures")
     written = [answer, saved]
     sure = confidence(trace)
     written.append(save_figure(confidence_figure(sure), figures / "confidence.png"))
     for number, m in enumerate(shown):
         suffix = f"_{number}" if len(shown) > 1 else ""
-        written += m.save(target / f"maps{suffix}")
+        written += m.save(target / f"maps{suffix}", side)
         written.append(save_figure(contact_sheet(m, sure), figures / f"maps{suffix}.png"))
     if shown:
         written.append(save_figure(heads_figure(head_shares(trace, GENERATED)), figures / "heads.png"))
     return written
 
 
-def write_attribution(trace: Trace, m: ImageMap, folder: str | Path) -> list[Path]:
+def write_attribution(
+    trace: Trace, m: ImageMap, folder: str | Path, *, own: str | None = None, side: int | None = SIDE
+) -> list[Path]:
     """Write what ``lp.attribute`` made of a trace, and tell what was written.
+
+    Args:
+        trace, m: what was explained, and how.
+        folder: where to.
+        own: the model's own answer, where the explained one was given to it.
+        side: as for ``write_run``.
 
     Raises:
         BadFile: the folder cannot be made or written.
     """
     target = made(folder)
     path = target / "attribution.json"
-    _write_json(attribution_data(trace, m), path)
+    _write_json(attribution_data(trace, m, own), path)
     figure = made(target / "figures") / "attribution.png"
-    return [path, *m.save(target / "attribution"), save_figure(contact_sheet(m), figure)]
+    return [path, *m.save(target / "attribution", side), save_figure(contact_sheet(m), figure)]
 
 
 def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
@@ -131,6 +143,8 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
     """The answer and its numbers as plain data; ``peaks`` are (x, y) on the original, one list per picture."""
     return {
         "answer": trace.answer,
+        "given": trace.scored,
+        "cut_off": trace.cut_off,
         "question": trace.question,
         "prompt": trace.request.prompt,
         **confidence(trace).to_dict(),
@@ -143,17 +157,23 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
     }
 
 
-def attribution_data(trace: Trace, m: ImageMap) -> dict[str, Any]:
-    """A map as plain data: each word's peak, (x, y) on the original, and the other tokens that weigh most, by size."""
+def attribution_data(trace: Trace, m: ImageMap, own: str | None = None) -> dict[str, Any]:
+    """A map as plain data: each word's peak, (x, y) on the original, and the other tokens that weigh most, by size.
+
+    ``answer`` is the model's own, None where it was not asked for one; ``explained`` is what the map explains.
+    """
     return {
         "method": m.method,
-        "answer": trace.answer,
+        "answer": own if trace.scored else trace.answer,
+        "explained": trace.answer,
+        "given": trace.scored,
         "question": trace.question,
         "prompt": trace.request.prompt,
         "about": dict(m.about),
         "rows": [
             {
                 "word": token.text,
+                "label": m.label(row),
                 "position": token.position,
                 "peak": m.peak(row),
                 "text": [
@@ -177,9 +197,9 @@ def heaviest(m: ImageMap, row: int, k: int = 5) -> list[tuple[Token, float]]:
     return [(m.text_tokens[number], float(m.text[row, number])) for number in order]
 
 
-def _maps(trace: Trace, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
+def _maps(trace: Trace, tokens: Tokens, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
     pictures = range(len(trace.layouts))
-    return [attention_map(trace, image, GENERATED, layers=layers, heads=heads) for image in pictures]
+    return [attention_map(trace, image, tokens, layers=layers, heads=heads) for image in pictures]
 
 
 def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:

@@ -1,18 +1,19 @@
-"""Waiting: a bar of tokens while an answer is generated, a spinner where nothing can be counted."""
+"""Waiting: a bar of tokens while an answer is generated, a spinner where nothing can be counted; on terminals only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from llava_probe.model import VLM
     from llava_probe.trace.trace import Trace
+
+#: Seconds after which a bar is shown.
+_PATIENCE = 2
 
 
 @contextmanager
@@ -24,22 +25,18 @@ def spinner(doing: str) -> Iterator[None]:
         yield
 
 
-def generated(
-    vlm: VLM,
-    pictures: list[Image.Image],
-    question: str,
-    max_new_tokens: int,
-    flags: Mapping[str, Any],
-    seed: int | None = None,
-) -> Trace:
-    """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner."""
-    if flags.get("num_beams", 1) > 1 or flags.get("num_return_sequences", 1) > 1:
+def generated(vlm: VLM, pictures: Any, question: str | None, *, max_new_tokens: int, **asked: Any) -> Trace:
+    """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner.
+
+    Args:
+        vlm: the model.
+        pictures, question, max_new_tokens, **asked: as ``VLM.generate`` takes them.
+    """
+    if any(asked.get(name, 1) != 1 for name in ("num_beams", "num_return_sequences")):
         with spinner("searching"):
-            return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, seed=seed, **flags)
-    with tqdm(total=max_new_tokens, unit="token", leave=False, delay=2) as bar:
-        return vlm.generate(
-            pictures, question, max_new_tokens=max_new_tokens, seed=seed, streamer=_Ticker(bar), **flags
-        )
+            return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, **asked)
+    with tqdm(total=max_new_tokens, unit="token", leave=False, delay=_PATIENCE, disable=None) as bar:
+        return vlm.generate(pictures, question, max_new_tokens=max_new_tokens, streamer=_Ticker(bar), **asked)
 
 
 class _Ticker:

@@ -92,7 +92,7 @@ REFUSED = {
     "a message of bare words": (lambda vlm: vlm.generate(messages=[{"role": "user", "content": ["hi"]}]), "content is"),
     "another service's picture part": (
         lambda vlm: vlm.generate(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
-        "not image_url",
+        "1 place for a picture",
     ),
     "a batch sample with a flag": (
         lambda vlm: vlm.generate_batch([{"image": photo(), "question": "where", "max_new_tokens": 3}]),

@@ -47,7 +47,7 @@ def test_a_line_is_a_case(folder, monkeypatch):
         folder,
         {**ROW, "id": 7, "word": "dog", "occurrence": 1, "answer": "a dog and a dog", "kind": "animal"},
         "",
-        {**ROW, "token": 0, "function_words": ["a", "and"], "box": [1, 2, 3, 4]},
+        {**ROW, "token": 0, "function_words": ["a", "and"], "box": [1, 2, 3, 4], "box_format": "xyxy"},
         {**ROW, "token": "dog"},
     )
     monkeypatch.chdir(folder.parent)
@@ -97,8 +97,10 @@ def test_a_run_length_mask_is_read(folder):
 
 
 def test_a_box_is_the_place_where_there_is_no_mask(folder):
-    np.testing.assert_array_equal(only(folder, mask=None, bbox=[10, 4, 16, 9]).mask(), MASK)
-    np.testing.assert_array_equal(only(folder, mask=None, box=[9.6, 3.6, 15.6, 8.6]).mask(), MASK)  # by pixel centres
+    np.testing.assert_array_equal(only(folder, mask=None, bbox=[10, 4, 16, 9], box_format="xyxy").mask(), MASK)
+    np.testing.assert_array_equal(
+        only(folder, mask=None, box=[9.6, 3.6, 15.6, 8.6], box_format="xyxy").mask(), MASK
+    )  # by pixel centres
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,8 @@ def test_a_box_is_the_place_where_there_is_no_mask(folder):
         ({"mask": "none.png"}, "no mask .*none.png"),
         ({"mask": 3}, "mask is a int"),
         ({"mask": {"size": [20, 30], "counts": [5]}}, "these sum to 5"),
-        ({"mask": None, "box": [5, 5, 4, 9]}, "no box"),
+        ({"mask": None, "box": [5, 5, 4, 9]}, "four numbers in box mean is not stated"),
+        ({"mask": None, "box": [5, 5, 4, 9], "box_format": "corners"}, "box_format='corners' is none"),
         ({"word": " "}, "not a word"),
         ({"word": 4}, "not a word"),
         ({"word": "dog", "token": 1}, "both a word and a token"),
@@ -141,7 +144,7 @@ def test_a_broken_line_is_named_once(folder):
 
 
 def test_what_is_no_file_of_cases_is_refused(folder):
-    with pytest.raises(lp.BadInput, match=r"pass one that ends in .jsonl"):
+    with pytest.raises(lp.BadInput, match=r"no kind that can be read as a data set; pass .jsonl"):
         read_cases(folder / "photo.png")
     with pytest.raises(lp.BadInput, match="no file or folder"):
         read_cases(folder / "none.jsonl")

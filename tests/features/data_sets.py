@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from llava_probe.errors import BadInput
+from llava_probe.features.columns import OURS
 from llava_probe.features.samples import Sample, Samples, read_samples
 
 POPE = [
@@ -41,6 +42,9 @@ def pictures(folder: Path, *names: str) -> Path:
 
 
 def one(row: dict, **options) -> Sample:
+    """The sample of one row, which need not have a picture."""
+    if not row.keys() & set(OURS["image"]):
+        options["columns"] = {"image": None, **options.get("columns", {})}
     (sample,) = read_samples([row], **options)
     return sample
 

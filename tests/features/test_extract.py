@@ -119,7 +119,8 @@ def test_boxes_stand_for_a_mask(vlm, rows, tmp_path):
     mask = np.zeros(rows[0]["image"].size[::-1], dtype=bool)
     mask[y0:y1, x0:x1] = True
     both = [row, {**row, "boxes": None, "mask": mask}]
-    found = lp.extract(vlm, both, tmp_path / "f", layers=[2], positions="image_in_mask")["layer_2", "image_in_mask"]
+    store = lp.extract(vlm, both, tmp_path / "f", layers=[2], positions="image_in_mask", box_format="xyxy")
+    found = store["layer_2", "image_in_mask"]
     assert len(found[0]) > 1
     assert torch.equal(found[0], found[1])
 

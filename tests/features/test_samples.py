@@ -21,10 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_probe.features import sources
+from llava_probe.errors import BadInput
+from llava_probe.features import rows as rows_module
 from llava_probe.features.portable import from_portable, portable
 from llava_probe.features.samples import Sample, digest, read_samples
 from llava_probe.pictures.images import open_image
+from llava_probe.pictures.regions import read_mask
 from tests.encoded import encode, noise
 from tests.features.data_sets import POPE, jsonl, one, refusal
 
@@ -59,7 +61,8 @@ def test_the_file_name_may_be_the_id_as_well() -> None:
 
 def test_the_question_given_is_for_rows_without() -> None:
     rows = [{"question": "Mine?"}, {"question": ""}, {"question": None}, {"question": float("nan")}, {}]
-    assert [s.question for s in read_samples(rows, question="Yours?")] == ["Mine?"] + ["Yours?"] * 4
+    found = read_samples(rows, question="Yours?", columns={"image": None})
+    assert [s.question for s in found] == ["Mine?"] + ["Yours?"] * 4
 
 
 def test_relative_pictures_lie_beside_the_file_or_in_the_folder_named(tmp_path: Path) -> None:
@@ -86,12 +89,24 @@ def test_relative_pictures_of_a_list_start_at_the_working_directory(
 def test_several_pictures_stay_a_list() -> None:
     sample = one({"images": ["/a.jpg", b"bytes", {"bytes": None, "path": "/c.jpg"}], "question": "Q"})
     assert sample.image == ["/a.jpg", b"bytes", "/c.jpg"]
-    assert one({"images": [], "question": "Q"}).image is None
+    assert one({"images": [], "question": "Q"}, columns={"image": "images"}).image is None
 
 
 @pytest.mark.parametrize("given", [[1, 2, 3, 4], [[1, 2, 3, 4]], "[1, 2, 3, 4]", np.array([1, 2, 3, 4])], ids=str)
 def test_one_box_or_many_however_written(given: Any) -> None:
-    assert one({"box": given, "question": "Q"}).boxes == ((1.0, 2.0, 3.0, 4.0),)
+    assert one({"box": given, "question": "Q"}, box_format="xyxy").boxes == ((1.0, 2.0, 3.0, 4.0),)
+
+
+def test_boxes_in_no_stated_format_are_carried_and_not_read() -> None:
+    row = {"bbox": [1, 2, 3, 4], "question": "Q"}
+    sample = one(row)
+    assert (sample.boxes, sample.columns, sample.unstated) == ((), {"bbox": [1, 2, 3, 4]}, "bbox")
+    with pytest.raises(BadInput, match=r"four numbers in bbox mean is not stated; pass box_format=, of xyxy"):
+        sample.placed((9, 9))
+    stated = one({**row, "box_format": "xywh"})  # in the row itself, whatever is said for all
+    assert (stated.boxes, stated.box_format, stated.columns) == (((1.0, 2.0, 3.0, 4.0),), "xywh", {})
+    assert stated.placed((9, 9)).sum() == 3 * 4
+    assert "box_format='coco' is none; there are xyxy" in refusal([row], box_format="coco", columns={"image": None})
 
 
 def test_a_mask_is_a_path_a_picture_or_a_bool_array() -> None:
@@ -101,7 +116,7 @@ def test_a_mask_is_a_path_a_picture_or_a_bool_array() -> None:
         assert mask.dtype == bool
         assert np.array_equal(mask, truth)
     stored = one({"mask": {"bytes": encode(Image.fromarray(truth)), "path": None}, "question": "Q"}).mask
-    assert np.array_equal(np.asarray(stored), truth)
+    assert np.array_equal(read_mask(stored), truth)
 
 
 def test_carried_values_are_plain() -> None:
@@ -172,7 +187,7 @@ def test_a_broken_line_of_a_table_is_a_fault_not_an_end(tmp_path: Path) -> None:
     huge = b"x" * (csv.field_size_limit() + 1)
     lines = [b"id,question", b"1,first", b"2,a,b", b"3", b"", b"4,not \xff UTF-8", b"5," + huge, b'6,"two\nlines"']
     path.write_bytes(b"\n".join(lines) + b"\n7,l\xc3\xa4st\n")
-    samples = read_samples(path)
+    samples = read_samples(path, columns={"image": None})
     found = list(samples)
     assert samples.count == len(found) == 7
     assert [s.question for s in found if s.fault is None] == ["first", "two\nlines", "läst"]
@@ -185,33 +200,39 @@ def test_a_broken_line_of_a_table_is_a_fault_not_an_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([10, 10, 5, 5], "x, y, width, height?"),
-        ([0, 0, float("nan"), 1], "is no box"),
         ([1, 2, 3], "cannot be read as boxes"),
         ("here", "cannot be read as boxes"),
         (7, "cannot be read as boxes"),
-        ([0, 0, 10**400, 1], "cannot be read as boxes"),
     ],
     ids=str,
 )
 def test_what_is_no_box_is_a_fault_with_the_way_out(given: Any, said: str) -> None:
-    sample = one({"bbox": given, "question": "Q"})
+    sample = one({"bbox": given, "question": "Q"}, box_format="xyxy")
     assert said in str(sample.fault)
     assert "columns={'boxes': None}" in str(sample.fault)
     assert sample.boxes == ()
 
 
-@pytest.mark.parametrize("given", [b"no picture", np.zeros((2, 2, 3), bool), np.zeros((2, 2)), ["m.png"], 3], ids=str)
+@pytest.mark.parametrize("given", [np.zeros((2, 2, 5), bool), np.full((2, 2), np.nan), np.full((2, 2), -1), 3], ids=str)
 def test_what_is_no_mask_is_a_fault(given: Any) -> None:
     sample = one({"mask": given, "question": "Q"})
-    assert str(sample.fault).startswith("mask is ")
+    assert str(sample.fault).startswith(("mask is ", "mask: the mask is an array"))
     assert sample.mask is None
+
+
+@pytest.mark.parametrize("given", [b"no picture", ["m.png"], "nowhere.png", {"a": 1}], ids=str)
+def test_a_mask_that_cannot_be_read_fails_who_asks_for_it(given: Any) -> None:
+    sample = one({"mask": given, "question": "Q"})
+    assert sample.fault is None
+    with pytest.raises(BadInput, match=r"mask|polygon"):
+        sample.placed((4, 4))
 
 
 def test_a_source_that_is_none_is_refused_with_what_to_pass(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
     (tmp_path / "coco.json").write_text('{"info": 1, "annotations": []}')
+    (tmp_path / "two.json").write_text('{"these": [{"a": 1}], "those": [{"a": 1}]}')
     (tmp_path / "bad.json").write_text("[{]")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing")
     (tmp_path / "same.csv").write_text("question,question\n1,2\n")
@@ -228,6 +249,7 @@ def test_a_source_that_is_none_is_refused_with_what_to_pass(tmp_path: Path) -> N
     assert "is empty: it has no rows" in refusal(tmp_path / "empty.jsonl", **question)
     assert "is empty: it has no rows" in refusal([], **question)
     assert "holds a dict with the keys info, annotations" in refusal(tmp_path / "coco.json")
+    assert "holds a dict with several lists: these, those" in refusal(tmp_path / "two.json")
     assert "bad.json cannot be read" in refusal(tmp_path / "bad.json")
     assert "bad.parquet cannot be read" in refusal(tmp_path / "bad.parquet")
     assert "two columns of the same name" in refusal(tmp_path / "same.csv")
@@ -278,24 +300,44 @@ def samples_of_all_kinds() -> list[Sample]:
     given = ["/a.jpg", b"bytes", noise(), Image.fromarray(noise(8)), ["/a.jpg", noise(6)], None]
     rows = [{**common, "image": image, "mask": mask} for image in given]
     rows.append({**common, "mask": Image.fromarray(mask.astype(np.uint8) * 7)})
-    return [*read_samples([*rows, {"note": "no question"}, "no row"])]
+    rows += [{**common, "mask": given} for given in ([[0, 0, 2, 0, 2, 2]], {"size": [2, 3], "counts": [1, 5]})]
+    rows.append({**common, "mask": encode(Image.fromarray(mask))})
+    rows.append({"image": "/a.jpg", "prompt": "USER: <image>"})
+    part = {"type": "image", "image": Image.fromarray(noise())}
+    rows.append({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "Q"}]}]})
+    return [*read_samples([*rows, {"note": "no question"}, "no row"], box_format="xyxy")]
 
 
 def test_a_sample_survives_the_way_to_another_process() -> None:
     before = samples_of_all_kinds()
     after = [from_portable(pickle.loads(pickle.dumps(portable(sample)))) for sample in before]
     for old, new in zip(before, after, strict=True):
-        for name in ("row", "id", "question", "answer", "boxes", "columns", "fault", "picture"):
+        names = (
+            "row",
+            "id",
+            "question",
+            "answer",
+            "boxes",
+            "columns",
+            "fault",
+            "picture",
+            "prompt",
+            "words",
+            "box_format",
+        )
+        for name in names:
             assert getattr(old, name) == getattr(new, name)
         assert (old.mask is None) == (new.mask is None)
         if old.mask is not None:
-            assert np.array_equal(np.asarray(old.mask), np.asarray(new.mask))
+            assert np.array_equal(read_mask(old.mask, (3, 2)), read_mask(new.mask, (3, 2)))
     assert np.array_equal(np.asarray(open_image(after[2].image)), noise())
     assert digest(before) == digest(after)
 
 
 def test_a_sample_of_paths_is_json() -> None:
-    sample = one({"image": ["/a.jpg", "/b.jpg"], "mask": "/m.png", "question": "Q", "box": [0, 0, 1, 1]})
+    sample = one(
+        {"image": ["/a.jpg", "/b.jpg"], "mask": "/m.png", "question": "Q", "box": [0, 0, 1, 1]}, box_format="xyxy"
+    )
     again = from_portable(json.loads(json.dumps(portable(sample))))
     assert digest([again]) == digest([sample])
     assert again.boxes == ((0.0, 0.0, 1.0, 1.0),)
@@ -320,7 +362,9 @@ def test_the_digest_changes_with_whatever_is_asked() -> None:
         "note": 2,
     }
     rows = [row, *({**row, name: value} for name, value in other.items()), {**row, "box": None}]
-    assert len({digest(read_samples([given])) for given in rows}) == len(rows)
+    digests = {digest(read_samples([given], box_format="xyxy")) for given in rows}
+    digests |= {digest(read_samples([row], box_format="xywh")), digest(read_samples([row]))}
+    assert len(digests) == len(rows) + 2
     assert digest(read_samples([row, row])) != digest(read_samples([row]))
 
 
@@ -342,7 +386,7 @@ def test_a_portable_picture_is_a_png() -> None:
 
 
 def test_a_batch_of_a_columnar_file_is_crossed_in_order(tmp_path: Path) -> None:
-    rows = [{"id": n, "question": "Q"} for n in range(2 * sources.BATCH_ROWS + 5)]
+    rows = [{"id": n, "image": "a.png", "question": "Q"} for n in range(2 * rows_module.BATCH_ROWS + 5)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     for source in (tmp_path / "rows.parquet", datasets.Dataset.from_list(rows)):
         assert [int(s.id) for s in read_samples(source)] == list(range(len(rows)))

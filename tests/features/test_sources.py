@@ -18,6 +18,7 @@ import pytest
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import read_samples
 from llava_probe.pictures.images import open_image
+from llava_probe.pictures.regions import read_mask
 from tests.encoded import noise
 from tests.features.data_sets import POPE, jsonl, pictures, refusal, seen, table
 
@@ -121,7 +122,7 @@ def test_a_folder_gives_its_pictures_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_folder_with_metadata_is_what_the_metadata_say(tmp_path: Path, suffix: str) -> None:
     root = pictures(tmp_path / "photos", "train/a.png", "unnamed.png")
-    rows = [{"file_name": "train/a.png", "image": "a title", "prompt": "What is this?"}]
+    rows = [{"file_name": "train/a.png", "image": "a title", "question": "What is this?"}]
     if suffix == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "metadata.parquet")
     else:
@@ -165,13 +166,13 @@ def test_pictures_of_a_hugging_face_data_set_arrive(tmp_path: Path, kind: str) -
         "transformed": data.with_transform(lambda batch: batch),
         "selected": data.select([1, 0]).select([1, 0]),
     }[kind]
-    first, second = read_samples(given)
+    first, second = read_samples(given, box_format="xyxy")
     assert np.array_equal(np.asarray(open_image(first.image)), noise())
     assert np.array_equal(np.asarray(open_image(second.image)), noise(8, 8))
-    assert (np.asarray(first.mask) > 0).tolist() == [[False, True], [False, False]]
+    assert read_mask(first.mask).tolist() == [[False, True], [False, False]]
     assert second.mask is None
     assert (first.boxes, second.boxes) == (((0.0, 1.0, 2.0, 3.0),), ())
-    assert int(first.columns["label"]) == 1
+    assert (int(first.columns["label"]), first.columns["label_name"]) == (1, "yes")
 
 
 def test_pictures_of_a_hugging_face_data_set_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,3 +228,51 @@ def test_importing_samples_imports_no_data_set_library() -> None:
     run = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True) for c in (code, bare)]
     assert "datasets" not in run[0].stdout
     assert run[0].stdout == run[1].stdout
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_table_is_parted_as_its_header_is(tmp_path: Path, mark: str) -> None:
+    samples = read_samples(table(tmp_path / "rows.csv", POPE, mark))
+    assert [s.question for s in samples] == [row["text"] for row in POPE]
+    assert samples.told == (f"rows.csv is parted by {mark!r}, as its first line is",)
+
+
+def test_a_column_of_type_image_is_the_picture_by_any_name() -> None:
+    features = {"file_name": datasets.Value("string"), "shot": datasets.Image(), "question": datasets.Value("string")}
+    rows = {"file_name": ["a.png"], "shot": [noise()], "question": ["Q"]}
+    (sample,) = read_samples(datasets.Dataset.from_dict(rows, features=datasets.Features(features)))
+    assert np.array_equal(np.asarray(open_image(sample.image)), noise())
+    two = datasets.Dataset.from_dict(
+        {"left": [noise()], "right": [noise(8)], "question": ["Q"]},
+        features=datasets.Features(
+            {"left": datasets.Image(), "right": datasets.Image(), "question": features["question"]}
+        ),
+    )
+    assert "several columns of pictures: left, right; say columns={'image': 'left'}" in refusal(two)
+    (both,) = read_samples(two, columns={"image": ["left", "right"]})
+    assert [np.asarray(open_image(one)).shape for one in both.image] == [noise().shape, noise(8).shape]
+    listed = datasets.Dataset.from_dict(
+        {"pages": [[noise(), noise(8)]], "question": ["Q"]},
+        features=datasets.Features({"pages": datasets.List(datasets.Image()), "question": features["question"]}),
+    )
+    (pages,) = read_samples(listed)
+    assert len(pages.image) == 2
+
+
+def test_a_picture_that_is_only_carried_along_is_named() -> None:
+    rows = [{"image": "a.png", "second": "b.png", "question": "Q"}]
+    with pytest.warns(UserWarning, match="second of list looks like a picture and is only carried along"):
+        read_samples(rows)
+    with pytest.warns(UserWarning, match="1 of 2 rows of list have no picture"):
+        list(read_samples([{"image": "a.png", "question": "Q"}, {"image": None, "question": "Q"}]))
+
+
+def test_a_line_longer_than_any_row_costs_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_probe.features.text_files.LINE_BYTES", 200)
+    path = jsonl(tmp_path / "rows.jsonl", [POPE[0], {**POPE[1], "more": "x" * 1000}, POPE[2]])
+    samples = read_samples(path)
+    assert samples.count == 3
+    assert [bool(s.fault) for s in samples] == [False, True, False]
+    for number, long in enumerate((False, True, False)):
+        fault = list(samples)[number].fault
+        assert (fault == "line 2 is longer than 200 bytes, which no row should be") == long

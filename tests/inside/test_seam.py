@@ -155,6 +155,47 @@ def test_recorders_come_off_and_others_stay(inputs):
     )
 
 
+def test_an_adapters_layers_tell_their_state():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(random_llava(), peft.LoraConfig(target_modules=["q_proj"], r=4)).eval()
+    layers = [module for module in model.modules() if seam.is_adapter(module)]
+    assert len(layers) == 4 + 3, "merged_adapters is no longer a name of every adapter's layer: adapters are not seen"
+    assert seam.adapter_configs(model) == {"default": "LORA, rank 4"}, "peft_config has another shape"
+    state = seam.adapter_state(layers[0])
+    assert state["active"] == ["default"] and state["merged"] == [] and state["scaling"] == {"default": 2.0}, (
+        "a layer tells its state by other names: another scaling is taken for the same model"
+    )
+    model.base_model.disable_adapter_layers()
+    assert seam.adapter_state(layers[0])["active"] == [], "disable_adapters is gone: an adapter that is off counts"
+    assert not seam.is_adapter(model) and seam.adapter_configs(random_llava()) == {}
+
+
+def test_prompts_tell_whether_they_are_on():
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(random_llava(), config)
+    assert seam.active_prompts(model) == ["default"] and seam.active_prompts(random_llava()) == []
+    with model.disable_adapter():
+        assert seam.active_prompts(model) == [], "_adapters_disabled is gone: a prefix that is off counts as on"
+    assert seam.forward_in_place(model) is None, "what PEFT leaves behind is taken for somebody's forward"
+
+
+def test_hooks_and_forwards_of_others_are_found(inputs):
+    model = random_llava()
+    model(**inputs, output_hidden_states=True)
+    assert not [hook for module in model.modules() for hook in seam.hooks_of_others(module)], (
+        "transformers' own recorders count as somebody's: a model is another one after its first pass"
+    )
+    model.lm_head.register_forward_hook(own := (lambda *_: None))
+    model.lm_head.register_forward_pre_hook(own)
+    assert seam.hooks_of_others(model.lm_head) == [own, own], "hooks lie elsewhere: a steered model is not told"
+    model.lm_head.forward = (instead := model.lm_head.forward.__call__)
+    assert seam.forward_in_place(model.lm_head) is instead
+    hooks = pytest.importorskip("accelerate.hooks")
+    hooks.add_hook_to_module(module := nn.Linear(2, 2), hooks.AlignDevicesHook(execution_device="cpu"))
+    assert seam.forward_in_place(module) is None, "_hf_hook is gone: a model on two devices is told as changed"
+
+
 # --- attention ---
 
 
@@ -383,6 +424,26 @@ def test_features_of_frames_are_pooled_as_the_model_pools_them():
 
 
 # --- torch ---
+
+
+def test_a_tensor_counts_what_is_written_to_it():
+    tensor = torch.zeros(3)
+    before = seam.version(tensor)
+    tensor[0] = 1
+    assert seam.version(tensor) != before, "_version stands still: a weight that changed is not read again"
+    with torch.inference_mode():
+        assert seam.version(torch.zeros(3)) is None
+
+
+def test_a_subclass_tells_its_tensors():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    one, two = torch.zeros(3), torch.ones(3)
+    assert {name: id(part) for name, part in seam.inner_tensors(TwoTensor(one, two)).items()} == {
+        "a": id(one),
+        "b": id(two),
+    }, "__tensor_flatten__ is gone: the numbers of torchao's weights are not seen"
+    assert seam.inner_tensors(nn.Parameter(one)) == {}
 
 
 class Shown(Tensor):

@@ -8,7 +8,8 @@ import torch
 
 import llava_probe as lp
 from llava_probe import layout as layouts
-from llava_probe.asking.prompts import made_otherwise, pose
+from llava_probe.asking.preparation import made_otherwise
+from llava_probe.asking.prompts import pose
 from llava_probe.layout import asking
 from tests import torchvision_half, zoo
 from tests.layout.test_places import PLACELESS

@@ -169,9 +169,9 @@ def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm,
     score_cases(tiny_vlm, few, tmp_path, plan)
     with pytest.raises(lp.BadInput, match=r"made in another way \(model"):
         score_cases(random_vlm, few, tmp_path, plan)
-    with pytest.raises(lp.BadInput, match=r"entries gradient: None, here .*closer: 0, here 1"):
+    with pytest.raises(lp.BadInput, match=r"entries.gradient: nothing, here .*closer: 0, here 1"):
         score_cases(tiny_vlm, few, tmp_path, ScoringPlan(CHEAP, closer=1))
-    with pytest.raises(lp.BadInput, match=r"interventions: None, here"), lp.knock_out(tiny_vlm, keys=lp.IMAGE):
+    with pytest.raises(lp.BadInput, match=r"interventions: nothing, here"), lp.knock_out(tiny_vlm, keys=lp.IMAGE):
         score_cases(tiny_vlm, few, tmp_path, plan)
     changed = tiny_vlm.model.model.language_model.layers[1].self_attn.q_proj.weight
     kept = changed.detach().clone()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -210,6 +211,9 @@ def test_saving_that_takes_long_shows_its_progress(tmp_path, capsys, monkeypatch
     map_of(one_hot(0, 1)).save(tmp_path)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("llava_probe.maps.maps._PATIENCE", 0)
+    map_of(one_hot(0, 1)).save(tmp_path)
+    assert capsys.readouterr().err == "", "a bar is for a terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     map_of(one_hot(0, 1)).save(tmp_path)
     told = capsys.readouterr()
     assert "/2" in told.err

@@ -87,7 +87,8 @@ def token_scores(
     order = torch.where(changed.any(1), changed.float().argmax(1), keep.shape[1]).argsort(stable=True)
     with torch.inference_mode(False):  # what is made inside it cannot be added to outside
         out = torch.zeros(len(keep), len(task.targets), dtype=torch.float64)
-    with tqdm(total=len(keep) * len(task.answers), desc=label, unit="pass", delay=PATIENCE, leave=False) as bar:
+    total = len(keep) * len(task.answers)
+    with tqdm(total=total, desc=label, unit="pass", delay=PATIENCE, leave=False, disable=None) as bar:
         for number in range(len(task.answers)):
             with replaying(task, number, baseline) as replay:
                 for index in order.split(batch):
@@ -115,7 +116,7 @@ def picture_scores(
         out = torch.zeros(len(pictures), len(task.targets), dtype=torch.float64)
     for number in range(len(task.answers)):
         beside = batch > 1 and _may_batch(task, number)
-        with tqdm(total=len(pictures), desc=label, unit="pass", delay=PATIENCE, leave=False) as bar:
+        with tqdm(total=len(pictures), desc=label, unit="pass", delay=PATIENCE, leave=False, disable=None) as bar:
             for start in range(0, len(pictures), batch if beside else 1):
                 part = pictures[start : start + (batch if beside else 1)]
                 out[start : start + len(part)] += _pictured(task, number, part)

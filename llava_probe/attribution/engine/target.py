@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llava_probe.asking.answers import answer_ids
 from llava_probe.asking.generation import teacher_forced
-from llava_probe.asking.prompts import answer_ids, asked_again
+from llava_probe.asking.prompts import asked_again
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout

@@ -111,3 +111,53 @@ def virtual_tokens(model: Any) -> int:
     active = getattr(model, "active_adapters", ())
     named = [configs[name] for name in active if name in configs] if isinstance(configs, dict) else []
     return max((getattr(one, "num_virtual_tokens", None) or 0 for one in named), default=0)
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is a layer that PEFT put in another one's place. Asked of the class: wrappers pass names on."""
+    return hasattr(type(module), "merged_adapters")
+
+
+def adapter_configs(model: Any) -> dict[str, str]:
+    """The adapters that a model has by name, each with its kind and rank."""
+    configs = getattr(model, "peft_config", None)
+    told = {}
+    for name, config in configs.items() if isinstance(configs, dict) else ():
+        kind, rank = getattr(config, "peft_type", None), getattr(config, "r", None)
+        told[name] = str(getattr(kind, "value", kind)) + (f", rank {rank}" if rank is not None else "")
+    return told
+
+
+def adapter_state(layer: Any) -> dict[str, Any]:
+    """In what state an adapter's layer is: which of its adapters are active and merged, and their settings."""
+    settings = {name: getattr(layer, name, None) for name in (*layer.other_param_names, "scaling")}
+    plain = {
+        name: {str(one): number for one, number in held.items() if isinstance(number, bool | int | float | str)}
+        for name, held in settings.items()
+        if isinstance(held, Mapping)
+    }
+    off = bool(getattr(layer, "disable_adapters", False))
+    known = {*(key for held in plain.values() for key in held), *getattr(layer, "_adapters", ())}
+    active = [name for name in layer.active_adapters if not known or name in known]
+    return {"scaling": {}, **plain, "active": [] if off else active, "merged": list(layer.merged_adapters)}
+
+
+def active_prompts(model: Any) -> list[str]:
+    """The active adapter of a kind that has no layers of its own (prompt and prefix tuning)."""
+    off, active = getattr(model, "_adapters_disabled", False), getattr(model, "active_adapters", ())
+    return [] if off or callable(active) else list(active)
+
+
+def hooks_of_others(module: nn.Module) -> list[Any]:
+    """The hooks on a module's forward that are neither ours nor transformers' own."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", None)).startswith((_OURS, _RECORDING))]
+
+
+def forward_in_place(module: nn.Module) -> Any:
+    """What somebody put in the place of one module's forward; accelerate's is that of the class, run elsewhere."""
+    forward = None if hasattr(module, "_hf_hook") else vars(module).get("forward")
+    return None if getattr(forward, "__func__", None) is type(module).forward else forward
+
+
+_OURS = "llava_probe."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.nn import functional
+from torch.nn import Buffer, Parameter, functional
 
 # --- tensors that are not what they seem ---
 
@@ -22,6 +22,19 @@ def as_plain_tensor(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """What a function of torch gives for a tensor of a subclass that stands aside for once."""
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **kwargs)
+
+
+def version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to in place; None where none is kept (made in inference mode)."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """The plain tensors that a subclass with numbers of its own is made of (torchao's, distributed ones), by name."""
+    if type(tensor) in (Tensor, Parameter, Buffer) or not hasattr(tensor, "__tensor_flatten__"):
+        return {}
+    names, _ = tensor.__tensor_flatten__()
+    return {name: getattr(tensor, name) for name in names}
 
 
 def writes(operator: Any) -> bool:

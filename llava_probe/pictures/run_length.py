@@ -32,7 +32,7 @@ def decode(rle: Mapping[str, Any]) -> BoolArray:
     Raises:
         BadInput: it has another form, or its runs do not fill the picture.
     """
-    height, width = _size(rle)
+    height, width = checked_size(rle)
     lengths = _counts(rle.get("counts"))
     if sum(lengths) != height * width:
         raise BadInput(
@@ -53,7 +53,12 @@ def _counts(given: Any) -> list[int]:
     )
 
 
-def _size(rle: Mapping[str, Any]) -> tuple[int, int]:
+def checked_size(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a mask that states them.
+
+    Raises:
+        BadInput: it does not.
+    """
     size: Any = rle.get("size")
     two = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if two and size[0] * size[1] <= MAX_PIXELS:

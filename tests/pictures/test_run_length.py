@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_probe as lp
-from llava_probe.evaluate.run_length import decode
+from llava_probe.pictures.run_length import decode
 
 
 def runs(mask):

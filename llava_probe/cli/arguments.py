@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.errors import BadInput, OutOfRange, shortened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 #: Arguments of ``VLM.generate`` that no flag can give: ours to set, or Python objects.
 NO_FLAGS = {"image", "question", "prompt", "messages", "inputs", "capture", "processor_kwargs"}
 NO_FLAGS |= {"streamer", "logits_processor", "stopping_criteria", "generation_config", "prefix_allowed_tokens_fn"}
+
+_ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
+_NAME_LENGTH = 80  # of a folder made of a row's id
+_DIGITS = 9  # of a number of parts
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
@@ -43,8 +50,17 @@ def check_order(image: str, question: str) -> None:
             )
 
 
-def generation_flags(words: list[str]) -> dict[str, Any]:
-    """``--num-beams 4 --do-sample`` as generate's arguments; values are read as JSON where they are JSON."""
+def generation_flags(words: list[str], own: Sequence[str] = ()) -> dict[str, Any]:
+    """``--num-beams 4 --do-sample`` as generate's arguments; values are read as JSON where they are JSON.
+
+    Args:
+        words: as they were typed.
+        own: the verb's own flags, one of which may have been meant.
+
+    Raises:
+        BadInput: a flag that generate does not have either, or that a flag cannot give.
+    """
+    known = _of_generate() if words else frozenset()
     flags: dict[str, Any] = {}
     rest = list(words)
     while rest:
@@ -57,13 +73,24 @@ def generation_flags(words: list[str]) -> dict[str, Any]:
         argument = name.replace("-", "_")
         if argument in NO_FLAGS:
             raise BadInput(f"--{name} is no flag of this command; from Python, vlm.generate takes {argument}=")
+        if argument not in known:
+            near = get_close_matches(f"--{name}", [*own, *(f"--{each.replace('_', '-')}" for each in known)], 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise BadInput(f"--{name} is a flag of neither this command nor transformers' generate{meant}")
         try:
             flags[argument] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             flags[argument] = {"True": True, "False": False, "None": None}.get(value, value)
         if argument in ("num_beams", "num_return_sequences") and not _counts(flags[argument]):
             raise BadInput(f"--{name} takes a whole number of at least 1; got {value!r}")
     return flags
+
+
+def _of_generate() -> frozenset[str]:
+    """The arguments that generate takes."""
+    from transformers import GenerationConfig, GenerationMixin
+
+    return frozenset({*GenerationConfig().to_dict(), *signature(GenerationMixin.generate).parameters} - {"self"})
 
 
 def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
@@ -74,11 +101,7 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
     """
     from llava_probe.attribution import method_of
 
-    pairs = [pair.partition("=") for pair in given]
-    for text, (_, sign, _) in zip(given, pairs, strict=True):
-        if not sign:
-            raise BadInput(f"--option takes NAME=VALUE; got {text!r}")
-    options = {name.strip().replace("-", "_"): _literal(value.strip()) for name, _, value in pairs}
+    options = assigned("--option", given)
     hints = get_type_hints(method_of(method, options).run)
     for name, value in options.items():
         kinds = get_args(hints[name]) or (hints[name],)
@@ -86,6 +109,15 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
             told = " or ".join(_KINDS[kind] for kind in kinds)
             raise BadInput(f"--option {name} of {method} takes {told}; got {value!r}")
     return options
+
+
+def assigned(flag: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """``["do_pan_and_scan=true", ...]`` as settings: Python literals where they are such, else text."""
+    pairs = [pair.partition("=") for pair in given or ()]
+    for name, sign, value in pairs:
+        if not sign:
+            raise BadInput(f"{flag} takes NAME=VALUE; got {name + value!r}")
+    return {name.strip().replace("-", "_"): _literal(value.strip()) for name, _, value in pairs}
 
 
 def place_or_word(text: str | None) -> str | Place | None:
@@ -144,14 +176,25 @@ def _is_a(value: Any, kinds: Sequence[type]) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
+def is_data(text: str) -> bool:
+    """Whether the first argument names a folder or a file of rows and no picture."""
+    return _is_file(text, folders=True) and (Path(text).expanduser().is_dir() or Path(text).suffix.lower() in _ROWS)
+
+
+def file_name(text: str) -> str:
+    """A row's id as the name of a folder, fit for any file system."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._")[:_NAME_LENGTH] or "row"
+
+
 def _is_address(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def _is_file(text: str) -> bool:
+def _is_file(text: str, *, folders: bool = False) -> bool:
     try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError):  # a name too long for any file, a home that is not there
+        path = Path(text).expanduser()
+        return path.is_file() or (folders and path.is_dir())
+    except (OSError, ValueError, RuntimeError):  # a name too long for any file, a home that is not there
         return False
 
 
@@ -166,6 +209,7 @@ def part(given: str) -> tuple[int, int]:
         BadInput: anything else.
     """
     number, slash, parts = given.partition("/")
-    if not slash or not number.strip().isdecimal() or not parts.strip().isdecimal():
-        raise BadInput(f"--part takes a share of the questions such as 1/4; got {given!r}")
+    told = (number.strip(), parts.strip())
+    if not slash or not all(each.isdecimal() and len(each) <= _DIGITS for each in told):
+        raise BadInput(f"--part takes a share of the questions such as 1/4; got {shortened(given)!r}")
     return int(number), int(parts)

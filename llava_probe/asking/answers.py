@@ -1,0 +1,61 @@
+"""Answers that somebody gives: their ids as the model would have generated them, and whether a model could say them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from llava_probe.asking.prompts import PosedQuestion
+from llava_probe.errors import BadInput
+
+
+def answer_ids(
+    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any
+) -> tuple[int, ...]:
+    """Ids of a given answer as the model would have generated it.
+
+    Args:
+        processor: its tokenizer splits the text.
+        question: what the answer follows; a space goes between where its prompt does not end in one.
+        prompt_ids: the prompt's ids, to see how it ends.
+        answer: text (a whole answer: EOS is added), or ids, taken as they are.
+
+    Raises:
+        BadInput: an empty answer.
+    """
+    if not isinstance(answer, str):
+        try:
+            ids = tuple(operator.index(token) for token in answer)
+        except TypeError:
+            raise BadInput(f"an answer to score is text, or a flat list of token ids; got {answer!r}") from None
+        if not ids:
+            raise BadInput("the answer to score has no tokens")
+        return ids
+    if not answer.strip():
+        raise BadInput(f"the answer to score is empty (got {answer!r}); give words or token ids")
+    tokenizer = processor.tokenizer
+    text = question.prompt if question.prompt is not None else tokenizer.decode(prompt_ids)
+    for special in tokenizer.all_special_tokens:
+        text = text.rsplit(special, 1)[-1]  # only what follows the last special token can merge with the answer
+    between = " " if text and not text[-1].isspace() and not answer[0].isspace() else ""
+    before = tokenizer(text, add_special_tokens=False).input_ids
+    both = tokenizer(text + between + answer, add_special_tokens=False).input_ids
+    if both[: len(before)] != before:
+        before, both = [], tokenizer(between + answer, add_special_tokens=False).input_ids
+    ids = both[len(before) :]
+    end = [] if tokenizer.eos_token_id in (None, ids[-1]) else [tokenizer.eos_token_id]
+    return (*ids, *end)
+
+
+def check_answer(ids: Sequence[int], vocabulary: int, visual: Collection[int]) -> None:
+    """A model could say these ids, and no picture would have to stand in their place.
+
+    Raises:
+        BadInput: an id that it does not have, or one that stands for a picture.
+    """
+    wrong = [token for token in ids if not 0 <= token < vocabulary]
+    if wrong:
+        raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {vocabulary - 1}")
+    if set(visual) & set(ids):
+        raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")

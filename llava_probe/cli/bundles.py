@@ -1,0 +1,66 @@
+"""Options that several verbs share, written down once: a dataclass whose fields are options.
+
+    @dataclass(frozen=True)
+    class ModelOptions:
+        dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...")] = None
+
+    def check(model: ModelOptions) -> None: ...        # llava-probe check --dtype float32
+
+``as_command`` gives typer a function with an option for each field, and a verb the dataclass. Errors of ours become
+one sentence on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter, Signature, signature
+from typing import Any, get_type_hints
+
+import typer
+
+from llava_probe.errors import ProbeError
+from llava_probe.escaping import visible
+
+
+def as_command(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with its bundles taken apart, for typer; what it raises on purpose is one sentence and exit status 1."""
+    hints = get_type_hints(verb, include_extras=True)
+    bundles: dict[str, type] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(verb).parameters.items():
+        kind = hints[name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            bundles[name] = kind
+            parameters += _options(kind)
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
+
+    def command(**given: Any) -> None:
+        for name, kind in bundles.items():
+            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+        with _plainly():
+            verb(**given)
+
+    command.__doc__ = verb.__doc__
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _options(kind: type) -> Iterator[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    for each in fields(kind):
+        default = Parameter.empty if each.default is MISSING else each.default
+        yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[each.name])
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Errors of ours as one sentence."""
+    try:
+        yield
+    except ProbeError as error:
+        typer.secho(visible(str(error), lines=True), fg="red", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,50 @@
+"""``llava-probe leaderboard``: every method of attribution where the right place is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_probe.cli import arguments
+from llava_probe.cli.options import ModelOptions
+from llava_probe.errors import BadInput
+
+
+def leaderboard(
+    model: ModelOptions,
+    cases: Annotated[Path | None, typer.Option(help="JSON lines of image, question, word, mask.")] = None,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes, where there are no cases.")] = 500,
+    part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
+    closer: Annotated[int, typer.Option(help="Questions with deletion, agreement and random layers too.")] = 44,
+    quick: Annotated[bool, typer.Option(help="Leave out methods that take tens of passes a word.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")] = Path("leaderboard"),
+    scores: Annotated[Path | None, typer.Option(help="Folder of the scores; scores/ in the other one if left.")] = None,
+) -> None:
+    """Score every method of attribution where the right place is known; goes on where it was stopped.
+
+    A line of --cases is {"image": "street.jpg", "question": "What is on the left?", "word": "dog", "mask": "dog.png"};
+    paths start at the file's folder, and a mask is white on the object. COCO's run-length may stand for the mask, or a
+    "box" of x0, y0, x1, y1. A line may also have an "id", a "kind" that scores are told by, and the right "answer".
+
+    A third of the pictures, 60 at most, choose the localisation heads and are not scored.
+    """
+    share = (1, 1) if part is None else arguments.part(part)
+    if cases is None and not model.is_tiny:
+        raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
+    from llava_probe.leaderboard.folder import CLOSER, BoardSettings, score, write_leaderboard
+
+    wanted, kept = BoardSettings(cases, scenes, closer=closer, quick=quick), scores or out / "scores"
+    vlm = model.load()
+    try:
+        written = score(vlm, wanted, kept, share)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped; what is finished is in {kept}, and the same command goes on from there.")
+        raise typer.Exit(130) from None
+    if part is None:
+        given = f"--cases {cases}" if cases else f"--scenes {scenes}"
+        given += f" --closer {closer}" * (closer != CLOSER) + " --quick" * quick
+        command = f"llava-probe leaderboard --model {model.model} {given} --out {out}"
+        written = write_leaderboard(vlm, wanted, kept, out, model=model.model, command=command)[0]
+    typer.echo(f"\nEverything is in {written}")

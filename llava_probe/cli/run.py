@@ -1,0 +1,102 @@
+"""``llava-probe run``: one picture, or a folder or a file of them, asked; everything that came of it written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llava_probe.cli import arguments
+from llava_probe.cli.options import AskingOptions, ModelOptions, PicturesArgument, QuestionArgument
+from llava_probe.cli.told import told_folder, warn_tiny
+from llava_probe.errors import BadInput, ProbeError
+
+if TYPE_CHECKING:
+    from llava_probe.features.samples import Sample
+    from llava_probe.model import VLM
+
+
+def run(
+    context: typer.Context,
+    model: ModelOptions,
+    asking: AskingOptions,
+    image: PicturesArgument,
+    question: QuestionArgument = None,
+    out: Annotated[Path, typer.Option(help="Folder for answer, trace, maps and figures.")] = Path("out"),
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
+    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
+    maps: Annotated[bool, typer.Option(help="Also attention maps over the picture.")] = True,
+    tokens: Annotated[str | None, typer.Option(help="Maps of a word, or of lp.GENERATED; content words if left.")] = (
+        None
+    ),
+    attention_layers: Annotated[str | None, typer.Option(help="Blocks to average, from 0: 14 or 10,11,12.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to average: 3 or 3,7.")] = None,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Overlays as large as the photograph; shrunken if left.")
+    ] = False,
+) -> None:
+    """Ask about a picture and write down everything.
+
+    PICTURE may also be a folder, or a .jsonl, .json, .csv or .parquet file with a picture and a question in each row:
+    each row gets a folder of its own.
+
+    Every other flag goes to transformers' generate as it is, after the question: --do-sample true --num-beams 4.
+    """
+    arguments.check_order(image, question or "")
+    flags = arguments.generation_flags(context.args, [flag for each in context.command.params for flag in each.opts])
+    chosen = arguments.flag_numbers("--attention-layers", attention_layers), arguments.flag_numbers("--heads", heads)
+    drawn: dict[str, Any] = {"maps": maps, "layers": chosen[0], "heads": chosen[1]}
+    drawn |= {"tokens": arguments.place_or_word(tokens), **({"side": None} if full_size else {})}
+    asked = {**asking.settings, "max_new_tokens": max_new_tokens, "seed": seed, **flags}
+    several = arguments.is_data(image)
+    if several:
+        from llava_probe.features.samples import read_samples
+
+        samples = read_samples(image, question=question)
+    else:
+        pictures = arguments.pictures(image)
+        if question is None and asking.prompt is None:
+            raise BadInput("say what to ask:  llava-probe run PICTURE 'QUESTION'  (or --prompt for a whole prompt)")
+    from llava_probe.view.folder import made
+
+    vlm = model.load()
+    arguments.check_there("attention-layers", chosen[0], vlm.anatomy.layers)
+    arguments.check_there("heads", chosen[1], vlm.anatomy.heads)
+    made(out)
+    if not several:
+        if model.is_tiny:
+            warn_tiny(pictures)
+        typer.echo(f"\nEverything is in {_one(vlm, pictures, question, asked, drawn, out)}")
+        return
+    failed = []
+    for sample in samples:
+        try:
+            _one(vlm, *_asked(sample), asked, drawn, out / arguments.file_name(sample.id))
+        except ProbeError as error:
+            failed.append(sample.id)
+            typer.secho(f"{sample.id}: {error}", fg="red", err=True)
+    typer.echo(f"\nEverything is in {out}/, a folder for each row")
+    if failed:
+        typer.secho(f"{len(failed):,} rows failed: {', '.join(failed[:8])}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def _one(
+    vlm: VLM, pictures: list[Any], question: str | None, asked: dict[str, Any], drawn: dict[str, Any], out: Path
+) -> str:
+    from llava_probe.view.folder import write_run
+    from llava_probe.view.progress import generated
+    from llava_probe.view.terminal import show
+
+    trace = generated(vlm, pictures, question, **asked)
+    written = write_run(trace, out, **{**drawn, "maps": drawn["maps"] and bool(trace.layouts)})
+    show(trace, written)
+    return told_folder(out, written)
+
+
+def _asked(sample: Sample) -> tuple[list[Any], str | None]:
+    if sample.fault is not None:
+        raise BadInput(sample.fault)
+    image = sample.image
+    return (list(image) if isinstance(image, list | tuple) else [] if image is None else [image]), sample.question

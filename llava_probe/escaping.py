@@ -1,0 +1,34 @@
+"""What came from models, files and servers, as text for people: it is shown, and never acts on where it is shown.
+
+A token may be an escape sequence that clears a terminal, a file's name may end a table's cell. Pages have
+``html.escape``; here are the terminal and Markdown.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MARKS = re.compile(r"([\\`*_{}\[\]<>()#|~$!])")
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""``text`` with each character that a terminal would obey or hide written out, as Python writes it: ``\x1b``.
+
+    Args:
+        text: of any origin.
+        lines: whether line ends stay as they are.
+    """
+    return "".join(
+        letter if letter.isprintable() or (lines and letter == "\n") else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def quoted(text: str) -> str:
+    """A token's text between quotes, so that its spaces are seen."""
+    return f'"{visible(text)}"'
+
+
+def in_markdown(text: object) -> str:
+    """``text`` as words of a line of Markdown, in a table too: no mark-up, no HTML, no end of line."""
+    return _MARKS.sub(r"\\\1", visible(str(text).replace("\n", "⏎")))

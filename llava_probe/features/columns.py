@@ -1,0 +1,346 @@
+"""Which column of a data set is the picture, which the question: by name, by type or as somebody said.
+
+A data set without a single picture is refused with its columns, and a column that looks like a picture and is not
+taken for one is named in a warning. What asks is ``question`` (words for the model's template), ``prompt`` (the whole
+text as it is, places for pictures and all), ``messages`` or LLaVA's ``conversations``; or else a ``text``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava_probe.errors import BadInput, shortened
+from llava_probe.features.rows import PICTURES, Broken, Row, Source, listed_names
+from llava_probe.features.values import Pattern, is_address, is_empty, plain_value, shows_pictures
+from llava_probe.pictures.boxes import checked_format
+
+OURS = {  # what we read of a row, by the names that it goes by, the first that is there and not empty
+    "id": ("id", "question_id"),
+    "image": (
+        *("image", "img", "image_path", "img_path", "image_file", "file_name", "filename", "image_name"),
+        *("image_url", "img_url", "picture", "photo", "images"),
+    ),
+    "question": ("question",),
+    "prompt": ("prompt",),
+    "messages": ("messages", "conversations"),
+    "answer": ("answer",),
+    "mask": ("mask", "segmentation"),
+    "boxes": ("boxes", "box", "bbox"),
+    "box_format": ("box_format",),
+}
+ASKING = ("question", "prompt", "messages")
+#: A question in many data sets, a caption in as many more: asked only where nothing else is.
+WEAK_QUESTION = "text"
+#: Numbers of pictures whose file has to be found.
+IMAGE_IDS = ("image_id", "imageId", "img_id")
+LOOK_ROWS = 100  # how far a column that was asked for may be from the start: it may be missing in some rows
+
+_FILMS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+
+_TAKES = "columns={'image': 'its name'}"
+_WITHOUT = "columns={'image': None} for rows without pictures"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the rows of one source mean.
+
+    Attributes:
+        names: ours, and the names that each goes by in the rows.
+        together: columns whose pictures a row has one after the other, in place of ``names["image"]``.
+        pattern: where the picture of a row lies, in place of both.
+        question: for rows that ask nothing; with the columns that it names put in.
+        box_format: of boxes whose row does not say.
+        pictured: whether rows have pictures.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    together: tuple[str, ...] = ()
+    pattern: Pattern | None = None
+    question: Pattern | None = None
+    box_format: str | None = None
+    pictured: bool = True
+
+    def taken(self, row: Mapping[str, Any], ours: str) -> str | None:
+        """Their name of one of ours in this row; None where it holds nothing."""
+        return next((name for name in self.names[ours] if not is_empty(row.get(name))), None)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of the columns, as ``read_samples`` takes it."""
+
+    columns: Mapping[str, Any]
+    question: str | None = None
+    images: str | None = None
+    box_format: str | None = None
+
+
+def settle(source: Source, asked: Asked, folder: Path) -> tuple[Columns, Iterator[Row], tuple[str, ...]]:
+    """What the columns mean, all rows after a look at the first, and what was settled by looking.
+
+    Args:
+        source: whose rows.
+        asked: what the user said.
+        folder: where pictures lie.
+
+    Raises:
+        BadInput: no rows, no pictures, nothing asked, or a column that nobody has.
+    """
+    names, together = _names({**source.columns, **asked.columns})
+    pattern = Pattern(asked.images, "images") if asked.images and "{" in asked.images else None
+    question = Pattern(asked.question, "question") if asked.question is not None else None
+    box_format = None if asked.box_format is None else checked_format(asked.box_format)
+    said = {name for given in asked.columns.values() for name in _as_tuple(given)}
+    needed = (
+        said | set(source.columns.values()) | {field for each in (pattern, question) if each for field in each.fields}
+    )
+    told = list(source.told)
+    if "image" not in {**source.columns, **asked.columns} and not pattern:
+        names["image"] = _typed(source, names, said) or names["image"]
+    columns = Columns(names, together, pattern, question, box_format or source.box_format)
+    seen, rest = _seen(source, columns, needed)
+    rows = [row for row in seen if not isinstance(row, Broken)]
+    found = dict.fromkeys(name for row in rows for name in row)
+    _refuse_missing(source, seen, rows, found, needed)
+    columns = _asking(source, columns, rows, found)
+    if columns.pattern is None and not together and names["image"]:
+        columns = _picturing(source, columns, rows, found, folder, told, explicit="image" in asked.columns)
+    pictured = bool(columns.pattern or columns.together or columns.names["image"])
+    columns = Columns(**{**vars(columns), "pictured": pictured})
+    _warn_of_others(source, columns, rows, said)
+    return columns, chain(seen, rest), tuple(told)
+
+
+def _as_tuple(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _names(assigned: Mapping[str, Any]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """By which names each of ours goes, those of ``OURS`` that were not assigned to another; several for pictures."""
+    unknown = ", ".join(sorted(map(repr, assigned.keys() - OURS.keys())))
+    if unknown:
+        raise BadInput(f"columns= assigns {', '.join(OURS)} and not {unknown}; other columns are carried as they are")
+    for ours, theirs in assigned.items():
+        one = theirs is None or isinstance(theirs, str)
+        several = isinstance(theirs, (list, tuple)) and theirs and all(isinstance(name, str) for name in theirs)
+        if not one and not (several and ours == "image"):
+            raise BadInput(f"columns= wants the name of a column for {ours!r}, or None; got {shortened(repr(theirs))}")
+    taken = {name for given in assigned.values() for name in _as_tuple(given)}
+    names = {ours: tuple(name for name in theirs if name == ours or name not in taken) for ours, theirs in OURS.items()}
+    together = assigned.get("image")
+    return names | {ours: _as_tuple(theirs) for ours, theirs in assigned.items()}, (
+        tuple(together) if isinstance(together, (list, tuple)) else ()
+    )
+
+
+def _typed(source: Source, names: Mapping[str, tuple[str, ...]], said: set[str]) -> tuple[str, ...]:
+    """The column that is a picture by its type; none where no column is."""
+    others = said | set(OURS["mask"])
+    free = [name for name in source.pictures if name not in others]
+    known = [name for name in names["image"] if name in free]
+    if len(free) > 1 and not known:
+        raise BadInput(
+            f"{source.name} has several columns of pictures: {listed_names(free)}; say "
+            f"columns={{'image': {free[0]!r}}}, or columns={{'image': {free!r}}} for all of them in a row"
+        )
+    return tuple(known[:1] or free)
+
+
+def _seen(source: Source, columns: Columns, needed: set[str]) -> tuple[list[Row], Iterator[Row]]:
+    """As many rows as it takes to see that they have what is wanted, and the rest."""
+    rows = source.rows()
+    seen: list[Row] = []
+    found: set[str] = set()
+    asks, pictured = columns.question is not None, bool(columns.pattern) or not columns.names["image"]
+    for row in islice(rows, LOOK_ROWS):
+        seen.append(row)
+        if isinstance(row, Broken):
+            continue
+        found |= row.keys()
+        asks = asks or not is_empty(row.get(WEAK_QUESTION)) or any(columns.taken(row, ours) for ours in ASKING)
+        pictured = pictured or columns.taken(row, "image") is not None or _in_chat(columns, row)
+        if asks and pictured and needed <= found:
+            break
+    return seen, rows
+
+
+def _in_chat(columns: Columns, row: Mapping[str, Any]) -> bool:
+    chat = row.get(columns.taken(row, "messages") or "")
+    return isinstance(chat, Sequence) and all(isinstance(one, Mapping) for one in chat) and shows_pictures(chat)
+
+
+def _refuse_missing(
+    source: Source, seen: list[Row], rows: list[Mapping[str, Any]], found: Mapping[str, None], needed: set[str]
+) -> None:
+    if not seen:
+        raise BadInput(f"{source.name} is empty: it has no rows")
+    if not rows:
+        broken = next(row.why for row in seen if isinstance(row, Broken))
+        raise BadInput(f"{source.name} has no row that can be read: {broken}")
+    if missing := ", ".join(sorted(map(repr, needed - found.keys()))):
+        raise BadInput(f"{source.name} has no column {missing}; {_has(found)}")
+
+
+def _has(found: Iterable[str]) -> str:
+    return f"the columns are {listed_names(found)}"
+
+
+def _asking(source: Source, columns: Columns, rows: list[Mapping[str, Any]], found: Iterable[str]) -> Columns:
+    """With ``text`` as the question where nothing else asks.
+
+    Raises:
+        BadInput: nothing asks, or two columns do.
+    """
+    ways = {ours: name for row in reversed(rows) for ours in ASKING if (name := columns.taken(row, ours))}
+    both = [ours for ours in ASKING if columns.taken(rows[0], ours)]
+    if len(both) > 1:
+        raise BadInput(
+            f"{source.name} asks in two columns, {ways[both[0]]} and {ways[both[1]]}; carry one of them along, as in "
+            f"columns={{{both[1]!r}: None}}"
+        )
+    if ways or columns.question is not None:
+        return columns
+    free = WEAK_QUESTION not in {name for names in columns.names.values() for name in names}
+    if free and columns.names["question"] and any(not is_empty(row.get(WEAK_QUESTION)) for row in rows):
+        return Columns(**{**vars(columns), "names": {**columns.names, "question": (*OURS["question"], WEAK_QUESTION)}})
+    raise BadInput(
+        f"{source.name} has no question; {_has(found)}; pass question='...' for all rows or "
+        "columns={'question': 'their name'}"
+    )
+
+
+def _picturing(
+    source: Source,
+    columns: Columns,
+    rows: list[Mapping[str, Any]],
+    found: Mapping[str, None],
+    folder: Path,
+    told: list[str],
+    *,
+    explicit: bool,
+) -> Columns:
+    """With a column or a pattern for the picture, where none goes by a name of ours.
+
+    Raises:
+        BadInput: no row has a picture.
+    """
+    numbered = _numbered(columns, rows, found, explicit)
+    if numbered is not None:
+        row = next(row for row in rows if not is_empty(row.get(numbered)))
+        pattern = _file_of_number(folder, numbered, plain_value(row[numbered]))
+        if pattern is None:
+            raise BadInput(
+                f"{source.name} names its pictures by {numbered}={shortened(repr(row[numbered]))} and no file in "
+                f"{shortened(str(folder))!r} goes by it; pass images= with the folder, or with what a file's name is "
+                f"made of, as in images='val2014/COCO_val2014_{{{numbered}:012}}.jpg'; or {_WITHOUT}"
+            )
+        told.append(f"pictures are {pattern}")
+        return Columns(**{**vars(columns), "pattern": Pattern(pattern, "images")})
+    if explicit or any(columns.taken(row, "image") or _in_chat(columns, row) for row in rows):
+        return columns
+    others = {name for names in columns.names.values() for name in names}
+    sure = [name for name in found if name not in others and any(_is_stored(row.get(name)) for row in rows)]
+    if len(sure) == 1:
+        return Columns(**{**vars(columns), "names": {**columns.names, "image": (sure[0],)}})
+    like = [name for name in found if name not in others and any(looks_like_a_picture(row.get(name)) for row in rows)]
+    named = f"; {like[0]} looks like one: columns={{'image': {like[0]!r}}}" if like else f"; name it with {_TAKES}"
+    reach = f" in its first {LOOK_ROWS} rows" if len(rows) >= LOOK_ROWS else ""
+    raise BadInput(f"{source.name} has no picture{reach}; {_has(found)}{named}, or say {_WITHOUT}")
+
+
+def _numbered(columns: Columns, rows: list[Mapping[str, Any]], found: Mapping[str, None], explicit: bool) -> str | None:
+    """The column that holds a picture's number, where no column holds the picture."""
+    names = columns.names["image"] if explicit else IMAGE_IDS
+    if not explicit and any(columns.taken(row, "image") for row in rows):
+        return None
+    for name in names:
+        values = [plain_value(row.get(name)) for row in rows if not is_empty(row.get(name))]
+        if name in found and values and all(type(value) is int or _is_bare(value) for value in values):
+            return name
+    return None
+
+
+def _is_bare(value: Any) -> bool:
+    """A name without a suffix or a folder, such as an id."""
+    return isinstance(value, str) and not Path(value).suffix and not is_address(value) and "/" not in value
+
+
+def _file_of_number(folder: Path, name: str, number: Any) -> str | None:
+    """The pattern by which the first picture's file is found: its number, with twelve digits, or as COCO's splits."""
+    digits = str(number)
+    whole = digits.isdecimal()
+    if (folder / digits).is_file():
+        return f"{_braced(folder)}/{{{name}}}"
+    for suffix in sorted(PICTURES, key=[".jpg", ".png"].__contains__, reverse=True):
+        if (folder / f"{digits}{suffix}").is_file():
+            return f"{_braced(folder)}/{{{name}}}{suffix}"
+        if whole and (folder / f"{int(digits):012}{suffix}").is_file():
+            return f"{_braced(folder)}/{{{name}:012}}{suffix}"
+    found = sorted(folder.glob(f"COCO_*_{int(digits):012}.jpg")) if whole and folder.is_dir() else []
+    if len(found) == 1:
+        return f"{_braced(folder)}/{found[0].name.rpartition('_')[0]}_{{{name}:012}}.jpg"
+    return None
+
+
+def _braced(folder: Path) -> str:
+    return str(folder).replace("{", "{{").replace("}", "}}")
+
+
+def _is_stored(value: Any) -> bool:
+    """A picture by its type, or as Hugging Face stores one."""
+    if isinstance(value, Mapping):
+        return value.keys() == {"bytes", "path"} and isinstance(value.get("bytes"), bytes)
+    return isinstance(value, Image.Image)
+
+
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+
+
+def looks_like_a_picture(value: Any) -> bool:
+    """A picture, a film, or a text that names one."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and not isinstance(value[0], (list, tuple)) and looks_like_a_picture(value[0])
+    if isinstance(value, bytes):
+        return value.startswith(_MAGIC)
+    if isinstance(value, str):
+        if len(value) > 4096:
+            return value[:11].lower() == "data:image/"
+        named = value.partition("?")[0] if is_address(value) else value
+        return "\n" not in named and Path(named).suffix.lower() in {*PICTURES, *_FILMS}
+    return _is_stored(value)
+
+
+def _warn_of_others(source: Source, columns: Columns, rows: list[Mapping[str, Any]], said: set[str]) -> None:
+    """Name the columns that look like pictures and are none of what is read."""
+    read = {name for ours, names in columns.names.items() if ours != "image" for name in names} | said
+    read |= {*columns.together, *(columns.pattern.fields if columns.pattern else ())}
+    others: dict[str, None] = {}
+    for row in rows[:1]:
+        taken = None if columns.pattern or columns.together else columns.taken(row, "image")
+        same = _file_name(row.get(taken)) if taken else None
+        for name, value in row.items():
+            named_alike = isinstance(value, str) and (name in OURS["image"] or _file_name(value) == same)
+            if name != taken and name not in read and not named_alike and looks_like_a_picture(value):
+                others[name] = None
+    if others and columns.names["image"]:
+        one = next(iter(others))
+        warnings.warn(
+            f"{listed_names(others)} of {source.name} look{'s' * (len(others) == 1)} like a picture and "
+            f"{'is' if len(others) == 1 else 'are'} only carried along; take it with columns={{'image': {one!r}}} or "
+            f"columns={{'mask': {one!r}}}, several pictures with columns={{'image': [...]}}",
+            stacklevel=5,
+        )
+
+
+def _file_name(value: Any) -> str | None:
+    return Path(value).name if isinstance(value, str) and len(value) < 4096 else None
