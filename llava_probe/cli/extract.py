@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from llava_probe.cli import arguments
-from llava_probe.cli.options import ModelOptions
+from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions
 
 
 def extract(
     model: ModelOptions,
+    data: DataOptions,
+    asking: AskingOptions,
     samples: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, a folder of pictures, a data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the store; the same command again goes on there.")],
     layers: Annotated[
@@ -21,13 +22,15 @@ def extract(
     positions: Annotated[str, typer.Option(help="last_prompt, answer, image, image_mean, word:stop sign, 5 ...")] = (
         "last_prompt"
     ),
-    question: Annotated[str | None, typer.Option(help="For samples that have none.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Our names for theirs: question=text,answer=label.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder that relative pictures start from.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a Hugging Face data set.")] = None,
+    question: Annotated[str | None, typer.Option(help="For rows that have none: Where is the {word}?")] = None,
+    answers: Annotated[str | None, typer.Option(help="Another file with a row for each question_id.")] = None,
     store_dtype: Annotated[str | None, typer.Option(help="To store in; as computed if left.")] = None,
-    confidence: Annotated[bool, typer.Option(help="Also how sure the model was of each answer.")] = False,
-    image_attention: Annotated[bool, typer.Option(help="Also each head's attention on the picture.")] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also how sure the model was of each answer.")
+    ] = False,
+    image_attention: Annotated[
+        bool, typer.Option("--image-attention", help="Also each head's attention on the picture.")
+    ] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Let the model answer samples without answer.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions a pass; 8, on a GPU 32.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Samples a shard; about 128 MB if left.")] = None,
@@ -59,9 +62,9 @@ def extract(
         layers=layers,
         positions=positions,
         question=question,
-        columns=arguments.assignments(columns),
-        images=images,
-        split=split,
+        answers=answers,
+        **data.settings,
+        **asking.settings,
         store_dtype=store_dtype,
         confidence=confidence,
         image_attention=image_attention,

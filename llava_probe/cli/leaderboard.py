@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from llava_probe.cli import arguments
-from llava_probe.cli.options import ModelOptions
+from llava_probe.cli.options import DataOptions, ModelOptions
 from llava_probe.errors import BadInput
 
 
 def leaderboard(
     model: ModelOptions,
-    cases: Annotated[Path | None, typer.Option(help="JSON lines of image, question, word, mask.")] = None,
+    data: DataOptions,
+    cases: Annotated[Path | None, typer.Option(help="A data set of image, question, word and mask or box.")] = None,
+    question: Annotated[str | None, typer.Option(help="For cases that have none: Where is the {word}?")] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes, where there are no cases.")] = 500,
     part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
     closer: Annotated[int, typer.Option(help="Questions with deletion, agreement and random layers too.")] = 44,
@@ -26,7 +28,8 @@ def leaderboard(
 
     A line of --cases is {"image": "street.jpg", "question": "What is on the left?", "word": "dog", "mask": "dog.png"};
     paths start at the file's folder, and a mask is white on the object. COCO's run-length may stand for the mask, or a
-    "box" of x0, y0, x1, y1. A line may also have an "id", a "kind" that scores are told by, and the right "answer".
+    "box" with --box-format; COCO's own file of instances is read as it is. A line may also have an "id", a "kind" that
+    scores are told by, and the right "answer".
 
     A third of the pictures, 60 at most, choose the localisation heads and are not scored.
     """
@@ -35,7 +38,11 @@ def leaderboard(
         raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
     from llava_probe.leaderboard.folder import CLOSER, BoardSettings, score, write_leaderboard
 
-    wanted, kept = BoardSettings(cases, scenes, closer=closer, quick=quick), scores or out / "scores"
+    reading = data.settings | ({} if question is None else {"question": question})
+    if cases is None and reading:
+        raise BadInput(f"{', '.join(reading)} say how --cases are read; there are none")
+    wanted = BoardSettings(cases, scenes, closer=closer, quick=quick, reading=reading)
+    kept = scores or out / "scores"
     vlm = model.load()
     try:
         written = score(vlm, wanted, kept, share)

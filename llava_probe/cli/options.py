@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_probe.cli import arguments
+from llava_probe.errors import BadInput
 
 if TYPE_CHECKING:
     from llava_probe.model import VLM
 
 of_model = partial(typer.Option, rich_help_panel="The model")
+of_data = partial(typer.Option, rich_help_panel="The data set")
 of_asking = partial(typer.Option, rich_help_panel="The question")
 
 TINY_MODEL = "tiny"
@@ -57,6 +59,40 @@ class ModelOptions:
         from llava_probe.loading import load
 
         return load(self.model, **self.settings)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How the rows of a data set are read."""
+
+    images: Annotated[
+        str | None, of_data(help="Folder where relative paths start, or a form: val/COCO_{image_id:012}.jpg.")
+    ] = None
+    image_column: Annotated[str | None, of_data(help="Their column of the picture; several: a,b.")] = None
+    question_column: Annotated[str | None, of_data(help="Of the question.")] = None
+    answer_column: Annotated[str | None, of_data(help="Of the answer.")] = None
+    mask_column: Annotated[str | None, of_data(help="Of the mask.")] = None
+    boxes_column: Annotated[str | None, of_data(help="Of the box or boxes.")] = None
+    columns: Annotated[str | None, of_data(help="Any of ours for theirs: id=key,answer= (none).")] = None
+    box_format: Annotated[str | None, of_data(help="xyxy, xywh, cxcywh, relative_xyxy, yolo ...")] = None
+    split: Annotated[str | None, of_data(help="Of a Hugging Face data set.")] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given, by the names that ``read_samples`` takes.
+
+        Raises:
+            BadInput: ``--columns`` is no list of OURS=THEIRS, or says one of ours twice.
+        """
+        columns: dict[str, Any] = dict(arguments.assignments(self.columns) or {})
+        for ours in ("image", "question", "answer", "mask", "boxes"):
+            theirs = getattr(self, f"{ours}_column")
+            if theirs is not None and ours in columns:
+                raise BadInput(f"--{ours}-column and --columns both name the column of {ours}")
+            if theirs is not None:
+                columns[ours] = theirs.split(",") if ours == "image" and "," in theirs else theirs
+        given = {"images": self.images, "box_format": self.box_format, "split": self.split, "columns": columns or None}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

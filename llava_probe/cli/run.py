@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_probe.cli import arguments
-from llava_probe.cli.options import AskingOptions, ModelOptions, PicturesArgument, QuestionArgument
+from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
 
@@ -21,6 +21,7 @@ def run(
     context: typer.Context,
     model: ModelOptions,
     asking: AskingOptions,
+    data: DataOptions,
     image: PicturesArgument,
     question: QuestionArgument = None,
     out: Annotated[Path, typer.Option(help="Folder for answer, trace, maps and figures.")] = Path("out"),
@@ -53,7 +54,8 @@ def run(
     if several:
         from llava_probe.features.samples import read_samples
 
-        samples = read_samples(image, question=question)
+        ways = {"question": question, "prompt": asked.pop("prompt", None)}
+        samples = read_samples(image, **ways, **data.settings)
     else:
         pictures = arguments.pictures(image)
         if question is None and asking.prompt is None:
@@ -67,12 +69,14 @@ def run(
     if not several:
         if model.is_tiny:
             warn_tiny(pictures)
-        typer.echo(f"\nEverything is in {_one(vlm, pictures, question, asked, drawn, out)}")
+        where = _one(vlm, pictures, {**asked, "question": question}, drawn, out)
+        typer.echo(f"\nEverything is in {where}")
         return
     failed = []
     for sample in samples:
         try:
-            _one(vlm, *_asked(sample), asked, drawn, out / arguments.file_name(sample.id))
+            pictures, way = _asked(sample)
+            _one(vlm, pictures, {**asked, **way}, drawn, out / arguments.file_name(sample.id))
         except ProbeError as error:
             failed.append(sample.id)
             typer.secho(f"{sample.id}: {error}", fg="red", err=True)
@@ -82,21 +86,19 @@ def run(
         raise typer.Exit(1)
 
 
-def _one(
-    vlm: VLM, pictures: list[Any], question: str | None, asked: dict[str, Any], drawn: dict[str, Any], out: Path
-) -> str:
+def _one(vlm: VLM, pictures: list[Any], asked: dict[str, Any], drawn: dict[str, Any], out: Path) -> str:
     from llava_probe.view.folder import write_run
     from llava_probe.view.progress import generated
     from llava_probe.view.terminal import show
 
-    trace = generated(vlm, pictures, question, **asked)
+    trace = generated(vlm, pictures, **asked)
     written = write_run(trace, out, **{**drawn, "maps": drawn["maps"] and bool(trace.layouts)})
     show(trace, written)
     return told_folder(out, written)
 
 
-def _asked(sample: Sample) -> tuple[list[Any], str | None]:
+def _asked(sample: Sample) -> tuple[list[Any], dict[str, Any]]:
     if sample.fault is not None:
         raise BadInput(sample.fault)
-    image = sample.image
-    return (list(image) if isinstance(image, list | tuple) else [] if image is None else [image]), sample.question
+    ways = {"question": sample.question, "prompt": sample.prompt, "messages": sample.messages}
+    return sample.images, {name: value for name, value in ways.items() if value is not None}

@@ -57,6 +57,7 @@ class Columns:
         together: columns whose pictures a row has one after the other, in place of ``names["image"]``.
         pattern: where the picture of a row lies, in place of both.
         question: for rows that ask nothing; with the columns that it names put in.
+        whole: whether that is the whole text of every row, as it is.
         box_format: of boxes whose row does not say.
         pictured: whether rows have pictures.
     """
@@ -65,6 +66,7 @@ class Columns:
     together: tuple[str, ...] = ()
     pattern: Pattern | None = None
     question: Pattern | None = None
+    whole: bool = False
     box_format: str | None = None
     pictured: bool = True
 
@@ -79,6 +81,7 @@ class Asked:
 
     columns: Mapping[str, Any]
     question: str | None = None
+    prompt: str | None = None
     images: str | None = None
     box_format: str | None = None
 
@@ -96,7 +99,10 @@ def settle(source: Source, asked: Asked, folder: Path) -> tuple[Columns, Iterato
     """
     names, together = _names({**source.columns, **asked.columns})
     pattern = Pattern(asked.images, "images") if asked.images and "{" in asked.images else None
-    question = Pattern(asked.question, "question") if asked.question is not None else None
+    ways = {"question": asked.question, "prompt": asked.prompt}
+    question = next((Pattern(text, way) for way, text in ways.items() if text is not None), None)
+    if asked.prompt is not None:
+        names |= dict.fromkeys(ASKING, ())  # it is every row's, and puts in what it names
     box_format = None if asked.box_format is None else checked_format(asked.box_format)
     said = {name for given in asked.columns.values() for name in _as_tuple(given)}
     needed = (
@@ -105,7 +111,8 @@ def settle(source: Source, asked: Asked, folder: Path) -> tuple[Columns, Iterato
     told = list(source.told)
     if "image" not in {**source.columns, **asked.columns} and not pattern:
         names["image"] = _typed(source, names, said) or names["image"]
-    columns = Columns(names, together, pattern, question, box_format or source.box_format)
+    whole = asked.prompt is not None
+    columns = Columns(names, together, pattern, question, whole, box_format or source.box_format)
     seen, rest = _seen(source, columns, needed)
     rows = [row for row in seen if not isinstance(row, Broken)]
     found = dict.fromkeys(name for row in rows for name in row)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from llava_probe.errors import BadFile, first_line, shortened
-from llava_probe.features.shards import DTYPES, Count, opened_file
+from llava_probe.features.shards import DTYPES, WholeNumber, opened_file
 
 STORE_FORMAT = "llava_probe.features"
 VERSION = 2
@@ -41,9 +41,9 @@ class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         errors_sha256: of the table of its samples that failed; None where none did.
     """
 
-    number: Count
-    rows: Count
-    batch_size: Count
+    number: WholeNumber
+    rows: WholeNumber
+    batch_size: WholeNumber
     tensors_sha256: _Sha256
     index_sha256: _Sha256
     errors_sha256: _Sha256 | None
@@ -51,7 +51,7 @@ class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str
-    shape: list[Count | None]
+    shape: list[WholeNumber | None]
     ragged: bool
 
 
@@ -71,7 +71,7 @@ class _Finished(msgspec.Struct, forbid_unknown_fields=True):
     settings: dict[str, Any]
     decided: dict[str, Any]
     complete: Literal[True]
-    rows: Count
+    rows: WholeNumber
     shards: list[ShardEntry]
     tensors: dict[str, _Tensor]
     errors_sha256: _Sha256

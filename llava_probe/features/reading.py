@@ -10,7 +10,6 @@ With one shard a layer is a plain mapped tensor. With several it is a ``ShardedT
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange, at_least, shortened
+from llava_probe.border import Count, WholeNumeric, checked
+from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange, shortened
 from llava_probe.features import shards
 from llava_probe.features.manifest import read_manifest
 from llava_probe.features.sharded import Parts, ShardedTensor
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MAPPED = 16  # shards kept mapped at a time: what was read of the others need not stay in memory
 
 
+@checked
 class Features:
     """A store of features, finished or not.
 
@@ -114,14 +115,13 @@ class Features:
             self._joined(name, values), torch.cat(spans), self._joined(held, values) if held in self._tensors else None
         )
 
-    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | WholeNumeric | None = None) -> np.ndarray:
         """Rows as float32, in memory of their own: [rows, ...]; only those asked for are read."""
         chosen = self._rectangular(what, position)[slice(None) if rows is None else rows]
         return chosen.to(torch.float32, copy=True).numpy()
 
-    def batches(self, what: str, position: str, size: int = 1024) -> Iterator[tuple[slice, Tensor]]:
+    def batches(self, what: str, position: str, size: Count = 1024) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, ``size`` at a time, for what does not fit into memory: (which rows, [size, ...])."""
-        size = at_least("size", size, 1)
         layer = self._rectangular(what, position)
         for start in range(0, len(layer), size):
             rows = slice(start, min(start + size, len(layer)))
@@ -149,8 +149,6 @@ class Features:
 
     def column(self, name: str) -> list[Any]:
         """One column of the index as a list, a value a row."""
-        if not isinstance(name, str):
-            raise BadInput(f"a column of the index is named by a text, not by {shortened(repr(name))}")
         return self.table([name])[name].to_pylist()
 
     def errors(self) -> pyarrow.Table:
@@ -228,6 +226,7 @@ class Features:
         return ShardedTensor(Parts(part, [counts[number] for number in filled], tuple(shape[1:]), dtype))
 
 
+@checked
 @dataclass(frozen=True)
 class Ragged:
     """Rows of differing lengths; rows of one picture may share their values.
@@ -269,13 +268,6 @@ class Ragged:
         return torch.stack(means)[rows] if means else torch.empty(0, *self.values.shape[1:])
 
     def _span(self, row: int) -> slice:
-        try:
-            number = operator.index(row)
-        except (TypeError, ValueError, RuntimeError):
-            number = None
-        if number is None or isinstance(row, bool):
-            raise BadInput(f"a row is picked by a whole number, not by {shortened(repr(row))}")
-        row = number
         if not -len(self) <= row < len(self):
             raise OutOfRange(f"row {row} is not there; there are {len(self)}")
         return slice(*self.spans[row].tolist())

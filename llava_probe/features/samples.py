@@ -159,13 +159,14 @@ def read_samples(
     source: Any,
     *,
     question: str | None = None,
+    prompt: str | None = None,
     columns: Mapping[str, Any] | None = None,
     images: str | os.PathLike[str] | None = None,
     split: str | None = None,
     box_format: str | None = None,
     answers: Any = None,
 ) -> Samples:
-    """The samples of a data set, read as they are asked for and never held all at once.
+    r"""The samples of a data set, read as they are asked for and never held all at once.
 
     Args:
         source: a .jsonl, .ndjson, .csv, .tsv or .parquet file; a .json file with JSON lines, a list of objects or an
@@ -173,6 +174,8 @@ def read_samples(
             the metadata file of Hugging Face's imagefolder if it has one; a folder or an object of Hugging Face's
             ``datasets``, or a data set's name; or an iterable of dicts.
         question: for the rows that ask nothing; columns in braces are put in: ``"Where is the {category}?"``.
+        prompt: the whole text of every row as it is, places for pictures included; columns in braces are put in:
+            ``"USER: <image>\n{question} ASSISTANT:"``.
         columns: which of their columns is ours, as in ``{"question": "caption"}``, where it goes by none of the
             names in ``OURS``; several for ``image``: ``["image_1", "image_2"]``. None, as in ``{"answer": None}``,
             carries theirs along in ``Sample.columns`` instead; ``{"image": None}``: the rows have no picture.
@@ -188,8 +191,11 @@ def read_samples(
     """
     if columns is not None and not isinstance(columns, Mapping):
         raise BadInput(f"columns= takes a dict of our names to theirs, as in {{'image': 'img'}}; got {columns!r:.80}")
-    if question is not None and (not isinstance(question, str) or not question.strip()):
-        raise BadInput(f"question= is what rows without one are asked, in words; got {question!r:.80}")
+    for way, text in (("question", question), ("prompt", prompt)):
+        if text is not None and (not isinstance(text, str) or not text.strip()):
+            raise BadInput(f"{way}= is what rows are asked, in words; got {text!r:.80}")
+    if question is not None and prompt is not None:
+        raise BadInput("question= and prompt= both ask; give one of them")
     opened = open_source(source, split)
     if answers is not None:
         opened = joined_with(opened, answers)
@@ -201,7 +207,7 @@ def read_samples(
             pattern = values.located(os.path.expanduser(given), Path.cwd())  # noqa: PTH111  # braces, not a path yet
         else:
             folder = _folder(given)
-    return Samples(opened, Asked(columns or {}, question, pattern, box_format), folder)
+    return Samples(opened, Asked(columns or {}, question, prompt, pattern, box_format), folder)
 
 
 def _folder(images: str) -> Path:
@@ -261,7 +267,7 @@ def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
         faults.append("the row has no question")
     elif not asking and columns.question is not None:
         with _faulting(faults, "question"):
-            read["question"] = columns.question.of(row)
+            read["prompt" if columns.whole else "question"] = columns.question.of(row)
     if "messages" in read:
         read["messages"], said = read["messages"]
         read.setdefault("answer", said)

@@ -41,7 +41,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 HEADER_BYTES = 100_000_000  # as safetensors itself allows
 
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+WholeNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 REPAIR = "the same extraction run again makes that shard anew"
 
@@ -124,8 +124,8 @@ class _Entry(msgspec.Struct):
     """One tensor as a safetensors header tells of it."""
 
     dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
-    shape: list[Count]
-    data_offsets: tuple[Count, Count]
+    shape: list[WholeNumber]
+    data_offsets: tuple[WholeNumber, WholeNumber]
 
 
 def read_header(folder: Path, number: int) -> Header:

@@ -18,7 +18,7 @@ import msgspec
 
 from llava_probe.errors import BadFile, BadInput, ProbeError, first_line, shortened
 from llava_probe.features.expanding import table_batches
-from llava_probe.features.shards import REPAIR, Count, errors_path, index_path, opened_file
+from llava_probe.features.shards import REPAIR, WholeNumber, errors_path, index_path, opened_file
 
 _NOTE = b"llava_probe.shard"
 _JSON = {b"llava_probe": b"json"}  # marks a column whose values are JSON text
@@ -50,7 +50,7 @@ class ShardNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors_sha256: str
     errors_sha256: str | None
     source: str
-    batch_size: Count
+    batch_size: WholeNumber
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
+from llava_probe.border import checked
 from llava_probe.errors import BadImage, refusing, shortened
 from llava_probe.pictures.urls import download, shown
 
@@ -45,6 +46,7 @@ _TURN = {
 }
 
 
+@checked
 def open_image(source: Any, *, allow_private: bool = False) -> Image.Image:
     """One upright RGB picture of its own: later changes to ``source`` do not reach it.
 

@@ -25,7 +25,7 @@ def spinner(doing: str) -> Iterator[None]:
         yield
 
 
-def generated(vlm: VLM, pictures: Any, question: str | None, *, max_new_tokens: int, **asked: Any) -> Trace:
+def generated(vlm: VLM, pictures: Any, question: str | None = None, *, max_new_tokens: int, **asked: Any) -> Trace:
     """Generate under a progress bar of tokens; under beams, which cannot be streamed, under a spinner.
 
     Args:

@@ -268,7 +268,7 @@ def test_a_sample_that_is_too_long_fails_alone(vlm, rows, tmp_path):
     long = {**rows[1], "question": "what " * most}
     found = lp.extract(vlm, [rows[0], long, rows[2]], tmp_path / "f", layers=[2])
     assert found.column("row") == [0, 2]
-    assert found.errors()["reason"][0].as_py().startswith("too long:")
+    assert f"reads {most:,} (max_position_embeddings)" in found.errors()["reason"][0].as_py()
 
 
 def test_the_manifest_tells_how_the_store_was_made(vlm, features):
@@ -326,7 +326,7 @@ def test_a_position_that_is_not_there_fails_its_sample_alone(vlm, rows, tmp_path
         ({"positions": "patches"}, "patches belong to the vision tower"),
         ({"store_dtype": "int8"}, "features are float32, bfloat16 or float16"),
         ({"engine": "spark"}, 'there are "local" and "ray"'),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"batch_size": 0}, "takes a whole number from 1 to 1,000,000 or None; got 0"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(vlm, rows, tmp_path, asked, told):

@@ -110,7 +110,7 @@ def test_batches_cover_all_rows_in_order(folder, whole):
 def test_ragged_positions_are_no_matrix(folder):
     with pytest.raises(lp.BadInput, match=r"layer_16/image is ragged"):
         Features(folder).numpy("layer_16", "image")
-    with pytest.raises(lp.BadInput, match="at least one row, not 0"):
+    with pytest.raises(lp.BadInput, match=r"a whole number from 1 to .*; got 0"):
         list(Features(folder).batches("layer_16", "last_prompt", size=0))
 
 
@@ -175,9 +175,11 @@ def test_an_empty_store_opens(tmp_path):
 
 def test_a_key_that_is_not_there_is_named_with_those_that_are(folder):
     features = Features(folder)
-    for key in (("layer_3", "last_prompt"), "layer_3", ("spans", "image")):
+    for key in (("layer_3", "last_prompt"), ("spans", "image")):
         with pytest.raises(lp.NotCaptured, match=r"is not in .*; it holds image_attention/last_prompt, layer_8/last_p"):
             features[key]
+    with pytest.raises(lp.BadInput, match="takes a pair"):
+        features["layer_3"]
 
 
 SHARD = {"number": 0, "rows": 2, "batch_size": 8, "errors_sha256": None}

@@ -123,10 +123,10 @@ def test_spans_that_leave_their_values_are_refused(folder):
 
 @pytest.mark.parametrize("row", ["x", 1.0, None, True, torch.tensor([0, 1])])
 def test_a_row_is_a_whole_number(folder, row):
-    with pytest.raises(lp.BadInput, match="a row is picked by a whole number"):
+    with pytest.raises(lp.BadInput, match="takes a whole number; got"):
         lp.Features(folder)["layer_16", "image"][row]
 
 
 def test_a_column_is_named_by_a_text(folder):
-    with pytest.raises(lp.BadInput, match="named by a text, not by 3"):
+    with pytest.raises(lp.BadInput, match="takes text; got 3"):
         lp.Features(folder).column(3)
