@@ -21,6 +21,8 @@ from llava_probe.asking.announce import announce
 from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.decoding import check_decoding, with_a_length
 from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
+from llava_probe.asking.lengths import check_length
+from llava_probe.asking.older import completed
 from llava_probe.asking.options import Asked
 from llava_probe.asking.preparation import Preparation
 from llava_probe.asking.prompts import PosedQuestion, asked_again, pose, pose_each, token_id
@@ -66,6 +68,7 @@ class VLM:
         self.anatomy = anatomy(model)
         if model.training:
             warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
+        self.processor = processor = completed(processor, self.anatomy)
         image, video = (token_id(self.anatomy.model, processor, kind) for kind in ("image", "video"))
         self._vocabulary = Vocabulary(processor.tokenizer, image, video)
         self.layouts = Layouts(self.anatomy, processor, layout)
@@ -182,6 +185,7 @@ class VLM:
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
         check_answer(ids, self.anatomy.vocabulary, self.visual_ids)
+        check_length(self.anatomy, len(prompt_ids), len(ids) - 1)
         request = asked.request(answer=ids, processor=dict(processor_kwargs or {}), capture=capture)
         sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
         announce(plan, self.anatomy, prompts, tensors, new_tokens=len(ids), sequences=1)

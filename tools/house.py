@@ -33,7 +33,7 @@ ORDER = (
     ("layout/",),
     ("trace/",),
     ("asking/", "maps/"),
-    ("model.py", "loading.py"),
+    ("model.py", "loading/"),
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
     ("agreement.py", "evaluate/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/"),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.analyzers.attention import by_word
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.trace.explained import Tokens, explained, queries
@@ -128,10 +129,13 @@ def heads(trace: Trace, tokens: Tokens = None) -> HeadShares:
     Raises:
         NotCaptured: rows that were not kept.
     """
-    wanted = explained(trace, tokens)
+    wanted, words = explained(trace, tokens)
     member = _membership(trace)  # [K, parts]
-    rows = (row.float() @ member for row in trace.each_row(queries(trace, wanted)))
-    shares = dict(zip(PARTS, torch.stack(list(rows)).unbind(-1), strict=True))
+
+    def rows_at(at: list[int]) -> Tensor:
+        return torch.stack([row.float() @ member for row in trace.each_row(queries(trace, at))])
+
+    shares = dict(zip(PARTS, by_word(words, rows_at).unbind(-1), strict=True))
     return HeadShares(**shares, tokens=wanted, layers=trace.attention_layers, heads=trace.attention_heads)
 
 

@@ -24,7 +24,7 @@ from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
-from llava_probe.trace.request import Request
+from llava_probe.trace.request import Request, own_copy
 
 _ASKING = ("image", "question", "video", "prompt", "messages", "inputs", "system", "template_kwargs")
 
@@ -52,6 +52,7 @@ class PosedQuestion:
 
     def request(self, **settings: Any) -> Request:
         """What a trace says that was asked; ``settings`` are the other fields of a ``Request``."""
+        settings = {name: own_copy(value) for name, value in settings.items()}
         own = {"prompt": self.prompt, "messages": self.messages, "inputs": self.inputs, "videos": self.videos}
         return Request(**own, question=self.words, system=self.system, template=self.template, **settings)
 
@@ -144,6 +145,18 @@ def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
     return questions
 
 
+def in_plain_words(processor: Any, words: str, images: int, videos: int = 0) -> dict[str, Any]:
+    """How any model is asked something of ours: as a question, or as the barest prompt where it has no template.
+
+    Words with a picture's place in them are a whole prompt already.
+    """
+    if images and any(mark in words for mark in marks_of(processor, "image")):
+        return {"prompt": words}
+    if has_template(processor):
+        return {"question": words}
+    return {"prompt": bare_prompt(processor, words, images, videos)}
+
+
 def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
     """The question of a trace, to be put through the processor once more."""
     return PosedQuestion(
@@ -215,11 +228,8 @@ def encode_with(
     other = replace(question, images=tuple(images), inputs=None)
     if other.prompt is None:
         given: dict[str, Any] = {"image": other.stills, "video": other.clips or None}
-        if has_template(processor):
-            other = pose(processor, question="?", **given)
-        else:
-            bare = bare_prompt(processor, "?", len(other.stills), len(other.clips))
-            other = pose(processor, prompt=bare, **given)
+        words: dict[str, Any] = in_plain_words(processor, "?", len(other.stills), len(other.clips))
+        other = pose(processor, **words, **given)
     return encode(processor, [other], processor_kwargs)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llava_probe.analyzers.attention import FLOOR, Numbers, axis_list, check_same_picture, reduced
+from llava_probe.asking.prompts import in_plain_words
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.border import checked
@@ -51,7 +52,8 @@ def relative_attention(
     Args:
         task: what is explained.
         layers, heads: as for ``attention``.
-        neutral: the question, or a trace of it with attention rows.
+        neutral: the question, a whole prompt with its picture's place, or a trace of one with attention rows. A model
+            without a chat template is asked a question with nothing around it.
 
     Raises:
         BadInput: a neutral trace of another picture.
@@ -65,8 +67,10 @@ def relative_attention(
         if len(task.trace.request.videos):
             raise BadInput("relative attention asks its neutral question about still pictures; pass neutral=trace")
         images = list(task.trace.images)
-        told: dict[str, Any] = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
-        neutral = task.vlm.generate(images, neutral, **told, max_new_tokens=1, capture=rows_only(layers))
+        words = in_plain_words(task.vlm.processor, neutral, len(images))
+        told = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
+        asking: dict[str, Any] = words | (told if "question" in words else {})
+        neutral = task.vlm.generate(images, **asking, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
     check_same_picture(task.trace, neutral, task.image)
     layout = placed(neutral, task.image)

@@ -338,7 +338,7 @@ def _maps(vlm: VLM, sample: Sequence[Any], tokens: Tokens) -> tuple[Trace, Float
     length = {"max_new_tokens": 1} if place_named(tokens) == LAST else {}
     trace = vlm.generate(sample[0], sample[1], capture=rows_only(None), **length)  # type: ignore[arg-type]
     layout = placed(trace)
-    at = queries(trace, explained(trace, tokens))
+    at = queries(trace, [position for word in explained(trace, tokens)[1] for position in word])
     columns = torch.from_numpy(layout.positions)
     rows: Tensor = sum(row[..., columns].double() for row in trace.each_row(at)) / len(at)  # type: ignore[assignment]
     if bool(torch.isnan(rows).any()):

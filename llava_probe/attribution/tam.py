@@ -57,7 +57,7 @@ def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> F
         NotANumber: states are NaN or infinite.
     """
     words, visual = _words(task), _visual(task)
-    places = torch.tensor(queries(task.trace, words), dtype=torch.long)
+    places = torch.tensor(queries(task.trace, [word.position for word in words]), dtype=torch.long)
     ids = sorted({word.id for word in words})
     active = _activations(task, ids)  # [fed, ids]
     own = torch.tensor([ids.index(word.id) for word in words])

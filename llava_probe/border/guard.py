@@ -20,6 +20,7 @@ from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from llava_probe.border.hints import Names
 from llava_probe.border.kinds import ANYTHING, Kind, kind_of
+from llava_probe.border.settled import settled
 from llava_probe.border.values import Refused, in_few_words
 from llava_probe.errors import BadInput
 
@@ -89,8 +90,10 @@ def _guarded(function: Any, told: str) -> Any:
                 kwargs[name] = found
             elif closed and name not in named:
                 raise BadInput(f"{told} has no option {name}=; it takes {', '.join(named)}")
-        return function(*args, **kwargs)
+        with settled(module):
+            return function(*args, **kwargs)
 
+    module = function.__module__
     return guard
 
 

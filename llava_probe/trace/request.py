@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,6 +107,17 @@ def from_plain(value: Any) -> Any:
         case {"__unsaved__": what}:
             return Unsaved(what)
     return {key: from_plain(part) for key, part in value.items()}
+
+
+def own_copy(value: Any) -> Any:
+    """A setting as it is now: what its owner does to it later does not change it. An object of theirs stays itself."""
+    if type(value) is dict:
+        return {key: own_copy(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(own_copy(part) for part in value)
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return deepcopy(value) if isinstance(value, GenerationConfig | np.ndarray) else value
 
 
 def settings(request: Request) -> Any:

@@ -86,7 +86,10 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence: int | None = None) -> tuple[int, ...]:
-    """Positions of the tokens that spell ``text``, whatever the case; "red" is not found in "coloured".
+    """Positions of the tokens that spell ``text``; "red" is not found in "coloured".
+
+    Where it stands in exactly this case, it is found in this case only: "STOP" is not the "stop" of "a stop sign".
+    Where it does not, it is found whatever the case.
 
     Args:
         tokens: of the whole sequence.
@@ -121,7 +124,7 @@ def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence
         pattern = f"(?<!{_PARTED}){pattern}"
     if re.match(_PARTED, sought[-1]):
         pattern = f"{pattern}(?!{_PARTED})"
-    matches = list(re.finditer(pattern, joined, re.IGNORECASE))
+    matches = list(re.finditer(pattern, joined)) or list(re.finditer(pattern, joined, re.IGNORECASE))
     if occurrence is not None:
         there = -len(matches) <= occurrence < len(matches)
         matches = [matches[occurrence]] if there else []

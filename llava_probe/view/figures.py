@@ -99,8 +99,9 @@ def head_sheet(trace: Trace, tokens: Tokens = None, image: int = 0) -> Canvas:
         tokens: as for ``attention_map``; several tokens are averaged.
         image: which picture.
     """
-    layout, wanted = placed(trace, image), explained(trace, tokens)
-    rows = torch.stack([row[..., layout.positions].float() for row in trace.each_row(queries(trace, wanted))])
+    layout, (wanted, words) = placed(trace, image), explained(trace, tokens)
+    at = queries(trace, [position for word in words for position in word])
+    rows = torch.stack([row[..., layout.positions].float() for row in trace.each_row(at)])
     maps = rows.mean(0).flatten(0, 1)  # [layers × heads, N]
     layers, heads = trace.attention_layers, trace.attention_heads
     few = len(maps) <= _NUMBERED_CELLS

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava_probe.asking.answers import answer_ids
+from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.generation import teacher_forced
 from llava_probe.asking.prompts import asked_again
 from llava_probe.border import Limits
@@ -27,7 +27,7 @@ from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.trace.explained import Tokens, spans
+from llava_probe.trace.explained import Tokens, as_one, spans
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 
@@ -190,8 +190,11 @@ class Task:
         """The inputs of each continuation; the processor runs once.
 
         Raises:
-            BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
+            BadInput: the prompt comes out in other tokens here (the trace is of another model or processor), or the
+                answer holds the token that stands for a picture.
         """
+        for answer in self.answers:
+            check_answer(answer, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
         asked = asked_again(self.trace.images, self.trace.request)
         tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
@@ -257,7 +260,7 @@ def targets(
     listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
     others: list[Any] = [*contrast] if listed and contrast is not None else [contrast] * len(words)
     if tokens is None and isinstance(contrast, str) and len(words) > 1:
-        said = ", ".join(repr(_joined(trace, word).text.strip()) for word in words)
+        said = ", ".join(repr(as_one(trace, word).text.strip()) for word in words)
         raise BadInput(f"contrast= stands against one word, and this answer has {len(words)} ({said}); give tokens=")
     if not all(other is None or isinstance(other, str) for other in others):
         raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
@@ -269,7 +272,7 @@ def targets(
         terms = [Term(0, step, answers[0][step]) for step in span]
         if other is not None:
             terms += _against(vlm, trace, answers, span, other)
-        found.append(Target(_joined(trace, word), tuple(word), tuple(terms), other))
+        found.append(Target(as_one(trace, word), tuple(word), tuple(terms), other))
     return tuple(found), tuple(answers)
 
 
@@ -292,12 +295,6 @@ def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
                 f"{len(trace.tokens) - 1}), and what it did not say with text="
             )
     return found
-
-
-def _joined(trace: Trace, positions: Sequence[int]) -> Token:
-    """One token that stands for several: the first one's place, all their text."""
-    parts = [trace.tokens[position] for position in positions]
-    return replace(parts[0], text="".join(part.text for part in parts))
 
 
 # --- rather than what ---

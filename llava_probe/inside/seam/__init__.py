@@ -5,7 +5,8 @@ says what for, and has a test of its own (``tests/inside/test_seam.py``) that fa
 the day it changes. Public names of theirs are used where they are needed.
 
 By what is touched: ``models.py`` (what a model says of itself), ``attention.py`` (kernels and masks), ``generation.py``
-(steps and caches), ``layouts.py`` (what families do to pictures), ``torch.py`` (tensors, graphs, hooks, modes).
+(steps and caches), ``layouts.py`` (what families do to pictures), ``processors.py`` (what of a processor can be done
+without), ``torch.py`` (tensors, graphs, hooks, modes).
 """
 
 from llava_probe.inside.seam.attention import (
@@ -63,6 +64,7 @@ from llava_probe.inside.seam.models import (
     virtual_tokens,
     without_recorders,
 )
+from llava_probe.inside.seam.processors import videos_optional
 from llava_probe.inside.seam.torch import (
     as_plain_tensor,
     divides,
@@ -141,6 +143,7 @@ __all__ = [
     "strip_hooks",
     "takes_sdpa",
     "version",
+    "videos_optional",
     "virtual_tokens",
     "without_recorders",
     "writes",
