@@ -76,7 +76,7 @@ REFUSED = {
         "LlavaProcessor refused",
     ),
     "an answer of numbers that are none": (lambda vlm: vlm.score(photo(), QUESTION, ["yes"]), "whole numbers"),
-    "an answer in two dimensions": (lambda vlm: vlm.score(photo(), QUESTION, torch.ones(1, 3).long()), "whole numbers"),
+    "an answer in two dimensions": (lambda vlm: vlm.score(photo(), QUESTION, torch.ones(1, 3).long()), "flat list"),
     "an answer that is one number": (lambda vlm: vlm.score(photo(), QUESTION, 5), "whole numbers"),
     "an answer beyond the vocabulary": (lambda vlm: vlm.score(photo(), QUESTION, [10**6]), "ids 0 to 397"),
     "a negative id": (lambda vlm: vlm.score(photo(), QUESTION, [-1]), "holds id -1"),
