@@ -499,9 +499,9 @@ def test_any_text_is_a_sentence(text: str) -> None:
 @pytest.mark.parametrize("side", [9_500, 60_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = png(side, side, 8, 0, bytes(10_000))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many scripts do; the limit is our own
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many scripts do: no setting of theirs counts here
     started = time.perf_counter()
-    assert str(side) in refusal(bomb)
+    assert "pixels" in refusal(bomb)
     assert str(side) in refusal(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (side, side), (0, 0)))
     assert time.perf_counter() - started < 1
     monkeypatch.undo()
