@@ -43,9 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photograph.jpg"
         photograph().save(path, quality=92)
-        print(
-            f"a JPEG of {WIDTH} × {HEIGHT}, {path.stat().st_size / 1e6:.1f} MB; 'Describe the image.', 64 tokens at most"
-        )
+        print(f"a JPEG of {WIDTH} × {HEIGHT}, {path.stat().st_size / 1e6:.1f} MB; 'Describe the image.', 64 tokens")
         vlm = lp.load()
         for number in range(ROUNDS):
             start = time.perf_counter()

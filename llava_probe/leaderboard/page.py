@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llava_probe.escaping import in_markdown, visible
 from llava_probe.leaderboard.board import is_description
 from llava_probe.leaderboard.entries import BASELINES
 from llava_probe.leaderboard.figures import SPOKEN
@@ -28,13 +29,11 @@ def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Mapp
         figures: what to say under each figure, by its file name, the leaderboard first.
     """
     shown = [f"![]({name})" + f"\n\n{told}" * bool(told) for name, told in (figures or {}).items()]
+    title = f"# Which explanation finds the right place? ({in_markdown(model)})"
     if not board.seen:
-        return (
-            "\n\n".join([f"# Which explanation finds the right place? ({model})", _opening(board, model, command)])
-            + "\n"
-        )
+        return "\n\n".join([title, _opening(board, model, command)]) + "\n"
     parts = [
-        f"# Which explanation finds the right place? ({model})",
+        title,
         _opening(board, model, command),
         *shown[:1],
         "## Where each method points",
@@ -79,7 +78,7 @@ def _opening(board: Leaderboard, model: str, command: str) -> str:
         "overlaps the object, its *peak is inside* where that token's centre is on the object, *average precision* "
         "ranks all pixels. Intervals are 95 %, from drawing pictures again 2,000 times; where all cases agree, one has "
         "no width. Made by\n\n"
-        f"    {command}"
+        f"    {visible(command)}"
     )
 
 
@@ -95,7 +94,7 @@ def _chosen(board: Leaderboard) -> str:
 
 
 def _named(kind: str) -> str:
-    return SPOKEN.get(kind, kind or "asked")
+    return SPOKEN.get(kind, in_markdown(kind) or "asked")
 
 
 def _share(score: Score | None) -> str:
@@ -333,7 +332,8 @@ def _costs(board: Leaderboard) -> str:
         for name in board.methods
         if (cost := board.cost(name)) is not None
     ]
-    refused = [f"{name}: {why}" for name in dict.fromkeys(_all_entries(board)) if (why := board.refused(name))]
+    found = {name: board.refused(name) for name in dict.fromkeys(_all_entries(board))}
+    refused = [f"{name}: {in_markdown(why)}" for name, why in found.items() if why]
     told = _table(["", "run as", "seconds a word (median)", "forward passes", "backward passes"], rows)
     return told + ("\n\nNot run: " + "; ".join(refused) + "." if refused else "")
 
