@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from llava_probe.cli.options import AskingOptions, ModelOptions
+from llava_probe.cli.options import ModelOptions
 
 
 def check(
     model: ModelOptions,
-    asking: AskingOptions,
     image: Annotated[str | None, typer.Option(help="A picture to try with; a drawn one if left.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the compared answers.")] = 16,
 ) -> None:
@@ -24,7 +23,7 @@ def check(
 
     vlm = model.load()
     with spinner("comparing"):
-        found = compare(vlm, picture, max_new_tokens=max_new_tokens, **asking.settings)
+        found = compare(vlm, picture, max_new_tokens=max_new_tokens)
     typer.echo(str(found))
     if not found.ok:
         raise typer.Exit(1)

@@ -32,10 +32,8 @@ class ModelOptions:
     model: Annotated[str, of_model(help="A checkpoint on the Hugging Face hub or a folder; 'tiny' ships inside.")] = (
         TINY_MODEL
     )
-    adapter: Annotated[str | None, of_model(help="A PEFT adapter on it: a folder or a name on the hub.")] = None
     revision: Annotated[str | None, of_model(help="Branch, tag or commit on the hub.")] = None
     dtype: Annotated[str | None, of_model(help="float32, bfloat16 or float16; the checkpoint's own if left.")] = None
-    quantize: Annotated[str | None, of_model(help="4bit or 8bit, by bitsandbytes.")] = None
     device_map: Annotated[str | None, of_model(help="Where to put the model: auto, cuda, cpu ...")] = None
     attn_implementation: Annotated[
         str | None, of_model(help="sdpa, flash_attention_2, eager ...; the model's default if left.")
@@ -64,10 +62,6 @@ class AskingOptions:
     """How a question is put to the model."""
 
     prompt: Annotated[str | None, of_asking(help="The whole text as the model gets it, in place of a question.")] = None
-    system: Annotated[str | None, of_asking(help="A system message before the question.")] = None
-    template: Annotated[
-        list[str] | None, of_asking(help="An argument of the chat template, NAME=VALUE; may be repeated.")
-    ] = None
     processor: Annotated[
         list[str] | None, of_asking(help="A setting of the processor, NAME=VALUE; may be repeated.")
     ] = None
@@ -77,8 +71,6 @@ class AskingOptions:
         """What was given, by the names that ``VLM.generate`` takes."""
         given = {
             "prompt": self.prompt,
-            "system": self.system,
-            "template_kwargs": arguments.assigned("--template", self.template) or None,
-            "processor_kwargs": arguments.assigned("--processor", self.processor) or None,
+            "processor_kwargs": arguments.named_values("--processor", self.processor) or None,
         }
         return {name: value for name, value in given.items() if value is not None}
