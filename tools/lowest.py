@@ -2,8 +2,8 @@
 
     python tools/lowest.py > lowest.txt
 
-A bound that nobody tries is a guess. The bounds of what the package needs, and of the extras that read data, fit probes
-and attribute, are tried together.
+A bound that nobody tries is a guess. Those of what the package itself needs are tried together; extras are taken as new
+as these allow.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("features", "probes", "attribution")
 
 
 def lowest() -> Iterator[str]:
     """``torch==2.11`` for each ``torch>=2.11``."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    needs = [*project["dependencies"], *(need for extra in EXTRAS for need in project["optional-dependencies"][extra])]
-    for need in needs:
+    for need in project["dependencies"]:
         found = re.match(r"([\w-]+)(?:\[[^]]*\])?>=([\d.]+)", need)
         if found:
             yield f"{found[1]}=={found[2]}"
 
 
 if __name__ == "__main__":
-    print("\n".join(dict.fromkeys(lowest())))
+    print("\n".join(lowest()))

@@ -101,7 +101,7 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
     """
     from llava_probe.attribution import method_of
 
-    options = assigned("--option", given)
+    options = named_values("--option", given)
     hints = get_type_hints(method_of(method, options).run)
     for name, value in options.items():
         kinds = get_args(hints[name]) or (hints[name],)
@@ -111,7 +111,7 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def assigned(flag: str, given: Sequence[str] | None) -> dict[str, Any]:
+def named_values(flag: str, given: Sequence[str] | None) -> dict[str, Any]:
     """``["do_pan_and_scan=true", ...]`` as settings: Python literals where they are such, else text."""
     pairs = [pair.partition("=") for pair in given or ()]
     for name, sign, value in pairs:

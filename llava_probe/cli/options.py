@@ -126,7 +126,7 @@ class AskingOptions:
         given = {
             "prompt": self.prompt,
             "system": self.system,
-            "template_kwargs": arguments.assigned("--template", self.template) or None,
-            "processor_kwargs": arguments.assigned("--processor", self.processor) or None,
+            "template_kwargs": arguments.named_values("--template", self.template) or None,
+            "processor_kwargs": arguments.named_values("--processor", self.processor) or None,
         }
         return {name: value for name, value in given.items() if value is not None}

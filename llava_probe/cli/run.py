@@ -11,6 +11,7 @@ from llava_probe.cli import arguments
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
+from llava_probe.escaping import visible
 
 if TYPE_CHECKING:
     from llava_probe.features.samples import Sample
@@ -51,6 +52,8 @@ def run(
     drawn |= {"tokens": arguments.place_or_word(tokens), **({"side": None} if full_size else {})}
     asked = {**asking.settings, "max_new_tokens": max_new_tokens, "seed": seed, **flags}
     several = arguments.is_data(image)
+    if several and asking.prompt is not None:
+        raise BadInput("--prompt asks about one picture; the rows of a file, and a question for a folder, ask here")
     if several:
         from llava_probe.features.samples import read_samples
 
@@ -79,10 +82,10 @@ def run(
             _one(vlm, pictures, {**asked, **way}, drawn, out / arguments.file_name(sample.id))
         except ProbeError as error:
             failed.append(sample.id)
-            typer.secho(f"{sample.id}: {error}", fg="red", err=True)
+            typer.secho(visible(f"{sample.id}: {error}"), fg="red", err=True)
     typer.echo(f"\nEverything is in {out}/, a folder for each row")
     if failed:
-        typer.secho(f"{len(failed):,} rows failed: {', '.join(failed[:8])}", fg="red", err=True)
+        typer.secho(f"{len(failed):,} rows failed: {visible(', '.join(failed[:8]))}", fg="red", err=True)
         raise typer.Exit(1)
 
 

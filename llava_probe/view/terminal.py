@@ -63,7 +63,7 @@ def show_map(trace: Trace, m: ImageMap, own: str | None = None, console: Console
         console.print(Text(note, style="yellow"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("word", overflow="fold")
-    table.add_column("peak x, y px", justify="right")
+    table.add_column("peak\nx, y px", justify="right")
     if m.text is not None:
         table.add_column("words that weigh most", overflow="ellipsis", no_wrap=True)
     for row in range(min(len(m), _SHOWN)):
@@ -104,7 +104,7 @@ def _tokens(trace: Trace) -> Table:
     pictures = range(len(trace.layouts)) if trace.kept("attention") else ()
     maps = [attention_map(trace, image, GENERATED) for image in pictures]
     if maps:
-        table.add_column("looked at x, y px", justify="right")
+        table.add_column("looked at\nx, y px", justify="right")
     for step, (token, others) in enumerate(zip(trace.generated[:_SHOWN], sure.top(3), strict=False)):
         probability = float(sure.probability[step])
         bar = "━" * round(_BAR * probability)

@@ -467,7 +467,7 @@ def test_a_trace_says_so_and_comes_back_equal(tiny_vlm, tmp_path):
     assert "under knock_out(keys='image', queries='last', layers=[1, 2], heads=[0])" in repr(trace)
     assert "under knock_out" in trace._repr_html_()
     printed = Console(record=True, width=200, file=io.StringIO())
-    show(trace, printed)
+    show(trace, console=printed)
     assert "under knock_out(keys='image'" in printed.export_text()
     assert tiny_vlm.generate(photo(), "What is this?") != trace
 
