@@ -1,12 +1,9 @@
-"""A file that is written whole or not at all, and the checksum that a safetensors file of ours carries."""
+"""A safetensors file of ours: written whole or not at all, with a checksum in its header."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_probe.errors import BadFile
+from llava_probe.stored import JSON_LIMIT, place, whole
 
 
 def write_tensors(what: str, path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -26,19 +24,21 @@ def write_tensors(what: str, path: str | Path, tensors: dict[str, Tensor], metad
         tensors, metadata: as safetensors takes them.
 
     Raises:
-        BadFile: the place cannot be written, or the disk is full; what was there before is still there.
+        BadFile: the place cannot be written, or the disk is full; what was there before is still there. Or the header
+            is longer than a reader takes.
     """
-    target = Path(path).expanduser()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BadFile(f"the {what} could not be written to {target}: {error}") from error
+    target = place(what, path)
+    size = max(len(text.encode("utf-8", "replace")) for text in metadata.values())
+    if size > JSON_LIMIT:
+        raise BadFile(
+            f"the {what} could not be written to {target}: what it says of itself has {size:,} bytes, and no more than "
+            f"{JSON_LIMIT:,} are read again"
+        )
+    with whole(what, target) as part:
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except SafetensorError as error:
+            raise BadFile(f"the {what} could not be written to {target}: {error}") from error
     return target
 
 

@@ -1,13 +1,12 @@
 """A trace as one file: tensors, pictures and provenance, readable without the model.
 
-The file is a safetensors file (never pickle): tensors under their record names, pictures as PNG bytes, everything
-else as JSON in its header beside a checksum. It is written next to its place and moved there when complete, so a
-full disk or a kill leaves the old file or none.
+The file is a safetensors file (never pickle): tensors under their record names, pictures as the photographs' own
+files (PNG where those would give other pixels), everything else as JSON in its header beside a checksum. It is written
+next to its place and moved there when complete, so a full disk or a kill leaves the old file or none.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
+from llava_probe.pictures.images import open_stored, stored_bytes
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.request import Request, from_plain, to_plain
 from llava_probe.trace.sizes import Sizes
@@ -77,8 +77,10 @@ def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
     if checksum(metadata.get("trace", ""), tensors) != metadata.get("digest"):
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")
     told = json.loads(metadata["trace"])
-    pictures = (io.BytesIO(tensors[f"images/{number}"].numpy().tobytes()) for number in range(told["images"]))
-    images = tuple(Image.open(picture).convert("RGB") for picture in pictures)
+    images = tuple(
+        open_stored(tensors[f"images/{number}"].numpy().tobytes(), f"picture {number} of {source}")
+        for number in range(told["images"])
+    )
     return _restored(kind, told, "", tensors, images)
 
 
@@ -98,9 +100,7 @@ def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
         told |= {"special": sorted(trace.spellings.special), "whole": trace.spellings.whole}
         tensors["spellings"] = _bytes(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
         for number, image in enumerate(trace.images):
-            png = io.BytesIO()
-            image.save(png, format="PNG", compress_level=1)
-            tensors[f"images/{number}"] = _bytes(png.getvalue())
+            tensors[f"images/{number}"] = _bytes(stored_bytes(image))
     return {
         **{name: getattr(trace, name) for name in (*_PLAIN, *_AXES)},
         "tokens": [[token.id, token.text, token.role] for token in trace.tokens],

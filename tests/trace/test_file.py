@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.whole_file import checksum
 from tests.models import photo
 
 QUESTION = "what is the text on the stop sign"
@@ -120,6 +123,36 @@ def test_a_place_that_cannot_be_written_is_one_sentence(trace, tmp_path):
 class Nothing(LogitsProcessor):
     def __call__(self, input_ids, scores):
         return scores
+
+
+def test_a_photograph_is_kept_as_its_file_and_comes_back_turned_alike(tiny_vlm, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, read from its side
+    photo(96, 40).save(tmp_path / "phone.jpg", exif=exif)
+    trace = tiny_vlm.generate(str(tmp_path / "phone.jpg"), QUESTION, max_new_tokens=2)
+    path = trace.save(tmp_path / "run.trace")
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("images/0").numpy().tobytes() == (tmp_path / "phone.jpg").read_bytes()
+    back = lp.Trace.load(path)
+    assert back == trace
+    assert back.images[0].size == (40, 96)
+    assert back.images[0].tobytes() == trace.images[0].tobytes()
+    with safe_open(back.save(tmp_path / "again.trace"), "pt") as file:
+        assert file.get_tensor("images/0").numpy().tobytes() == (tmp_path / "phone.jpg").read_bytes()
+    trace.images[0].putpixel((0, 0), (1, 2, 3))  # no longer what the file holds
+    assert lp.Trace.load(trace.save(path)).images[0].tobytes() == trace.images[0].tobytes()
+
+
+def test_a_picture_that_is_no_picture_of_ours_is_refused_and_runs_nothing(trace, tmp_path, monkeypatch):
+    path = trace.save(tmp_path / "run.trace")
+    with safe_open(path, "pt") as file:
+        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    tensors["images/0"] = torch.frombuffer(bytearray(eps), dtype=torch.uint8)
+    save_file(tensors, path, metadata=told | {"digest": checksum(told["trace"], tensors)})
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_args, **_kwargs: pytest.fail("was run"))
+    with pytest.raises(lp.BadFile, match=r"picture 0 .* is not PNG, JPEG, WEBP"):
+        lp.Trace.load(path)
 
 
 def test_a_setting_that_no_file_holds_is_named_when_run_again(random_vlm, tmp_path):
