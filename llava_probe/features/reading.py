@@ -92,7 +92,7 @@ class Features:
             if what not in ("spans", "positions")
         )
 
-    def __getitem__(self, key: tuple[str, str]) -> Tensor | Ragged:
+    def __getitem__(self, key: str | tuple[str, str]) -> Tensor | Ragged:
         """One layer at one position: [rows, ...] in the stored dtype, or ``Ragged``.
 
         Raises:

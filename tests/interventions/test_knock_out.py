@@ -429,7 +429,7 @@ WRONG = {
     "a negative position": ({"keys": -1}, lp.OutOfRange, "count from 0"),
     "no layer": ({"keys": 1, "layers": []}, lp.BadInput, "names no layer"),
     "no key": ({"keys": []}, lp.BadInput, "names no token"),
-    "no place": ({"keys": 1.5}, lp.BadInput, "a position, a word"),
+    "no place": ({"keys": 1.5}, lp.BadInput, "takes a whole number, text, a Place or a list"),
 }
 
 
