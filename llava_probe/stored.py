@@ -83,7 +83,7 @@ def place(what: str, path: Any, refuse: type[ProbeError] = BadFile) -> Path:
     return target
 
 
-def kind_of(mode: int) -> str | None:
+def unreadable_kind(mode: int) -> str | None:
     """What lies there, by ``st_mode``; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
@@ -109,7 +109,7 @@ def opened(what: str, path: Any, limit: int | None = None, refuse: type[ProbeErr
     target = place(what, path, refuse)
     expected = f"a {what} is a regular file"
     try:
-        if (kind := kind_of(target.stat().st_mode)) is not None:  # to open a device may already act on it
+        if (kind := unreadable_kind(target.stat().st_mode)) is not None:  # to open a device may already act on it
             raise refuse(f"{target} is {kind}; {expected}")
         # another file may lie there by now, so it is looked at again, and a pipe is not waited for
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -122,7 +122,7 @@ def opened(what: str, path: Any, limit: int | None = None, refuse: type[ProbeErr
         raise refuse(f"{target} cannot be opened: {_reason(error)}") from None
     try:
         found = os.fstat(number)
-        if (kind := kind_of(found.st_mode)) is not None:
+        if (kind := unreadable_kind(found.st_mode)) is not None:
             raise refuse(f"{target} is {kind}; {expected}")
         if limit is not None and found.st_size > limit:
             raise refuse(f"{target} has {found.st_size:,} bytes; a {what} has at most {limit:,}")
@@ -242,7 +242,7 @@ def whole(what: str, path: Any) -> Iterator[Path]:
     target = place(what, path)
     with _written(what, target):
         with suppress(FileNotFoundError):
-            if (kind := kind_of(target.stat().st_mode)) is not None:
+            if (kind := unreadable_kind(target.stat().st_mode)) is not None:
                 raise BadFile(f"the {what} could not be written to {target}: that is {kind}")
         part = _part_of(target)
         try:

@@ -38,7 +38,7 @@ FLOAT_SLACK = 1 / 510  # half an 8-bit step, what a resize may leave beyond 0..1
 STORED_FORMATS = ("PNG", "JPEG", "WEBP")
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_ENCODED = "_llava_probe_encoded"  # the attribute of a picture that holds the lossy file it came from
+_ENCODED = "llava_probe_encoded"  # the attribute of a picture that holds the lossy file it came from
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
