@@ -59,7 +59,7 @@ def main() -> None:
                 + ", ".join(
                     f"{file.name} {file.stat().st_size / 1e6:.1f}"
                     for file in written
-                    if file.stat().st_size > 1e6 and file.suffix != ".png"
+                    if file.stat().st_size > 1e6 and file.suffix not in (".png", ".jpg")
                 )
                 + ")"
             )
