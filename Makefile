@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test lowest lint house mutations interrupts families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lowest lint house mutations fuzz interrupts families tiny benchmark figures leaderboard notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -35,6 +35,12 @@ house:
 # Whether the tests catch what they are there for: the code is changed in a copy, one place at a time. Some minutes.
 mutations: $(VENV)/.dev
 	$(BIN)/python tools/mutations.py
+
+# Damaged and crafted files of every kind, wrong arguments, interrupts: each is read right or refused. Some minutes.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tools/fuzz_files.py --count 1000
+	$(BIN)/python tools/fuzz_arguments.py --count 3000
+	$(BIN)/python tools/interrupts.py --count 2000
 
 # What 2,000 interrupts at random moments, over all operations, leave behind: it must be nothing.
 interrupts: $(VENV)/.dev

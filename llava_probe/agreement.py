@@ -10,7 +10,7 @@ into the provenance of later traces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.prompts import in_plain_words
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
@@ -74,30 +76,47 @@ class Check:
         return "\n".join(lines)
 
 
-def check(vlm: VLM, image: Any = None, question: str = _QUESTION, max_new_tokens: int = 16) -> Check:
+@checked
+def check(
+    vlm: VLM,
+    image: Any = None,
+    question: str = _QUESTION,
+    max_new_tokens: Count = 16,
+    *,
+    prompt: str | None = None,
+    system: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Check:
     """Compare what ``vlm`` records with transformers' own numbers, on these weights.
 
     Args:
         vlm: the model to check; left as it was.
         image: any picture; a drawn one when None.
-        question: what to ask about it.
+        question: what to ask about it; a model without a chat template is asked it with nothing around it.
         max_new_tokens: how long the compared answers are.
+        prompt: the whole text in its place, image places included.
+        system, template_kwargs: as for ``VLM.generate``.
 
     Returns:
         The findings, also kept in ``vlm.checks`` and so in the provenance of later traces.
     """
+    image = _picture() if image is None else image
+    asking: dict[str, Any] = {"prompt": prompt}
+    if prompt is None:
+        asking = dict(in_plain_words(vlm.processor, question, len(image) if isinstance(image, list | tuple) else 1))
+    asking |= {"system": system, "template_kwargs": template_kwargs}
     with alone_with(vlm.anatomy.model), undoing() as undo:
         undo(draws_as_now())
-        return _compared(vlm, _picture() if image is None else image, question, max_new_tokens)
+        return _compared(vlm, image, asking, max_new_tokens)
 
 
-def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check:
-    trace = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=False)
+def _compared(vlm: VLM, image: Any, asking: Mapping[str, Any], max_new_tokens: int) -> Check:
+    trace = vlm.generate(image, **asking, max_new_tokens=max_new_tokens, do_sample=False)
     scored = vlm.score(list(trace.images), prompt=trace.request.prompt, answer=trace.generated_ids)
     limit = ROWS.get(getattr(torch, trace.sizes.dtype), max(ROWS.values()))
     limit = max(limit, QUANTISED_ROWS) if trace.provenance["quantization"] else limit
     findings = (
-        *_unchanged(vlm, trace, image, question, max_new_tokens),
+        *_unchanged(vlm, trace, image, asking, max_new_tokens),
         *_rows_equal_eager(vlm, scored, limit),
         *_score_equals_generate(trace, scored, limit),
         *_places_are_right(vlm, trace),
@@ -107,8 +126,8 @@ def _compared(vlm: VLM, image: Any, question: str, max_new_tokens: int) -> Check
     return result
 
 
-def _unchanged(vlm: VLM, trace: Trace, image: Any, question: str, max_new_tokens: int) -> Iterator[Finding]:
-    inputs, _ = vlm.model_inputs(image, question)
+def _unchanged(vlm: VLM, trace: Trace, image: Any, asking: Mapping[str, Any], max_new_tokens: int) -> Iterator[Finding]:
+    inputs, _ = vlm.model_inputs(image, **asking)
     plain = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True, "output_logits": True}
     out = vlm.model.generate(**inputs, **plain, do_sample=False)
     tokens = out.sequences[0, trace.prompt_length :].cpu()
@@ -116,7 +135,7 @@ def _unchanged(vlm: VLM, trace: Trace, image: Any, question: str, max_new_tokens
     shared = min(len(out.logits), len(trace.logits))
     logits = torch.cat([step.float().cpu() for step in out.logits[:shared]])
     yield Finding("logits of a plain generate", _apart(trace.logits[:shared], logits), 0)
-    sampled = vlm.generate(image, question, max_new_tokens=max_new_tokens, do_sample=True, seed=0)
+    sampled = vlm.generate(image, **asking, max_new_tokens=max_new_tokens, do_sample=True, seed=0)
     torch.manual_seed(0)
     out = vlm.model.generate(**inputs, **plain, do_sample=True)
     tokens = out.sequences[0, trace.prompt_length :].cpu()

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+#: Letters of a message that somebody reads.
+_LONGEST = 900
 
 
 class ProbeError(Exception):
-    """Anything that llava_probe refuses to do."""
+    """Anything that llava_probe refuses to do. What it repeats of a long argument is its two ends."""
+
+    def __init__(self, told: str = "") -> None:
+        super().__init__(told if len(told) <= _LONGEST else f"{told[: _LONGEST - 300]} ... {told[-300:]}")
 
 
 class BadInput(ProbeError, ValueError):
@@ -61,17 +66,6 @@ def refusing(sentence: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{sentence}: {shortened(reason)}") from None
-
-
-def at_least(name: str, number: Any, least: int) -> int:
-    """A whole number of at least ``least``.
-
-    Raises:
-        BadInput: it is none.
-    """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or number < least:
-        raise BadInput(f"{name}= takes a whole number of at least {least}; got {number!r}")
-    return int(number)
 
 
 def shortened(text: str) -> str:

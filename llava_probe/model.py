@@ -13,17 +13,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
 from llava_probe.asking.answers import answer_ids, check_answer
-from llava_probe.asking.decoding import check_decoding, whole, with_a_length
+from llava_probe.asking.decoding import check_decoding, with_a_length
 from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
+from llava_probe.asking.lengths import check_length
+from llava_probe.asking.older import completed
+from llava_probe.asking.options import Asked
 from llava_probe.asking.preparation import Preparation
 from llava_probe.asking.prompts import PosedQuestion, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
+from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import anatomy
 from llava_probe.inside.passes import Prompt, alone_with, in_force
@@ -36,6 +40,7 @@ from llava_probe.trace.trace import Trace
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
 
 
+@checked
 class VLM:
     """A model and its processor.
 
@@ -63,6 +68,7 @@ class VLM:
         self.anatomy = anatomy(model)
         if model.training:
             warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
+        self.processor = processor = completed(processor, self.anatomy)
         image, video = (token_id(self.anatomy.model, processor, kind) for kind in ("image", "video"))
         self._vocabulary = Vocabulary(processor.tokenizer, image, video)
         self.layouts = Layouts(self.anatomy, processor, layout)
@@ -82,9 +88,9 @@ class VLM:
         messages: Sequence[Mapping[str, Any]] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
         system: str | None = None,
-        max_new_tokens: int | None = None,
+        max_new_tokens: Count | None = None,
         capture: Capture | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
@@ -120,11 +126,11 @@ class VLM:
 
     def generate_batch(
         self,
-        samples: Sequence[Any],
+        samples: Sequence[Sequence[Any] | Mapping[str, Any]],
         *,
-        max_new_tokens: int | None = None,
+        max_new_tokens: Count | None = None,
         capture: Capture | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> list[Trace]:
@@ -173,12 +179,13 @@ class VLM:
         capture: Capture | None,
         processor_kwargs: Mapping[str, Any] | None,
     ) -> Trace:
-        capture = _capture(capture)
+        capture = capture or Capture()
         tensors, prompts = self.prepare([asked], processor_kwargs or {})
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
         ids = answer_ids(self.processor, asked, prompt_ids, answer)
         check_answer(ids, self.anatomy.vocabulary, self.visual_ids)
+        check_length(self.anatomy, len(prompt_ids), len(ids) - 1)
         request = asked.request(answer=ids, processor=dict(processor_kwargs or {}), capture=capture)
         sample = self._sample([asked], 0, request, prompts[0], tensors, self.anatomy.generator.generation_config)
         announce(plan, self.anatomy, prompts, tensors, new_tokens=len(ids), sequences=1)
@@ -216,7 +223,7 @@ class VLM:
         return (again, *again.alternatives)[request.sequence]
 
     def model_inputs(
-        self, image: Any = None, question: str | None = None, **asking: Any
+        self, image: Any = None, question: str | None = None, **asking: Unpack[Asked]
     ) -> tuple[dict[str, Tensor], PosedQuestion]:
         """What ``generate`` would feed the model for this question, for calls of your own.
 
@@ -228,11 +235,14 @@ class VLM:
         Returns:
             Tensors on the model's device, and the settled question (pictures and prompt text).
         """
-        processor_kwargs = asking.pop("processor_kwargs", None) or {}
-        asked = pose(self.processor, image, question, **asking)
+        given: dict[str, Any] = {**asking}
+        processor_kwargs = given.pop("processor_kwargs", None) or {}
+        asked = pose(self.processor, image, question, **given)
         return self.prepare([asked], processor_kwargs)[0], asked
 
-    def lay_out(self, image: Any = None, question: str | None = "?", **asking: Any) -> tuple[ImageLayout, ...]:
+    def lay_out(
+        self, image: Any = None, question: str | None = "?", **asking: Unpack[Asked]
+    ) -> tuple[ImageLayout, ...]:
         """Where the visual tokens of these pictures would lie in the prompt, without asking the model.
 
         Args:
@@ -244,9 +254,10 @@ class VLM:
         Raises:
             BadInput: it is not known: ``inputs`` show the pictures in a way that ``processor_kwargs`` do not, say.
         """
-        processor_kwargs = asking.pop("processor_kwargs", None) or {}
-        question = None if {"prompt", "messages", "inputs"} & set(asking) else question
-        asked = pose(self.processor, image, question, **asking)
+        given: dict[str, Any] = {**asking}
+        processor_kwargs = given.pop("processor_kwargs", None) or {}
+        question = None if {"prompt", "messages", "inputs"} & set(given) else question
+        asked = pose(self.processor, image, question, **given)
         tensors, prompts = self.prepare([asked], processor_kwargs)
         places = self.layouts_of([asked], 0, prompts[0], tensors, processor_kwargs)
         if places.unknown:
@@ -285,8 +296,7 @@ class VLM:
         seed: int | None,
         processor_kwargs: Mapping[str, Any] | None,
     ) -> list[Trace]:
-        capture = _capture(capture)
-        seed = None if seed is None else whole("seed", seed)
+        capture = capture or Capture()
         config = check_decoding(self.anatomy.generator, arguments)
         tensors, prompts = self.prepare(questions, processor_kwargs or {})
         plan = self._plan(capture)
@@ -350,11 +360,3 @@ class VLM:
             provenance["places"] = f"not known: {places.unknown}"
         ends, under = ends_of(self.processor.tokenizer, config), in_force(self.anatomy)
         return PromptedSample(question, request, places.layouts, sizes_of(self.anatomy), ends, under, provenance)
-
-
-def _capture(capture: Capture | None) -> Capture:
-    if capture is None:
-        return Capture()
-    if not isinstance(capture, Capture):
-        raise BadInput(f"capture= takes lp.Capture(...); got {type(capture).__name__}")
-    return capture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import llava_probe as lp
-from llava_probe.loading import TWINS
+from llava_probe.loading.kinds import TWINS
 from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
@@ -22,7 +22,7 @@ def test_an_unknown_original_checkpoint_says_what_to_look_for():
 
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path):
-    with pytest.raises(lp.BadModel, match="cannot be loaded"):
+    with pytest.raises(lp.BadModel, match=r"a folder without a config\.json, so no model is there: it is empty"):
         lp.load(tmp_path)
 
 

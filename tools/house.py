@@ -28,22 +28,12 @@ MARKERS = ("<!-- house -->", "<!-- /house -->")
 
 #: Which rooms may stand on which, from the ground up: a room imports its own line and those before it, none after it.
 ORDER = (
-    (
-        "arrays.py",
-        "border/",
-        "errors.py",
-        "escaping.py",
-        "faults.py",
-        "stored.py",
-        "whole_file.py",
-        "resampling.py",
-        "tiny/",
-    ),
+    ("arrays.py", "border/", "errors.py", "escaping.py", "faults.py", "whole_file.py", "resampling.py", "tiny/"),
     ("pictures/", "inside/"),
     ("layout/",),
     ("trace/",),
     ("asking/", "maps/"),
-    ("model.py", "loading.py"),
+    ("model.py", "loading/"),
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
     ("agreement.py", "evaluate/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/"),

@@ -13,7 +13,7 @@ compared. Relative attention is A(question) / A(neutral): Zhang et al. 2025, "ML
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_probe.analyzers.sinks import sinks as find_sinks
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import Tokens, explained, placed, queries, told
@@ -35,6 +36,7 @@ REDUCTIONS = ("mean", "max")
 FLOOR = 0.01
 
 
+@checked
 def attention_map(
     trace: Trace,
     image: int = 0,
@@ -51,8 +53,9 @@ def attention_map(
     Args:
         trace: with attention rows.
         image: which picture.
-        tokens: positions, words or places (``trace.positions``), a row for each token; those of the answer's content
-            words when None. A generated token is explained by the row that predicted it, a prompt token by its own.
+        tokens: positions, words or places (``trace.positions``), a row for each position and for each time that a word
+            is said, the mean of its tokens'; the answer's content words when None. A generated token is explained by
+            the row that predicted it, a prompt token by its own.
         layers, heads: the model's own numbers; all that were kept when None.
         reduce: ``"mean"`` or ``"max"`` over them.
         sinks: ``"drop"`` sets tokens that draw attention without content (``lp.sinks``) to 0 and marks them.
@@ -72,14 +75,14 @@ def attention_map(
     if sinks not in ("keep", "drop"):
         raise BadInput(f'sinks= takes "keep" or "drop"; got {sinks!r}')
     layout = placed(trace, image)
-    wanted = explained(trace, tokens)
+    wanted, words = explained(trace, tokens)
     columns = torch.from_numpy(layout.positions)
     layers, heads = axis_list("layers", layers), axis_list("heads", heads)
-    values = reduced(trace, queries(trace, wanted), columns, layers, heads, reduce)
+    values = by_word(words, lambda at: reduced(trace, queries(trace, at), columns, layers, heads, reduce))
     about: dict[str, Any] = {
         "unit": "share of attention",
         "tokens": told(tokens),
-        "positions": [[token.position] for token in wanted],
+        "positions": words,
         "layers": layers or list(trace.attention_layers),
         "heads": heads or list(trace.attention_heads),
         "reduce": reduce,
@@ -101,6 +104,12 @@ def attention_map(
         values = values / (neutral + FLOOR * neutral.mean())
         about |= {"unit": "attention over neutral attention", "neutral": neutral.squeeze(0).tolist()}
     return ImageMap(values, layout, trace.images[image], wanted, "attention", marked, about)
+
+
+def by_word(words: Sequence[Sequence[int]], rows_at: Callable[[list[int]], Tensor]) -> Tensor:
+    """[words, ...] the mean over each word's tokens of ``rows_at``: [positions, ...]; each position is read once."""
+    rows = rows_at([position for word in words for position in word])
+    return torch.stack([part.mean(0) for part in rows.split([len(word) for word in words])])
 
 
 def reduced(

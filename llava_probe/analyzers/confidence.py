@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.trace.explained import At
 from llava_probe.trace.tokens import Token, divided
@@ -62,6 +63,7 @@ class Word:
     entropy: float
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Confidence:
     """How sure the model was, each [T] float32; entry t of generated token t, an ending EOS included.
@@ -123,7 +125,7 @@ class Confidence:
         blocks = _blocks(self.trace.scores, self.trace.generated_ids)
         return _finite(torch.cat([_chosen(*block) for block in blocks]).exp(), "scores")
 
-    def top(self, k: int = 5) -> tuple[tuple[Candidate, ...], ...]:
+    def top(self, k: Count = 5) -> tuple[tuple[Candidate, ...], ...]:
         """The ``k`` likeliest tokens of each step, best first.
 
         Raises:
@@ -152,7 +154,7 @@ class Confidence:
             for step in zip(ids.tolist(), logprobs.tolist(), strict=True)
         )
 
-    def choices(self, names: Sequence[str], at: At | None = None) -> Choices:
+    def choices(self, names: str | Sequence[str], at: At | None = None) -> Choices:
         """The probability of each of a few one-word answers at one step; see ``choices.weigh``.
 
         Args:
@@ -241,6 +243,7 @@ class Confidence:
         )
 
 
+@checked
 def confidence(trace: Trace) -> Confidence:
     """How sure the model was of each generated token, from its raw logits.
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.analyzers.attention import by_word
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.trace.explained import Tokens, explained, queries
 from llava_probe.trace.tokens import Token
@@ -35,6 +37,7 @@ class Head:
     share: float
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class HeadShares:
     """Where each head's attention goes, each part [tokens, layers, heads] float32.
@@ -67,13 +70,13 @@ class HeadShares:
             raise BadInput(f"a share is one of {', '.join(PARTS)}; got {name!r}")
         return getattr(self, name)  # type: ignore[no-any-return]
 
-    def top(self, k: int = 10, of: str = "image", row: int | None = None) -> tuple[Head, ...]:
+    def top(self, k: Count = 10, of: str = "image", row: int | None = None) -> tuple[Head, ...]:
         """The ``k`` heads with the largest share, of one token's row or averaged over all.
 
         Raises:
             OutOfRange: there is no such row.
         """
-        shares = self._shares(of, row)
+        shares = self.share(of, row)
         values, places = shares.flatten().topk(min(k, shares.numel()))
         width = len(self.heads)
         return tuple(
@@ -81,12 +84,12 @@ class HeadShares:
             for place, share in zip(places.tolist(), values.tolist(), strict=True)
         )
 
-    def table(self, k: int = 10, of: str = "image", row: int | None = None) -> str:
+    def table(self, k: Count = 10, of: str = "image", row: int | None = None) -> str:
         """The top heads with all their shares, a line each, to print."""
         lines = ["layer  head  " + "  ".join(name.rjust(9) for name in PARTS)]
         for head in self.top(k, of, row):
             place = self.layers.index(head.layer), self.heads.index(head.head)
-            cells = "  ".join(f"{float(self._shares(name, row)[place]):9.4f}" for name in PARTS)
+            cells = "  ".join(f"{float(self.share(name, row)[place]):9.4f}" for name in PARTS)
             lines.append(f"{head.layer:5d}  {head.head:4d}  {cells}")
         return "\n".join(lines)
 
@@ -100,7 +103,12 @@ class HeadShares:
             **{name: self.part(name).tolist() for name in PARTS},
         }
 
-    def _shares(self, name: str, row: int | None) -> Tensor:
+    def share(self, name: str, row: int | None = None) -> Tensor:
+        """[layers, heads] of one of the five parts, of one token's row or averaged over all.
+
+        Raises:
+            BadInput: there is no such part; OutOfRange: no such row.
+        """
         part = self.part(name)
         if row is None:
             return part.mean(0)
@@ -109,6 +117,7 @@ class HeadShares:
         return part[row]
 
 
+@checked
 def heads(trace: Trace, tokens: Tokens = None) -> HeadShares:
     """The share of each head's attention on the parts of the sequence, for each explained token.
 
@@ -120,10 +129,13 @@ def heads(trace: Trace, tokens: Tokens = None) -> HeadShares:
     Raises:
         NotCaptured: rows that were not kept.
     """
-    wanted = explained(trace, tokens)
+    wanted, words = explained(trace, tokens)
     member = _membership(trace)  # [K, parts]
-    rows = (row.float() @ member for row in trace.each_row(queries(trace, wanted)))
-    shares = dict(zip(PARTS, torch.stack(list(rows)).unbind(-1), strict=True))
+
+    def rows_at(at: list[int]) -> Tensor:
+        return torch.stack([row.float() @ member for row in trace.each_row(queries(trace, at))])
+
+    shares = dict(zip(PARTS, by_word(words, rows_at).unbind(-1), strict=True))
     return HeadShares(**shares, tokens=wanted, layers=trace.attention_layers, heads=trace.attention_heads)
 
 

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list
+from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list, by_word
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.capture import in_units
@@ -24,6 +25,7 @@ from llava_probe.trace.explained import Tokens, explained, placed, queries, told
 from llava_probe.trace.trace import Trace
 
 
+@checked
 def rollout(
     trace: Trace,
     image: int = 0,
@@ -54,14 +56,15 @@ def rollout(
     if reduce not in REDUCTIONS:
         raise BadInput(f"reduce= takes {' or '.join(map(repr, REDUCTIONS))}; got {reduce!r}")
     layout = placed(trace, image)
-    wanted = explained(trace, tokens)
+    wanted, words = explained(trace, tokens)
     _check_kept(trace)
     count = trace.sizes.layers
     layer_list = axis_list("layers", layers) or _through(trace)
     head_list = axis_list("heads", heads) or list(range(trace.sizes.heads))
     trace.rows(at=[0], layer=layer_list, head=head_list)  # says so if one of them is not there or was not kept
     layer_list = sorted({layer % count for layer in layer_list})
-    rows = torch.eye(len(trace.tokens) - 1)[queries(trace, wanted)]  # [T, K]
+    own = torch.eye(len(trace.tokens) - 1)
+    rows = by_word(words, lambda at: own[queries(trace, at)])  # [T, K]
     for layer in reversed(layer_list):
         rows = rows @ _step(trace, layer, head_list, reduce)
     if bool(torch.isnan(rows).any()):
@@ -70,7 +73,7 @@ def rollout(
     about = {
         "unit": "share of attention flow",
         "tokens": told(tokens),
-        "positions": [[token.position] for token in wanted],
+        "positions": words,
         "layers": layer_list,
         "heads": head_list,
         "reduce": reduce,

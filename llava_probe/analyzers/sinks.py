@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.arrays import IntArray
+from llava_probe.border import Positive, checked
 from llava_probe.errors import NotCaptured
 from llava_probe.trace.explained import PREDICTING, placed
 from llava_probe.trace.trace import Trace
@@ -47,6 +48,7 @@ PERSISTENCE = 0.5
 _CAPTURE = 'pass Capture(positions=["predicting", "image", 0])'
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Sinks:
     """Which visual tokens of one picture are sinks, and why.
@@ -89,7 +91,8 @@ class Sinks:
         }
 
 
-def sinks(trace: Trace, image: int = 0, *, threshold: float | None = None) -> Sinks:
+@checked
+def sinks(trace: Trace, image: int = 0, *, threshold: Positive | None = None) -> Sinks:
     """The visual tokens of one picture that are massive where the first token is.
 
     Args:

@@ -58,4 +58,7 @@ def check_answer(ids: Sequence[int], vocabulary: int, visual: Collection[int]) -
     if wrong:
         raise BadInput(f"the answer holds id {wrong[0]}; this model has ids 0 to {vocabulary - 1}")
     if set(visual) & set(ids):
-        raise BadInput("the answer holds the image token, which stands for a picture; it cannot be scored")
+        raise BadInput(
+            "the answer holds the image token, which stands for a picture: in one pass over both it would "
+            "be taken for one, so it cannot be scored or attributed; the ids before it can, vlm.score(..., answer=ids)"
+        )

@@ -7,7 +7,6 @@ every text and every picture, the other form is tried, and what still is not the
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections import Counter
@@ -88,16 +87,20 @@ def asked_chat(
         if any(message["role"] == "system" for message in chat):
             raise BadInput("a system message was given both inside messages= and as system=; give it in one place")
         chat = [{"role": "system", "content": [{"type": "text", "text": system}]}, *chat]
+
+    def render(form: Chat) -> str:
+        return templated(processor, form, template)
+
     refusals = []
     for form in _forms(chat):
         try:
-            text = templated(processor, form, template)
-            _check_words(processor, form, text)
+            text = render(form)
+            _check_words(processor, form, text, render)
         except BadInput as error:
             refusals.append(error)
             continue
         for kind, given in zip(("image", "video"), pictures, strict=True):
-            _check_places(processor, form, text, kind, given, lambda other: templated(processor, other, template))
+            _check_places(processor, form, text, kind, given, render)
         return text, template
     raise refusals[0]
 
@@ -178,20 +181,31 @@ def _texts(message: Mapping[str, Any]) -> list[str]:
 # --- what the template made of them ---
 
 
-def _check_words(processor: Any, chat: Chat, text: str) -> None:
-    """Every text stands in the prompt, as often as it was given, however it is spaced."""
-    roles = [(message["role"], words) for message in chat for words in _texts(message)]
-    given = Counter((role, " ".join(_said(role, words).split())) for role, words in roles)
+def _check_words(processor: Any, chat: Chat, text: str, render: Callable[[Chat], str]) -> None:
+    """Every text is in the prompt, as often as it was given: as it stands, or as the template writes it."""
     written = " ".join(text.split())
-    python = "{'type':" in text and not any("{'type':" in words for _, words in given)
-    for (role, words), count in given.items():
-        quoted = json.dumps(words, ensure_ascii=False)[1:-1]  # what a tool said may be told as JSON
-        if python or max(written.count(words), written.count(quoted)) < count:
+    given = [(number, message["role"], words) for number, message in enumerate(chat) for words in _texts(message)]
+    python = "{'type':" in text and not any("{'type':" in words for *_, words in given)
+    bare = [" ".join(_said(role, words).split()) for _, role, words in given]
+    counts = Counter(bare)
+    for (number, role, words), sought in zip(given, bare, strict=True):
+        if not python and written.count(sought) >= counts[sought]:
+            continue
+        if python or render([*chat[:number], _reworded(chat[number], words), *chat[number + 1 :]]) == text:
             what = "the system message" if role == "system" else f"the words {shortened(words)!r} of role {role!r}"
             raise BadInput(
                 f"the chat template of {type(processor).__name__} leaves out {what}; ask in another way, or write the "
                 "whole prompt="
             )
+
+
+def _reworded(message: Mapping[str, Any], words: str) -> dict[str, Any]:
+    """A message with other words in the place of these."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": f"? {words} ?"}
+    parts = [{**part, "text": f"? {words} ?"} if part.get("text") == words else part for part in content]
+    return {**message, "content": parts}
 
 
 def _said(role: str, words: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import transformers
 
+from llava_probe.asking.options import read_options
 from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
 from llava_probe.inside import seam
@@ -44,8 +44,6 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
     for name in ("custom_generate", "assistant_model"):
         if arguments.get(name) is not None:
             raise BadInput(f"{name}= is not supported: it makes several tokens a step, or runs a loop we cannot see")
-    if (new_tokens := arguments.get("max_new_tokens")) is not None and new_tokens < 1:
-        raise BadInput(f"max_new_tokens must be at least 1; got {new_tokens}")
     given = {name: value for name, value in arguments.items() if name not in ("generation_config", *_OBJECTS)}
     with refusals(f"the settings of {type(model).__name__}.generate"):
         config = seam.generation_config(model, arguments.get("generation_config"), given)
@@ -65,21 +63,15 @@ def check_decoding(model: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def with_a_length(model: Any, max_new_tokens: int | None, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``generate`` with a length, where nobody gave one."""
+    """Arguments of ``generate``, each of its kind, with a length where nobody gave one.
+
+    Raises:
+        BadInput: an unknown name, or a value of another kind.
+    """
+    generate_kwargs = read_options(model, generate_kwargs)
     told = model.generation_config.max_new_tokens is not None
     if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
         max_new_tokens = DEFAULT_NEW_TOKENS
     if max_new_tokens is None:
         return dict(generate_kwargs)
-    return {"max_new_tokens": whole("max_new_tokens", max_new_tokens), **generate_kwargs}
-
-
-def whole(name: str, number: Any) -> int:
-    """A whole number.
-
-    Raises:
-        BadInput: it is none.
-    """
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise BadInput(f"{name} must be a whole number; got {number!r}")
-    return operator.index(number)
+    return {"max_new_tokens": max_new_tokens, **generate_kwargs}

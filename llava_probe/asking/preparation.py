@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.asking.lengths import check_length
 from llava_probe.asking.prompts import PosedQuestion, encode, encode_with, marked
 from llava_probe.errors import BadInput
 from llava_probe.inside import seam
@@ -47,6 +49,8 @@ class Preparation:
         Raises:
             BadInput: something that the processor refuses, or a mask that hides tokens inside a prompt.
         """
+        for question in questions:
+            self._check_names(question.inputs or ())
         tensors = encode(self.processor, questions, processor_kwargs)
         ids = tensors["input_ids"]
         mask = tensors.get("attention_mask")
@@ -57,6 +61,7 @@ class Preparation:
             if bool((kept[:padding] != 0).any()):
                 raise BadInput("the attention mask hides tokens inside the prompt or on its right; pad on the left")
             places = self._places(row[padding:]) or marked(tensors, number, padding)
+            check_length(self.anatomy, len(row) - padding)
             own, asked = tuple(row[padding:].tolist()), questions[number].words
             prompts.append(Prompt(len(own), padding, places, own, asked))
         return self._sent(tensors), prompts
@@ -89,6 +94,15 @@ class Preparation:
                 sum(len(other.stills) for other in before),
                 Clips(question.videos, filmed, sum(len(other.videos) for other in before)),
             )
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        """Ready-made inputs are what the model's forward pass takes, or what its processor makes."""
+        processors = (self.processor, self.processor.image_processor)
+        known = {name for one in processors for name in getattr(one, "model_input_names", ())}
+        known |= set(inspect.signature(self.anatomy.model.forward).parameters)
+        if unknown := sorted(set(names) - known):
+            name = type(self.anatomy.model).__name__
+            raise BadInput(f"inputs= holds {', '.join(unknown)}, which {name} does not take; leave it out")
 
     def _places(self, ids: Tensor) -> tuple[int, ...]:
         """Places of the visual tokens among the ids of one prompt."""

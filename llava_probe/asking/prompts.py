@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_chat
 from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
-from llava_probe.asking.ready import checked
+from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
@@ -102,7 +102,7 @@ def pose(
     images = tuple(open_image(source) for source in _listed(image))
     clips = several_videos(video)
     if inputs is not None:
-        return _question(images, clips, None, inputs=checked(inputs))
+        return _question(images, clips, None, inputs=ready_inputs(inputs))
     if prompt is not None:
         _check_prompt(processor, prompt, len(images), len(clips))
         return _question(images, clips, prompt)
@@ -142,6 +142,18 @@ def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
                 f"{', '.join(_ASKING)}: {sample!r}"
             )
     return questions
+
+
+def in_plain_words(processor: Any, words: str, images: int, videos: int = 0) -> dict[str, Any]:
+    """How any model is asked something of ours: as a question, or as the barest prompt where it has no template.
+
+    Words with a picture's place in them are a whole prompt already.
+    """
+    if images and any(mark in words for mark in marks_of(processor, "image")):
+        return {"prompt": words}
+    if has_template(processor):
+        return {"question": words}
+    return {"prompt": bare_prompt(processor, words, images, videos)}
 
 
 def asked_again(images: tuple[Image.Image, ...], request: Request) -> PosedQuestion:
@@ -215,11 +227,8 @@ def encode_with(
     other = replace(question, images=tuple(images), inputs=None)
     if other.prompt is None:
         given: dict[str, Any] = {"image": other.stills, "video": other.clips or None}
-        if has_template(processor):
-            other = pose(processor, question="?", **given)
-        else:
-            bare = bare_prompt(processor, "?", len(other.stills), len(other.clips))
-            other = pose(processor, prompt=bare, **given)
+        words: dict[str, Any] = in_plain_words(processor, "?", len(other.stills), len(other.clips))
+        other = pose(processor, **words, **given)
     return encode(processor, [other], processor_kwargs)
 
 

@@ -34,7 +34,8 @@ def templated(
     """
     if not has_template(processor, template_kwargs):
         raise BadInput(
-            f"{type(processor).__name__} has no chat template to put plain words into; pass the whole text as prompt="
+            f"{type(processor).__name__} has no chat template to put plain words into; give the whole text as prompt="
+            f"{_place(processor)}"
         )
     settings = {"add_generation_prompt": True, **(template_kwargs or {})}
     if settings.get("continue_final_message"):
@@ -43,6 +44,11 @@ def templated(
         return str(processor.apply_chat_template(messages, tokenize=False, **settings))
     except Exception as error:  # jinja raises whatever the template's author chose
         raise BadInput(f"the model's chat template refused these messages: {first_line(error)}") from error
+
+
+def _place(processor: Any) -> str:
+    mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
+    return f", with {mark} where each picture goes" if mark else ""
 
 
 def has_template(processor: Any, template_kwargs: Mapping[str, Any] | None = None) -> bool:

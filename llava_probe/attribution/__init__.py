@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.target import QUANTITIES, Target, Task, targets
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Target, Task, targets
 from llava_probe.attribution.gradient import gradient, input_x_gradient
 from llava_probe.attribution.integrated import integrated_gradients
 from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
@@ -36,6 +36,7 @@ from llava_probe.attribution.relevance import relevance
 from llava_probe.attribution.rise import rise
 from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.inside.passes import alone_with, in_force
 from llava_probe.maps.maps import ImageMap
@@ -99,6 +100,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@checked
 def attribute(
     vlm: VLM,
     trace: Trace,
@@ -106,7 +108,7 @@ def attribute(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     **options: Any,
@@ -145,6 +147,7 @@ def attribute(
     return explained_by(made, method, options)
 
 
+@checked
 def prepared(
     vlm: VLM,
     trace: Trace,
@@ -152,7 +155,7 @@ def prepared(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     text: str | None = None,
     of: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -184,6 +187,7 @@ def _warn_of_another(vlm: VLM, trace: Trace) -> None:
         )
 
 
+@checked
 def explained_by(task: Task, method: str, options: Mapping[str, Any] | None = None) -> ImageMap:
     """The map of one method for a prepared task."""
     chosen = method_of(method, options or {})

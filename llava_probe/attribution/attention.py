@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from llava_probe.analyzers.attention import FLOOR, Numbers, axis_list, check_same_picture, reduced
+from llava_probe.asking.prompts import in_plain_words
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotCaptured
 from llava_probe.inside.passes import in_force
 from llava_probe.trace.capture import Capture
@@ -23,6 +25,7 @@ from llava_probe.trace.trace import Trace
 NEUTRAL = "Describe the image."
 
 
+@checked
 def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> Found:
     """Share of attention on every position, layers and heads averaged; no pass at all where the trace kept its rows.
 
@@ -40,6 +43,7 @@ def attention(task: Task, *, layers: Numbers = None, heads: Numbers = None) -> F
     return Found(torch.stack(rows), unit="share of attention", forwards=forwards, about=about)
 
 
+@checked
 def relative_attention(
     task: Task, *, layers: Numbers = None, heads: Numbers = None, neutral: str | Trace = NEUTRAL
 ) -> Found:
@@ -48,7 +52,8 @@ def relative_attention(
     Args:
         task: what is explained.
         layers, heads: as for ``attention``.
-        neutral: the question, or a trace of it with attention rows.
+        neutral: the question, a whole prompt with its picture's place, or a trace of one with attention rows. A model
+            without a chat template is asked a question with nothing around it.
 
     Raises:
         BadInput: a neutral trace of another picture.
@@ -62,8 +67,10 @@ def relative_attention(
         if len(task.trace.request.videos):
             raise BadInput("relative attention asks its neutral question about still pictures; pass neutral=trace")
         images = list(task.trace.images)
-        told: dict[str, Any] = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
-        neutral = task.vlm.generate(images, neutral, **told, max_new_tokens=1, capture=rows_only(layers))
+        words = in_plain_words(task.vlm.processor, neutral, len(images))
+        told = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
+        asking: dict[str, Any] = words | (told if "question" in words else {})
+        neutral = task.vlm.generate(images, **asking, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
     check_same_picture(task.trace, neutral, task.image)
     layout = placed(neutral, task.image)

@@ -14,10 +14,12 @@ from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.watching import Slopes, Watch
+from llava_probe.border import checked
 from llava_probe.errors import BadModel, OutOfRange
 from llava_probe.inside.rows import Call
 
 
+@checked
 def attention_gradient(task: Task, *, layers: Numbers = None) -> Found:
     """Attention times its gradient at every position, one forward pass and a backward pass a target.
 

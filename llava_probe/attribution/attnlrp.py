@@ -28,6 +28,7 @@ from torch.autograd.graph import Node
 from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
@@ -41,6 +42,7 @@ RULED = {"_Held", "_Shared"}
 _LONG, _ALIKE = 64.0, 0.05
 
 
+@checked
 def attnlrp(task: Task, *, checkpoint: bool = False) -> Found:
     """Layer-wise relevance of every position, signed: one forward pass and a backward pass a target.
 

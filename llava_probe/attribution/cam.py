@@ -7,15 +7,19 @@ as compared in Chen et al. 2025, EAGLE (arXiv 2509.22496). The layer is free; a 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
-from llava_probe.errors import BadModel, OutOfRange, at_least
+from llava_probe.border import Limits, checked
+from llava_probe.errors import BadModel, OutOfRange
 
 
-def llava_cam(task: Task, *, layer: int | None = None) -> Found:
+@checked
+def llava_cam(task: Task, *, layer: Annotated[int, Limits(1)] | None = None) -> Found:
     """Class activation of each visual token, one forward pass and a backward pass a target.
 
     Args:
@@ -26,7 +30,7 @@ def llava_cam(task: Task, *, layer: int | None = None) -> Found:
         OutOfRange: there is no such layer, or nothing behind it reads its visual tokens.
     """
     count = task.vlm.anatomy.layers
-    layer = count // 2 if layer is None else at_least("layer", layer, 1)
+    layer = count // 2 if layer is None else layer
     if layer >= count:
         raise OutOfRange(f"layer {layer} is not there: LLaVA-CAM takes hidden state 1 to {count - 1}")
     values = torch.zeros(len(task.targets), len(task.layout), dtype=torch.float64)

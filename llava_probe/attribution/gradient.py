@@ -16,9 +16,11 @@ from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.pixels import pixel_cells
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 
 
+@checked
 def gradient(task: Task, *, on: str = "tokens") -> Found:
     """Norm of the gradient of each part.
 
@@ -29,6 +31,7 @@ def gradient(task: Task, *, on: str = "tokens") -> Found:
     return _summed(task, on, lambda value, slope: slope.double().square(), torch.sqrt, "gradient norm")
 
 
+@checked
 def input_x_gradient(task: Task, *, on: str = "tokens") -> Found:
     """Input times gradient of each part, summed over its features; against the target where negative.
 

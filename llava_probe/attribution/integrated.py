@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,14 +19,23 @@ from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.pixels import PixelCells, pixel_cells
 from llava_probe.attribution.engine.replay import baseline_rows, replaying, values_of
 from llava_probe.attribution.engine.target import Task
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, Limits, checked
+from llava_probe.errors import BadInput
 from llava_probe.inside.passes import alone_with
 
 PATH_STEPS = 32
+#: Both ends and whatever lies between: more tell no more.
+PathSteps = Annotated[int, Limits(2, 100_000)]
 
 
+@checked
 def integrated_gradients(
-    task: Task, *, on: str = "tokens", baseline: str = "mean", steps: int = PATH_STEPS, batch: int = 4
+    task: Task,
+    *,
+    on: str = "tokens",
+    baseline: str = "mean",
+    steps: PathSteps = PATH_STEPS,
+    batch: Count = 4,
 ) -> Found:
     """Integrated gradients of each part, summed over its features; adds up to the target's gain over the baseline.
 
@@ -45,8 +55,6 @@ def integrated_gradients(
         raise BadInput("integrated_gradients needs captum: pip install 'llava_probe[attribution]'") from error
     if on not in ("tokens", "pixels") or baseline not in ("mean", "zero"):
         raise BadInput(f'on= takes "tokens" or "pixels", baseline= "mean" or "zero"; got {on!r} and {baseline!r}')
-    at_least("steps", steps, 2)
-    at_least("batch", batch, 1)
     cells = pixel_cells(task) if on == "pixels" else None
     values = torch.zeros(len(task.targets), len(cells.layout if cells else task.layout), dtype=torch.float64)
     deltas = torch.zeros(len(task.targets), dtype=torch.float64)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from llava_probe.arrays import BoolArray, FloatArray, IntArray
 from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import Count, Limits, Portion, checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import tile_grids
@@ -45,6 +46,9 @@ PICKED = 10
 MASK_SIGMA = 1.0
 #: A sample picks one in so many of the candidates at most: of a small model's few, ten would be nearly all.
 ONE_IN = 4
+
+#: Tokens; none at all smooths nothing.
+Sigma = Annotated[float, Limits(0, 1_000)]
 
 _PATIENCE = 2.0  # seconds before a progress bar shows
 
@@ -67,6 +71,7 @@ class Picked:
     image: float
 
 
+@checked
 @dataclass(frozen=True)
 class LocalisationHeads:
     """The heads of one model that point at what is talked about, and why these.
@@ -89,7 +94,7 @@ class LocalisationHeads:
     iou: float | None = None
     iou_all: float | None = None
 
-    def table(self, k: int = 10) -> str:
+    def table(self, k: Count = 10) -> str:
         """The ``k`` heads picked most often, a line each, to print; the chosen ones are starred."""
         lines = ["   layer  head  picked by  entropy  on image"]
         for each in self.picked[:k]:
@@ -122,14 +127,15 @@ class LocalisationHeads:
             raise BadInput(f"from_dict takes what LocalisationHeads.to_dict gave; got {told!r}"[:300]) from error
 
 
+@checked
 def find_heads(
     vlm: VLM,
     samples: Iterable[Sequence[Any]],
     *,
-    most: int = 3,
+    most: Count = 3,
     tokens: Tokens = LAST,
-    validation: float = 0.5,
-    picked: int = PICKED,
+    validation: Portion = 0.5,
+    picked: Count = PICKED,
 ) -> LocalisationHeads:
     """Choose a model's localisation heads over a data set; a few hundred samples are plenty.
 
@@ -154,11 +160,8 @@ def find_heads(
         raise BadInput("samples are (image, question) each, or (image, question, mask) each")
     tried = round(len(listed) * validation) if masks else 0
     choosing = listed[: len(listed) - tried]
-    if not choosing or most < 1 or picked < 1:
-        raise BadInput(
-            f"find_heads chooses most={most} heads of picked={picked} a sample from {len(choosing)} samples; "
-            "all three must be 1 or more"
-        )
+    if not choosing:
+        raise BadInput(f"none of the {len(listed)} samples is left to choose heads from; pass more, or less validation")
     sums, entropies = [], []
     for sample in tqdm(choosing, desc="choosing heads", delay=_PATIENCE, leave=False, disable=None):
         trace, maps, layout = _maps(vlm, sample, tokens)
@@ -188,8 +191,9 @@ def find_heads(
     )
 
 
+@checked
 def localisation_heads(
-    task: Task, *, heads: LocalisationHeads | Sequence[tuple[int, int]] | None = None, sigma: float = MASK_SIGMA
+    task: Task, *, heads: LocalisationHeads | Sequence[tuple[int, int]] | None = None, sigma: Sigma = MASK_SIGMA
 ) -> Found:
     """Attention of a few chosen heads alone, summed; no pass at all where the trace kept its rows.
 
@@ -289,8 +293,6 @@ def components(on: BoolArray) -> IntArray:
 
 def smoothed(values: FloatArray, layout: ImageLayout, sigma: float) -> FloatArray:
     """[..., N] a Gaussian of ``sigma`` tokens, cut at three, over each grid, mirrored at its edges."""
-    if not isinstance(sigma, int | float) or not 0 <= sigma < np.inf:
-        raise BadInput(f"sigma={sigma!r} is no width in tokens; pass 0 or more")
     out = np.array(values, dtype=np.float64)
     reach = int(3 * sigma + 0.5)
     if not reach:
@@ -336,7 +338,7 @@ def _maps(vlm: VLM, sample: Sequence[Any], tokens: Tokens) -> tuple[Trace, Float
     length = {"max_new_tokens": 1} if place_named(tokens) == LAST else {}
     trace = vlm.generate(sample[0], sample[1], capture=rows_only(None), **length)  # type: ignore[arg-type]
     layout = placed(trace)
-    at = queries(trace, explained(trace, tokens))
+    at = queries(trace, [position for word in explained(trace, tokens)[1] for position in word])
     columns = torch.from_numpy(layout.positions)
     rows: Tensor = sum(row[..., columns].double() for row in trace.each_row(at)) / len(at)  # type: ignore[assignment]
     if bool(torch.isnan(rows).any()):

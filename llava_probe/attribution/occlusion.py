@@ -22,7 +22,8 @@ from llava_probe.attribution.engine.perturbing import (
 )
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.windows import blocks_of, token_windows, within
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, checked
+from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
 
 PICTURE_BASELINES = ("mean", "zero", "blur")
@@ -31,15 +32,16 @@ PICTURE_BASELINES = ("mean", "zero", "blur")
 CELLS, BLUR = 14, 0.05
 
 
+@checked
 def occlusion(
     task: Task,
     *,
     on: str = "tokens",
-    window: int = 1,
+    window: Count = 1,
     baseline: str = "mean",
-    cells: int = CELLS,
-    budget: int | None = None,
-    batch: int = AT_ONCE,
+    cells: Count = CELLS,
+    budget: Count | None = None,
+    batch: Count = AT_ONCE,
 ) -> Found:
     """Drop of the target when each window is taken away, in the target's own unit.
 
@@ -57,8 +59,6 @@ def occlusion(
     """
     if on not in ("tokens", "pixels"):
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
-    for name, number in (("window", window), ("cells", cells), ("budget", 1 if budget is None else budget)):
-        at_least(name, number, 1)
     if on == "tokens":
         if baseline not in TOKEN_BASELINES:
             raise BadInput(f"on tokens, baseline= takes {' or '.join(map(repr, TOKEN_BASELINES))}; got {baseline!r}")

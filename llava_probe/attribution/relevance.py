@@ -20,9 +20,11 @@ from llava_probe.attribution.engine.pull import Pull
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.tower import TowerRelevance
 from llava_probe.attribution.engine.watching import Watch
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 
 
+@checked
 def relevance(task: Task, *, through: str = "language", checkpoint: bool = False) -> Found:
     """Relevance of every position, one forward pass and a backward pass a target.
 

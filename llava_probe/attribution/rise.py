@@ -7,6 +7,8 @@ part and, with finitely many masks, only noise.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from PIL import Image
@@ -17,22 +19,24 @@ from llava_probe.attribution.engine.perturbing import AT_ONCE, Pictures, picture
 from llava_probe.attribution.engine.target import Task
 from llava_probe.attribution.engine.windows import blocks_of
 from llava_probe.attribution.occlusion import CELLS, blank
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, Limits, Portion, Seed, checked
+from llava_probe.errors import BadInput
 
 #: Passes where nobody says; the paper takes 4,000 to 8,000.
 BUDGET = 500
 
 
+@checked
 def rise(
     task: Task,
     *,
     on: str = "tokens",
-    budget: int = BUDGET,
-    cells: int = 7,
-    keep: float = 0.5,
+    budget: Annotated[int, Limits(2, 1_000_000)] = BUDGET,
+    cells: Count = 7,
+    keep: Portion = 0.5,
     baseline: str = "mean",
-    seed: int = 0,
-    batch: int = AT_ONCE,
+    seed: Seed = 0,
+    batch: Count = AT_ONCE,
 ) -> Found:
     """How much better the target does when a part is shown.
 
@@ -52,9 +56,7 @@ def rise(
     """
     if on not in ("tokens", "pixels"):
         raise BadInput(f'on= takes "tokens" or "pixels"; got {on!r}')
-    for name, number, least in (("budget", budget, 2), ("cells", cells, 1), ("seed", seed, 0)):
-        at_least(name, number, least)
-    if not isinstance(keep, float) or not 0 < keep < 1:
+    if not 0 < keep < 1:
         raise BadInput(f"keep= takes the chance that a cell is shown, between 0 and 1; got {keep!r}")
     layout = task.layout if on == "tokens" else blocks_of(task.layout.size, max(CELLS, 4 * cells))
     size = torch.tensor(layout.size * 2, dtype=torch.float64)
@@ -86,7 +88,7 @@ def rise(
     )
 
 
-def random_masks(centres: Tensor, count: int, cells: int, keep: float, seed: int) -> Tensor:
+def random_masks(centres: Tensor, count: int, cells: int, keep: Portion, seed: Seed) -> Tensor:
     """[count, N] values in 0 to 1 of smooth random masks at points [N, 2] of the unit square.
 
     A grid of zeros and ones is enlarged bilinearly until a cell measures 1 / cells, and shifted by up to one cell.

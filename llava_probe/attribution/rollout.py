@@ -14,12 +14,14 @@ from torch import Tensor
 
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Visitor
 from llava_probe.inside.rows import Call
 
 
+@checked
 def rollout(task: Task) -> Found:
     """Share of attention flow from every position, in one forward pass.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
+from llava_probe.border import checked
 from llava_probe.errors import BadModel, NotANumber
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Visitor
@@ -38,6 +39,7 @@ from llava_probe.trace.tokens import Token
 _LEAST_SPREAD = 1e-12
 
 
+@checked
 def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> Found:
     """Activation of the word at every visual token and earlier word, in one forward pass.
 
@@ -55,7 +57,7 @@ def tam(task: Task, *, interference: bool = True, rank_filter: bool = True) -> F
         NotANumber: states are NaN or infinite.
     """
     words, visual = _words(task), _visual(task)
-    places = torch.tensor(queries(task.trace, words), dtype=torch.long)
+    places = torch.tensor(queries(task.trace, [word.position for word in words]), dtype=torch.long)
     ids = sorted({word.id for word in words})
     active = _activations(task, ids)  # [fed, ids]
     own = torch.tensor([ids.index(word.id) for word in words])

@@ -20,7 +20,8 @@ from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from llava_probe.border.hints import Names
 from llava_probe.border.kinds import ANYTHING, Kind, kind_of
-from llava_probe.border.values import Refused, shown
+from llava_probe.border.settled import settled
+from llava_probe.border.values import Refused, in_few_words
 from llava_probe.errors import BadInput
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ def checked(thing: T) -> T:
     for name, member in list(vars(thing).items()):
         if name.startswith("_") and name not in ("__init__", "__getitem__"):
             continue
-        told = thing.__name__ if name == "__init__" else f"{thing.__name__}.{name}"
+        told = {"__init__": thing.__name__, "__getitem__": f"{thing.__name__}[...]"}.get(
+            name, f"{thing.__name__}.{name}"
+        )
         if inspect.isfunction(member):
             setattr(thing, name, _guarded(member, told))
         elif isinstance(member, classmethod | staticmethod):
@@ -56,7 +59,7 @@ def read_as(annotation: Any, value: Any, told: str) -> Any:
 
 def _refusal(told: str, kind: Kind, value: Any, found: Refused) -> BadInput:
     why = f", {found.why}" if found.why else ""
-    return BadInput(f"{told} takes {kind.one}; got {shown(value)}{why}")
+    return BadInput(f"{told} takes {kind.one}; got {in_few_words(value)}{why}")
 
 
 def _guarded(function: Any, told: str) -> Any:
@@ -87,8 +90,10 @@ def _guarded(function: Any, told: str) -> Any:
                 kwargs[name] = found
             elif closed and name not in named:
                 raise BadInput(f"{told} has no option {name}=; it takes {', '.join(named)}")
-        return function(*args, **kwargs)
+        with settled(module):
+            return function(*args, **kwargs)
 
+    module = function.__module__
     return guard
 
 

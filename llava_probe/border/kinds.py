@@ -20,6 +20,7 @@ from llava_probe.border.hints import Unloaded
 from llava_probe.border.values import (
     NO,
     Refused,
+    in_few_words,
     letter_of,
     read_array,
     read_hashable,
@@ -28,14 +29,16 @@ from llava_probe.border.values import (
     read_text,
     read_truth,
     read_whole,
-    shown,
 )
 from llava_probe.errors import BadInput
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Beside a number in an annotation: where it may lie, both ends included; ``above`` is not. NaN never does."""
+    """Beside a number in an annotation: where it may lie, both ends included; ``above`` is not. NaN never does.
+
+    Beside ``str``: how many letters it may have.
+    """
 
     least: float | None = None
     most: float | None = None
@@ -59,6 +62,13 @@ class Limits:
         return f" of at most {self.most:,}" if self.least is None else f" from {self.least:,} to {self.most:,}"
 
 
+@dataclass(frozen=True)
+class Holds:
+    """Beside an annotation of an array: the letters of what it may hold, as in NumPy's ``dtype.kind``."""
+
+    kinds: str = "biuf"
+
+
 #: How many of something are made or run: a million of anything that runs a model is days.
 Count = Annotated[int, Limits(1, 1_000_000)]
 #: The same, none too.
@@ -67,19 +77,34 @@ CountFromZero = Annotated[int, Limits(0, 1_000_000)]
 Seed = Annotated[int, Limits(0, 2**63 - 1)]
 #: Neither NaN nor infinite.
 Finite = Annotated[float, Limits()]
+#: Above zero and finite.
+Positive = Annotated[float, Limits(above=0)]
 #: A part of a whole.
-Part = Annotated[float, Limits(0, 1)]
+Portion = Annotated[float, Limits(0, 1)]
+#: Numbers in an array, a tensor, nested lists or a picture: a mask, or a value for each of something.
+Numeric = Annotated[Any, Holds()]
+#: Whole ones: a mask of True and False too.
+WholeNumeric = Annotated[Any, Holds("iub")]
 
 Reader = Callable[[Any], Any]
+
+_LISTS, _READ_WHOLE = (list, tuple), (list, tuple, range, str, bytes)
+_NO_LISTS = (str, bytes, bytearray, Mapping, type)
+#: Of a union: more are looked through each time.
+_KNOWN_CLASSES = 32
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How values of one annotation are read: ``read`` gives the value or a ``Refused``; ``one``, ``many`` name it."""
+    """How values of one annotation are read: ``read`` gives the value or a ``Refused``; ``one``, ``many`` name it.
+
+    A value of a class in ``plain`` is taken as it is, so that long lists of them are quickly read.
+    """
 
     read: Reader
     one: str
     many: str
+    plain: frozenset[type] = frozenset()
 
 
 def kind_of(hint: Any) -> Kind:
@@ -92,14 +117,14 @@ def kind_of(hint: Any) -> Kind:
     if isinstance(hint, Unloaded):
         return _ARRAYS.get(hint.name) or _named_class(hint.name)
     if origin is Annotated:
-        return _within(args[0], [limits for limits in args[1:] if isinstance(limits, Limits)])
+        return _annotated(*args)
     if origin in (Union, types.UnionType):
         return _either(args)
     if origin is Literal:
         return _choice(args)
     if origin is not None:
         return _generic(origin, args)
-    if isinstance(hint, ForwardRef):
+    if isinstance(hint, str | ForwardRef):
         raise TypeError(f"{hint} stands inside an alias; write it without quotes")
     return _class(hint)
 
@@ -114,19 +139,25 @@ def _either(arms: tuple[Any, ...]) -> Kind:
         return ANYTHING
     readers = tuple(kind.read for kind in kinds)
     empty = readers[-1] is _NOTHING.read
+    usual: dict[type, Reader] = {}  # which arm took values of a class before
 
     def read(value: Any) -> Any:
         if value is None and empty:
             return None
+        if (known := usual.get(type(value))) is not None and type(found := known(value)) is not Refused:
+            return found
         why = NO
         for reader in readers:
             found = reader(value)
             if type(found) is not Refused:
+                if len(usual) < _KNOWN_CLASSES:
+                    usual[type(value)] = reader
                 return found
             why = found if found.why else why
         return why
 
-    return Kind(read, *(_listed(dict.fromkeys(getattr(kind, form) for kind in kinds)) for form in ("one", "many")))
+    one, many = (_listed(dict.fromkeys(getattr(kind, form) for kind in kinds)) for form in ("one", "many"))
+    return Kind(read, one, many, frozenset(each for kind in kinds for each in kind.plain))
 
 
 def _listed(words: Any) -> str:
@@ -142,18 +173,36 @@ def _choice(values: tuple[Any, ...]) -> Kind:
     return Kind(read, told, told)
 
 
-def _within(base: Any, limits: list[Limits]) -> Kind:
-    kind = kind_of(base)
-    if not limits:
-        return kind
-    (bounds,) = limits
+def _annotated(base: Any, *beside: Any) -> Kind:
+    """A kind within the limits, or of the entries, that stand beside it."""
+    for each in beside:
+        if isinstance(each, Holds):
+            return _arrays(each.kinds, f"an array of {'numbers' if 'f' in each.kinds else 'whole numbers'}")
+    if base is str:
+        return _of_length(beside[0])
+    kind, limits = kind_of(base), [each for each in beside if isinstance(each, Limits)]
+    return _within(kind, base, limits[0]) if limits else kind
+
+
+def _of_length(bounds: Limits) -> Kind:
+    """Text of so many letters."""
+
+    def read(value: Any) -> Any:
+        found = read_text(value)
+        return found if type(found) is Refused or bounds.hold(len(found)) else NO
+
+    return Kind(read, f"text of {bounds.most:,} letters at most", f"texts of {bounds.most:,} letters at most")
+
+
+def _within(kind: Kind, base: Any, bounds: Limits) -> Kind:
 
     def read(value: Any) -> Any:
         found = kind.read(value)
         return found if type(found) is Refused or bounds.hold(found) else NO
 
     finite = "finite " if base is float and str(bounds) == "" else ""
-    return Kind(read, *(f"{told.replace('number', f'{finite}number')}{bounds}" for told in (kind.one, kind.many)))
+    one, many = (f"{told.replace('number', f'{finite}number')}{bounds}" for told in (kind.one, kind.many))
+    return Kind(read, one, many)
 
 
 def _generic(origin: Any, args: tuple[Any, ...]) -> Kind:
@@ -175,14 +224,16 @@ def _generic(origin: Any, args: tuple[Any, ...]) -> Kind:
 
 
 def _sequence(entry: Kind) -> Kind:
-    reader = entry.read
+    reader, plain = entry.read, entry.plain
 
     def read(value: Any) -> Any:
-        if isinstance(value, list | tuple):
+        if isinstance(value, _LISTS):
+            if plain and plain.issuperset(map(type, value)):
+                return value
             return value if (found := _first_wrong(reader, value)) is None else found
         if isinstance(value, range):
             return value if entry is ANYTHING or type(reader(0)) is not Refused else NO
-        if isinstance(value, str | bytes | bytearray | Mapping | type):
+        if isinstance(value, _NO_LISTS):
             return NO
         if getattr(value, "ndim", None) is not None:
             return value if value.ndim and type(reader(_sample(value))) is not Refused else NO
@@ -195,7 +246,7 @@ def _first_wrong(reader: Reader, values: Any) -> Refused | None:
     for number, value in enumerate(values):
         found = reader(value)
         if type(found) is Refused:
-            return Refused(f"whose entry {number} is {shown(value)}{', ' * bool(found.why)}{found.why}")
+            return Refused(f"whose entry {number} is {in_few_words(value)}{', ' * bool(found.why)}{found.why}")
     return None
 
 
@@ -213,7 +264,7 @@ def _iterable(entry: Kind) -> Kind:
     listed = _sequence(entry)
 
     def read(value: Any) -> Any:
-        if isinstance(value, list | tuple | range | str | bytes) or getattr(value, "ndim", None) is not None:
+        if isinstance(value, _READ_WHOLE) or getattr(value, "ndim", None) is not None:
             return listed.read(value)
         if isinstance(value, type) or not hasattr(value, "__iter__"):
             return NO
@@ -232,7 +283,7 @@ class _ReadOn:
         for value in self._source:
             found = self._entry.read(value)
             if type(found) is Refused:
-                raise BadInput(f"a list of {self._entry.many} was expected; it holds {shown(value)}")
+                raise BadInput(f"a list of {self._entry.many} was expected; it holds {in_few_words(value)}")
             yield found
 
 
@@ -248,7 +299,7 @@ def _tuple(args: tuple[Any, ...]) -> Kind:
     kinds = [kind_of(arg) for arg in args]
 
     def read(value: Any) -> Any:
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+        if not isinstance(value, _LISTS) or len(value) != len(kinds):
             return NO
         found = tuple(kind.read(each) for kind, each in zip(kinds, value, strict=True))
         return NO if any(type(each) is Refused for each in found) else found
@@ -265,9 +316,9 @@ def _mapping(key: Kind = None, entry: Kind = None) -> Kind:  # type: ignore[assi
             return value
         for name, each in value.items():
             if type(key.read(name)) is Refused:
-                return Refused(f"whose key {shown(name)} is not {key.one}")
+                return Refused(f"whose key {in_few_words(name)} is not {key.one}")
             if type(found := entry.read(each)) is Refused:
-                return Refused(f"whose {name!r} is {shown(each)}{', ' * bool(found.why)}{found.why}")
+                return Refused(f"whose {name!r} is {in_few_words(each)}{', ' * bool(found.why)}{found.why}")
         return value
 
     told = "" if entry is None or entry is ANYTHING else f" of {entry.many}"
@@ -310,11 +361,11 @@ ANYTHING = Kind(lambda value: value, "anything", "anything")
 _NOTHING = Kind(lambda value: None if value is None else NO, "None", "None")
 _PATHS = Kind(read_path, "a path", "paths")
 _PLAIN: dict[Any, Kind] = {
-    int: Kind(read_whole, "a whole number", "whole numbers"),
-    float: Kind(read_number, "a number", "numbers"),
+    int: Kind(read_whole, "a whole number", "whole numbers", frozenset([int])),
+    float: Kind(read_number, "a number", "numbers", frozenset([float])),
     bool: Kind(read_truth, "True or False", "True or False"),
     str: Kind(read_text, "text", "texts"),
-    abc.Hashable: Kind(read_hashable, "something hashable", "hashable things"),
+    abc.Hashable: Kind(read_hashable, "something hashable", "hashable things", frozenset([str, int])),
 }
 #: An entry of arrays of each letter.
 _ENTRIES = {"i": 0, "u": 0, "f": 0.5, "b": True, "U": "x", "T": "x"}

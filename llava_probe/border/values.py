@@ -14,6 +14,11 @@ from llava_probe.errors import shortened
 
 #: The longest name of a file, and the longest path, that Linux takes; others take less and say so themselves.
 _NAME, _PATH = 255, 4096
+#: Told apart at once, since a list is often given where a number may stand.
+_LISTS, _FILES = (list, tuple), (str, os.PathLike)
+_NO_NUMBERS = (bool, str, list, tuple, range, type(None))
+#: Of int64.
+_LARGEST = 2**63
 #: Of a nested list that stands for an array; deeper is no array of this package.
 _DEEPEST = 8
 
@@ -30,7 +35,7 @@ class Refused:
 NO = Refused()
 
 
-def shown(value: Any) -> str:
+def in_few_words(value: Any) -> str:
     """What was given, in a few words, whatever it is."""
     name = type(value).__name__
     if value is None:
@@ -54,7 +59,7 @@ def read_whole(value: Any) -> Any:
     """An int of whatever counts and is no bool."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or getattr(value, "ndim", None) or "bool" in str(getattr(value, "dtype", "")):
+    if isinstance(value, _NO_NUMBERS) or getattr(value, "ndim", None) or "bool" in str(getattr(value, "dtype", "")):
         return NO
     try:
         return value.__index__()
@@ -66,7 +71,11 @@ def read_number(value: Any) -> Any:
     """A float of any single real number."""
     if type(value) is float:
         return value
-    if isinstance(value, bool) or getattr(value, "ndim", None) or letter_of(getattr(value, "dtype", "i")) not in "iuf":
+    if (
+        isinstance(value, _NO_NUMBERS)
+        or getattr(value, "ndim", None)
+        or letter_of(getattr(value, "dtype", "i")) not in "iuf"
+    ):
         return NO
     if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
         return NO
@@ -99,7 +108,7 @@ def _encoded(text: str) -> bool:
 
 def read_path(value: Any) -> Any:
     """Something that a file could be called here."""
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, _FILES):
         return NO
     try:
         text = os.fspath(value)
@@ -113,7 +122,7 @@ def read_path(value: Any) -> Any:
     if len(raw) > _PATH or max(map(len, raw.split(b"/"))) > _NAME:
         return Refused("whose name is longer than a file's can be")
     try:
-        Path(text).expanduser()
+        _ = Path(text).expanduser() if text.startswith("~") else None
     except RuntimeError:
         return Refused(f"but there is no such user here; a folder of that name is ./{shortened(text)}")
     return value
@@ -132,7 +141,7 @@ def read_array(value: Any, kinds: str = "biuf") -> Any:
     """An array, a tensor or nested lists of numbers; an array's dtype is of one of ``kinds``."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or getattr(value, "shape", None) is None:
-        return value if isinstance(value, list | tuple) and _numbers(value) else NO
+        return value if isinstance(value, _LISTS) and _numbers(value) else NO
     if letter_of(dtype) not in kinds:
         return NO
     where, layout = getattr(value, "device", None), str(getattr(value, "layout", "torch.strided"))
@@ -143,11 +152,16 @@ def read_array(value: Any, kinds: str = "biuf") -> Any:
 
 def _numbers(given: Any, depth: int = 0) -> bool:
     """Whether nested lists hold numbers all through, to one depth."""
-    if not isinstance(given, list | tuple):
-        return type(given) is bool or type(read_number(given)) is not Refused or _number_array(given)
-    if depth > _DEEPEST or len({len(each) if isinstance(each, list | tuple) else -1 for each in given}) > 1:
+    if not isinstance(given, _LISTS):
+        return type(given) is bool or _fits(given) or _number_array(given)
+    if depth > _DEEPEST or len({len(each) if isinstance(each, _LISTS) else -1 for each in given}) > 1:
         return False
     return all(_numbers(each, depth + 1) for each in given)
+
+
+def _fits(given: Any) -> bool:
+    """Whether it is a number that arrays hold: Python's whole ones have no end."""
+    return type(found := read_number(given)) is not Refused and (not isinstance(given, int) or abs(found) < _LARGEST)
 
 
 def _number_array(given: Any) -> bool:

@@ -22,13 +22,15 @@ def extract(
     positions: Annotated[str, typer.Option(help="last_prompt, answer, image, image_mean, word:stop sign, 5 ...")] = (
         "last_prompt"
     ),
-    question: Annotated[
-        str | None, typer.Option(help="For rows that have none; columns in braces are put in: Where is the {word}?")
-    ] = None,
+    question: Annotated[str | None, typer.Option(help="For rows that have none: Where is the {word}?")] = None,
     answers: Annotated[str | None, typer.Option(help="Another file with a row for each question_id.")] = None,
     store_dtype: Annotated[str | None, typer.Option(help="To store in; as computed if left.")] = None,
-    confidence: Annotated[bool, typer.Option(help="Also how sure the model was of each answer.")] = False,
-    image_attention: Annotated[bool, typer.Option(help="Also each head's attention on the picture.")] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also how sure the model was of each answer.")
+    ] = False,
+    image_attention: Annotated[
+        bool, typer.Option("--image-attention", help="Also each head's attention on the picture.")
+    ] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Let the model answer samples without answer.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions a pass; 8, on a GPU 32.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Samples a shard; about 128 MB if left.")] = None,

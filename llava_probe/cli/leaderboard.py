@@ -28,7 +28,8 @@ def leaderboard(
 
     A line of --cases is {"image": "street.jpg", "question": "What is on the left?", "word": "dog", "mask": "dog.png"};
     paths start at the file's folder, and a mask is white on the object. COCO's run-length may stand for the mask, or a
-    "box" with --box-format. COCO's own file of instances is read as it is. A line may also have an "id", a "kind" that scores are told by, and the right "answer".
+    "box" with --box-format; COCO's own file of instances is read as it is. A line may also have an "id", a "kind" that
+    scores are told by, and the right "answer".
 
     A third of the pictures, 60 at most, choose the localisation heads and are not scored.
     """

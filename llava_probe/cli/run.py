@@ -69,7 +69,8 @@ def run(
     if not several:
         if model.is_tiny:
             warn_tiny(pictures)
-        typer.echo(f"\nEverything is in {_one(vlm, pictures, {**asked, 'question': question}, drawn, out)}")
+        where = _one(vlm, pictures, {**asked, "question": question}, drawn, out)
+        typer.echo(f"\nEverything is in {where}")
         return
     failed = []
     for sample in samples:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llava_probe.arrays import FloatArray
-from llava_probe.errors import BadInput
+from llava_probe.border import Positive, Seed, checked
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.maps import ImageMap
 
@@ -23,7 +23,8 @@ from llava_probe.maps.maps import ImageMap
 CENTRE_SIGMA = 0.25
 
 
-def centre_prior(like: ImageMap, sigma: float = CENTRE_SIGMA) -> ImageMap:
+@checked
+def centre_prior(like: ImageMap, sigma: Positive = CENTRE_SIGMA) -> ImageMap:
     """A Gaussian at the photograph's centre, the mean of it over each token's box; every row the same.
 
     Args:
@@ -32,8 +33,6 @@ def centre_prior(like: ImageMap, sigma: float = CENTRE_SIGMA) -> ImageMap:
     Raises:
         BadInput: a sigma that is not above zero.
     """
-    if not 0 < sigma < np.inf:
-        raise BadInput(f"sigma={sigma} is no share of the photograph's sides; pass more than 0, such as {CENTRE_SIGMA}")
     across, down = (
         np.exp(-(((np.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * sigma**2)) for side in like.layout.size
     )
@@ -41,6 +40,7 @@ def centre_prior(like: ImageMap, sigma: float = CENTRE_SIGMA) -> ImageMap:
     return _made(like, like.layout.to_tokens(pixels), "centre prior", {"sigma": sigma, "unit": "height of a Gaussian"})
 
 
+@checked
 def edges(like: ImageMap) -> ImageMap:
     """The length of the brightness gradient (Sobel's), the mean of it over each token's box; every row the same."""
     grey = np.asarray(like.image.convert("L"), dtype=np.float32)
@@ -50,12 +50,14 @@ def edges(like: ImageMap) -> ImageMap:
     return _made(like, like.layout.to_tokens(np.hypot(across, down)), "edges", {"unit": "brightness gradient"})
 
 
-def random(like: ImageMap, seed: int = 0) -> ImageMap:
+@checked
+def random(like: ImageMap, seed: Seed = 0) -> ImageMap:
     """Uniform noise between 0 and 1, other noise in each row; the same seed gives the same map."""
     noise = np.random.default_rng(seed).random(tuple(like.values.shape))
     return _made(like, noise, "random", {"seed": seed, "unit": "nothing"})
 
 
+@checked
 def of_another(m: ImageMap, like: ImageMap) -> ImageMap:
     """``m``, the map of another picture, laid on the picture of ``like``: what a method says whatever it looks at.
 

@@ -27,6 +27,7 @@ from typing import Any
 from PIL import Image
 
 from llava_probe.arrays import BoolArray
+from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput, shortened
 from llava_probe.features.samples import Sample, Samples, read_samples
 from llava_probe.features.values import is_address
@@ -37,6 +38,7 @@ from llava_probe.pictures.regions import inside, needs_size, read_mask
 _SUFFIXES = (".jsonl", ".ndjson")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Case:
     """One question whose answer has a right place.
@@ -86,6 +88,7 @@ class Case:
         return inside(None, self.boxes, self.box_format, size)
 
 
+@checked
 def read_cases(
     path: str | os.PathLike[str],
     *,
@@ -114,6 +117,7 @@ def read_cases(
     return _cases(source, samples, word)
 
 
+@checked
 def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
     """Write cases with their pictures and masks, as PNG, into a folder that can be sent on.
 

@@ -6,15 +6,15 @@ a small object. A uniform map scores the share of the photograph that the mask c
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from llava_probe.border import Numeric, checked
 from llava_probe.evaluate.cells import cells
 from llava_probe.maps.maps import ImageMap
 
 
-def energy_inside(m: ImageMap, mask: Any, row: int | None = None) -> float:
+@checked
+def energy_inside(m: ImageMap, mask: Numeric, row: int | None = None) -> float:
     """The share of the map's positive values, summed over seen pixels, that lies inside the mask.
 
     Args:

@@ -19,17 +19,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import numpy as np
 
 from llava_probe.arrays import FloatArray
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, Limits, checked
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.removing import Options, Step, removal_of
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
 
+#: Parts of the picture: more than none of it.
+Shares = Sequence[Annotated[float, Limits(above=0, most=1)]]
 #: Points of a curve where nobody says.
 CURVE_STEPS = 32
 #: Of the parts, as in ERASER.
@@ -38,6 +41,7 @@ SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 _ROUNDING = 1e-9
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Curves:
     """The explained words' probability as their pictures go and come.
@@ -58,6 +62,7 @@ class Curves:
     forwards: int
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Drops:
     """How much probability the explained words lose.
@@ -81,8 +86,9 @@ class Drops:
         return mean
 
 
+@checked
 def deletion_insertion(
-    vlm: VLM, trace: Trace, m: ImageMap, *, steps: int = CURVE_STEPS, **options: Unpack[Options]
+    vlm: VLM, trace: Trace, m: ImageMap, *, steps: Count = CURVE_STEPS, **options: Unpack[Options]
 ) -> Curves:
     """Deletion and insertion curves of each row of a map.
 
@@ -97,7 +103,6 @@ def deletion_insertion(
         BadInput: a map of another picture or of other tokens, or an unknown option.
         OutOfRange: a row, word or picture that is not there.
     """
-    at_least("steps", steps, 1)
     removal = removal_of(vlm, trace, m, **options)
     counts = np.linspace(0, removal.parts, min(steps, removal.parts) + 1).round().astype(int)
     wanted = [
@@ -112,8 +117,9 @@ def deletion_insertion(
     return Curves(found[:, 0], found[:, 1], shares, areas[:, 0], areas[:, 1], removal.forwards)
 
 
+@checked
 def comprehensiveness(
-    vlm: VLM, trace: Trace, m: ImageMap, *, shares: Sequence[float] = SHARES, **options: Unpack[Options]
+    vlm: VLM, trace: Trace, m: ImageMap, *, shares: Shares = SHARES, **options: Unpack[Options]
 ) -> Drops:
     """What is lost when the highest parts are taken away: high where the map found all that the word rests on.
 
@@ -128,9 +134,8 @@ def comprehensiveness(
     return _drops(vlm, trace, m, shares, options, removed=True)
 
 
-def sufficiency(
-    vlm: VLM, trace: Trace, m: ImageMap, *, shares: Sequence[float] = SHARES, **options: Unpack[Options]
-) -> Drops:
+@checked
+def sufficiency(vlm: VLM, trace: Trace, m: ImageMap, *, shares: Shares = SHARES, **options: Unpack[Options]) -> Drops:
     """What is lost when the highest parts alone are kept: low where they are enough for the word.
 
     Args, errors: as for ``comprehensiveness``.

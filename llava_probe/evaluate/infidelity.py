@@ -9,7 +9,6 @@ says how well the values do up to a factor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution.engine.perturbing import AT_ONCE, token_scores
-from llava_probe.attribution.engine.target import QUANTITIES, Task
-from llava_probe.errors import BadInput, at_least
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Task
+from llava_probe.border import Count, Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.removing import Judged, task_of
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -29,6 +29,7 @@ from llava_probe.trace.trace import Trace
 INFIDELITY_SAMPLES = 200
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Infidelity:
     """How far the rows of a map are from what the model does.
@@ -46,6 +47,7 @@ class Infidelity:
     forwards: int
 
 
+@checked
 def infidelity(
     vlm: VLM,
     trace: Trace,
@@ -54,13 +56,13 @@ def infidelity(
     row: int | None = None,
     image: int = 0,
     tokens: Tokens = None,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     of: str = "logprob",
     baseline: str = "mean",
-    samples: int = INFIDELITY_SAMPLES,
+    samples: Count = INFIDELITY_SAMPLES,
     scaled: bool = True,
-    batch: int = AT_ONCE,
-    seed: int = 0,
+    batch: Count = AT_ONCE,
+    seed: Seed = 0,
 ) -> Infidelity:
     """Infidelity of each row of a map under random sets of visual tokens taken away.
 
@@ -81,8 +83,6 @@ def infidelity(
             option.
         OutOfRange: a row, word or picture that is not there.
     """
-    at_least("samples", samples, 1)
-    at_least("batch", batch, 1)
     if of not in QUANTITIES:
         raise BadInput(f"of= takes {' or '.join(map(repr, QUANTITIES))}; got {of!r}")
     task, rows = task_of(vlm, trace, m, Judged(row, image, tokens, contrast, of))

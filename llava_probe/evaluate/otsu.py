@@ -8,14 +8,14 @@ Image libraries sort the values into 256 bins first; a map has few distinct valu
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from llava_probe.border import Numeric, checked
 from llava_probe.errors import BadInput
 
 
-def otsu(values: Any, weights: Any = None) -> float:
+@checked
+def otsu(values: Numeric, weights: Numeric | None = None) -> float:
     """The value with the largest variance between those above it and the rest.
 
     Args:
@@ -30,9 +30,10 @@ def otsu(values: Any, weights: Any = None) -> float:
         BadInput: no values, or some that are not finite; weights that do not fit them.
     """
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
-    often = np.ones(len(numbers)) if weights is None else np.asarray(weights, dtype=np.float64).reshape(-1)
-    if often.shape != numbers.shape or not (often >= 0).all():
-        raise BadInput(f"otsu takes a weight of 0 or more for each of {len(numbers)} values; got {len(often)}")
+    given = np.ones(len(numbers)) if weights is None else np.asarray(weights)
+    if given.size != len(numbers) or not (given >= 0).all():
+        raise BadInput(f"otsu takes a weight of 0 or more for each of {len(numbers)} values; got {given.size}")
+    often = given.astype(np.float64).reshape(-1)
     numbers, often = numbers[often > 0], often[often > 0]
     if not len(numbers) or not np.isfinite(numbers).all():
         raise BadInput("otsu takes finite values, at least one")

@@ -7,16 +7,17 @@ iou(m, mask, row, "otsu")        # at one that does not know the answer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from llava_probe.border import Numeric, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import Cells, cells
 from llava_probe.evaluate.otsu import otsu
 from llava_probe.maps.maps import ImageMap
 
 
+@checked
 @dataclass(frozen=True)
 class Overlap:
     """How the pixels above a threshold and the mask cover each other, among those that were seen.
@@ -34,7 +35,8 @@ class Overlap:
     threshold: float
 
 
-def iou(m: ImageMap, mask: Any, row: int | None = None, threshold: str | float = "best") -> Overlap:
+@checked
+def iou(m: ImageMap, mask: Numeric, row: int | None = None, threshold: str | float = "best") -> Overlap:
     """The overlap of the map above a threshold with the mask, over seen pixels.
 
     Args:

@@ -7,16 +7,18 @@ coarse grid may be larger than the object (Zhang et al. 2018, arXiv:1608.00507).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
+from llava_probe.border import Limits, Numeric, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import wanted
 from llava_probe.maps.maps import ImageMap
 
 
-def pointing(m: ImageMap, mask: Any, row: int | None = None, tolerance: float = 0.0) -> bool:
+@checked
+def pointing(m: ImageMap, mask: Numeric, row: int | None = None, tolerance: Annotated[float, Limits(0)] = 0.0) -> bool:
     """Whether ``m.peak(row)`` lies on the mask: the centre of the top token's box, of several the mean of theirs.
 
     A pixel is a square of side one, its border included, so a point on the border of two lies on both.
@@ -38,7 +40,8 @@ def pointing(m: ImageMap, mask: Any, row: int | None = None, tolerance: float = 
     return bool(np.hypot(dx, dy).min() <= tolerance)
 
 
-def touches(m: ImageMap, mask: Any, row: int | None = None) -> float:
+@checked
+def touches(m: ImageMap, mask: Numeric, row: int | None = None) -> float:
     """Whether the top token's box overlaps the mask: 1 or 0; where several tie, the share of them that do.
 
     Args:

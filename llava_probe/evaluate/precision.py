@@ -12,15 +12,16 @@ uniform map has an average precision of the share of the seen photograph that th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from llava_probe.arrays import FloatArray
+from llava_probe.border import Numeric, checked
 from llava_probe.evaluate.cells import cells
 from llava_probe.maps.maps import ImageMap
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Precision and recall of the pixels at or above each of the map's values, highest first.
@@ -36,7 +37,8 @@ class Curve:
     recall: FloatArray
 
 
-def pr_curve(m: ImageMap, mask: Any, row: int | None = None) -> Curve:
+@checked
+def pr_curve(m: ImageMap, mask: Numeric, row: int | None = None) -> Curve:
     """Precision and recall over seen pixels.
 
     Args:
@@ -50,13 +52,15 @@ def pr_curve(m: ImageMap, mask: Any, row: int | None = None) -> Curve:
     return Curve(thresholds, found / chosen, found / found[-1])
 
 
-def average_precision(m: ImageMap, mask: Any, row: int | None = None) -> float:
+@checked
+def average_precision(m: ImageMap, mask: Numeric, row: int | None = None) -> float:
     """Σ (Rₙ − Rₙ₋₁) Pₙ over the curve's points; arguments and errors as for ``pr_curve``."""
     curve = pr_curve(m, mask, row)
     return float(np.diff(curve.recall, prepend=0.0) @ curve.precision)
 
 
-def pr_area(m: ImageMap, mask: Any, row: int | None = None) -> float:
+@checked
+def pr_area(m: ImageMap, mask: Numeric, row: int | None = None) -> float:
     """The curve's area by trapezoids, from precision 1 at recall 0; arguments and errors as for ``pr_curve``."""
     curve = pr_curve(m, mask, row)
     return float(np.trapezoid(np.append(1.0, curve.precision), np.append(0.0, curve.recall)))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
+from llava_probe.border import CountFromZero, Seed, checked
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.passes import alone_with
@@ -21,8 +22,9 @@ from llava_probe.inside.undo import undoing
 from llava_probe.model import VLM
 
 
+@checked
 @contextmanager
-def randomised(vlm: VLM, blocks: int | None = None, *, seed: int = 0) -> Iterator[None]:
+def randomised(vlm: VLM, blocks: CountFromZero | None = None, *, seed: Seed = 0) -> Iterator[None]:
     """Let the last blocks of the language model have random weights while this lasts; then they are as before.
 
     Args:

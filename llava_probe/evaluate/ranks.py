@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_probe.arrays import FloatArray
+from llava_probe.border import Count, checked, read_as
 from llava_probe.errors import BadInput
 from llava_probe.maps.maps import ImageMap
 
@@ -23,6 +24,7 @@ Measure = Callable[[ImageMap, ImageMap, int | None], float]
 _TOP_SHARE = 0.1
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Agreement:
     """How far each two of some maps agree.
@@ -49,6 +51,7 @@ class Agreement:
         return list(zip(self.names, self.values, strict=True))
 
 
+@checked
 def spearman(one: ImageMap, other: ImageMap, row: int | None = None) -> float:
     """Spearman's rank correlation of two maps over their visual tokens, ties sharing the mean of their ranks.
 
@@ -65,7 +68,8 @@ def spearman(one: ImageMap, other: ImageMap, row: int | None = None) -> float:
     return float(np.clip(first @ second / spread, -1, 1)) if spread else float("nan")
 
 
-def top_overlap(one: ImageMap, other: ImageMap, row: int | None = None, k: int | None = None) -> float:
+@checked
+def top_overlap(one: ImageMap, other: ImageMap, row: int | None = None, k: Count | None = None) -> float:
     """The share of the k highest visual tokens that two maps have in common; by chance k / N.
 
     Tokens that tie for the last places share them: two on one place count half each.
@@ -84,6 +88,7 @@ def top_overlap(one: ImageMap, other: ImageMap, row: int | None = None, k: int |
     return float(np.minimum(_among_top(first, count), _among_top(second, count)).sum() / count)
 
 
+@checked
 def agreement(maps: Mapping[str, ImageMap], row: int | None = None, measure: Measure = spearman) -> Agreement:
     """Every map against every other.
 
@@ -101,7 +106,9 @@ def agreement(maps: Mapping[str, ImageMap], row: int | None = None, measure: Mea
     values = np.empty((len(listed), len(listed)))
     for i, one in enumerate(listed):
         for j, other in enumerate(listed[: i + 1]):
-            values[i, j] = values[j, i] = measure(one, other, row)
+            values[i, j] = values[j, i] = read_as(
+                float, measure(one, other, row), "agreement(measure=...) gives what it"
+            )
     return Agreement(tuple(maps), values)
 
 

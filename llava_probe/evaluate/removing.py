@@ -27,9 +27,10 @@ from llava_probe.attribution.engine.perturbing import (
     picture_scores,
     token_scores,
 )
-from llava_probe.attribution.engine.target import Target, Task, targets
+from llava_probe.attribution.engine.target import Contrast, Target, Task, targets
 from llava_probe.attribution.occlusion import PICTURE_BASELINES, blank
-from llava_probe.errors import BadInput, at_least
+from llava_probe.border import Count, Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import owners
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -53,11 +54,11 @@ class Options(TypedDict, total=False):
     row: int | None
     image: int
     tokens: Tokens
-    contrast: str | Sequence[str] | None
+    contrast: Contrast
     on: str
     baseline: str
-    batch: int
-    seed: int
+    batch: Count
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Judged:
     row: int | None = None
     image: int = 0
     tokens: Tokens = None
-    contrast: str | Sequence[str] | None = None
+    contrast: Contrast = None
     of: str = "logprob"
 
 
@@ -163,6 +164,7 @@ class Removal:
         return step
 
 
+@checked
 def removal_of(
     vlm: VLM,
     trace: Trace,
@@ -171,11 +173,11 @@ def removal_of(
     row: int | None = None,
     image: int = 0,
     tokens: Tokens = None,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     on: str = "tokens",
     baseline: str = "mean",
-    batch: int = AT_ONCE,
-    seed: int = 0,
+    batch: Count = AT_ONCE,
+    seed: Seed = 0,
 ) -> Removal:
     """Check a map against the model's answer, and make its rows orders; the arguments are ``Options``.
 
@@ -188,8 +190,6 @@ def removal_of(
     known = TOKEN_BASELINES if on == "tokens" else PICTURE_BASELINES
     if not isinstance(baseline, str) or baseline not in known:
         raise BadInput(f"on {on}, baseline= takes {' or '.join(map(repr, known))}; got {baseline!r}")
-    at_least("batch", batch, 1)
-    at_least("seed", seed, 0)
     task, rows = task_of(vlm, trace, m, Judged(row, image, tokens, contrast))
     return Removal(task, m, rows, on, baseline, batch, seed)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from PIL import Image
 
 from llava_probe.arrays import FloatArray
 from llava_probe.attribution import attribute
-from llava_probe.attribution.engine.target import targets
-from llava_probe.errors import BadInput, at_least
+from llava_probe.attribution.engine.target import Contrast, targets
+from llava_probe.border import Count, Limits, Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import Tokens, placed
@@ -31,6 +32,7 @@ RADIUS, SENSITIVITY_SAMPLES = 0.02, 10
 _NOTHING = Capture(hidden_states=False, attention=False, logits=False)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Relative changes of a map.
@@ -51,6 +53,7 @@ class Sensitivity:
         return largest
 
 
+@checked
 def sensitivity(
     vlm: VLM,
     trace: Trace,
@@ -58,11 +61,11 @@ def sensitivity(
     image: int = 0,
     tokens: Tokens = None,
     *,
-    contrast: str | Sequence[str] | None = None,
+    contrast: Contrast = None,
     of: str | None = None,
-    radius: float = RADIUS,
-    samples: int = SENSITIVITY_SAMPLES,
-    seed: int = 0,
+    radius: Annotated[float, Limits(above=0, most=1)] = RADIUS,
+    samples: Count = SENSITIVITY_SAMPLES,
+    seed: Seed = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Sensitivity:
     """How much a method's maps of the same answer change under small noise on the photograph.
@@ -78,9 +81,6 @@ def sensitivity(
         BadInput: ready-made inputs, which cannot be encoded again, or what ``lp.attribute`` refuses.
         OutOfRange: a word, position or picture that is not there.
     """
-    at_least("samples", samples, 1)
-    if not 0 < radius <= 1:
-        raise BadInput(f"radius= takes a share of the scale from black to white, above 0 and at most 1; got {radius!r}")
     if trace.request.inputs is not None:
         raise BadInput("this trace was asked with ready-made inputs, so a noisy picture cannot be put through again")
     placed(trace, image)  # refuses a picture that is not there

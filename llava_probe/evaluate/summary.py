@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from llava_probe.arrays import FloatArray, IntArray
+from llava_probe.border import Limits, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.resampling import by_group, interval, resamples, sign_flip, weighed
 
-#: Resamples of the pictures: an end of the interval then rests on 50 of them.
+#: Resamples of the pictures, all drawn at once.
+Times = Annotated[int, Limits(1, 100_000)]
+#: An end of the interval then rests on 50 of them.
 TIMES = 2000
 
 
+@checked
 @dataclass(frozen=True)
 class Score:
     """A mean over cases.
@@ -41,6 +46,7 @@ class Score:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.cases} cases of {self.pictures} pictures"
 
 
+@checked
 @dataclass(frozen=True)
 class Difference:
     """The mean of one method less that of another on the same cases.
@@ -64,7 +70,8 @@ class Difference:
         )
 
 
-def summary(scores: Sequence[float], pictures: Sequence[Hashable], *, times: int = TIMES, seed: int = 0) -> Score:
+@checked
+def summary(scores: Sequence[float], pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0) -> Score:
     """The mean of one score a case, with its interval.
 
     Args:
@@ -79,8 +86,9 @@ def summary(scores: Sequence[float], pictures: Sequence[Hashable], *, times: int
     return Score(float(values.mean()), *_interval(values, groups, count, times, seed), len(values), count)
 
 
+@checked
 def difference(
-    one: Sequence[float], other: Sequence[float], pictures: Sequence[Hashable], *, times: int = TIMES, seed: int = 0
+    one: Sequence[float], other: Sequence[float], pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0
 ) -> Difference:
     """The paired difference of two methods' scores; arguments and errors as for ``summary``.
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from llava_probe.arrays import IntArray
+from llava_probe.border import Numeric, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import owners
 from llava_probe.evaluate.otsu import otsu
@@ -32,6 +33,7 @@ from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.tokens import Token
 
 
+@checked
 @dataclass(frozen=True)
 class TamScores:
     """Of one description, or of several together.
@@ -80,8 +82,9 @@ class TamScores:
         )
 
 
+@checked
 def tam_scores(
-    m: ImageMap, objects: Mapping[int, Any], function: Iterable[int] = (), nouns: Iterable[int] = ()
+    m: ImageMap, objects: Mapping[int, Numeric], function: Iterable[int] = (), nouns: Iterable[int] = ()
 ) -> TamScores:
     """Rate the maps of one description.
 

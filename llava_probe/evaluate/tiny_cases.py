@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from llava_probe import tiny
+from llava_probe.border import Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
 
@@ -16,7 +17,8 @@ from llava_probe.evaluate.cases import Case
 SCORED_KINDS = ("colour", "shape", "where", "text", "describe")
 
 
-def tiny_cases(seeds: Iterable[int], kinds: Sequence[str] = SCORED_KINDS) -> Iterator[Case]:
+@checked
+def tiny_cases(seeds: Iterable[Seed], kinds: Sequence[str] = SCORED_KINDS) -> Iterator[Case]:
     """Cases of ``tiny.scene(seed)``, scene by scene.
 
     Of a colour, shape, place or sign that is asked for, the word is the whole answer and the right place the object
@@ -83,7 +85,7 @@ def _function_words(scene: tiny.Scene, answer: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word not in content))
 
 
-def one_question_a_scene(seeds: Iterable[int], described: int = 25) -> Iterator[Case]:
+def one_question_a_scene(seeds: Iterable[Seed], described: int = 25) -> Iterator[Case]:
     """One question of each scene, of the four kinds in turn as far as the scene has them; now and then a description.
 
     Args:

@@ -18,10 +18,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from llava_probe.border import Count, Limits, checked
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
 from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe, Shard
@@ -43,6 +44,7 @@ RETRIES = 3
 Runs = Iterable[tuple[int, Sequence[Sample]]]
 
 
+@checked
 @dataclass(frozen=True)
 class Cluster:
     """How a Ray cluster is used.
@@ -55,9 +57,9 @@ class Cluster:
             machine for the time of the run. Neither counts where this process has called ``ray.init`` already.
     """
 
-    workers: int = 1
-    gpus: float = 0.0
-    cpus: float = 1.0
+    workers: Count = 1
+    gpus: Annotated[float, Limits(0, 1_000)] = 0.0
+    cpus: Annotated[float, Limits(0, 10_000)] = 1.0
     address: str | None = None
 
 

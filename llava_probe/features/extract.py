@@ -28,6 +28,7 @@ from tqdm import tqdm
 from llava_probe import __version__
 from llava_probe.asking.identity import model_of
 from llava_probe.asking.prompts import pose
+from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
@@ -64,14 +65,18 @@ CONVENTIONS = {
     "image_attention": "share of the last prompt token's attention that falls on the picture: [rows, blocks, heads]",
 }
 
+#: Names and numbers, one or several.
+NamesOrNumbers = str | int | Sequence[str | int]
 
+
+@checked
 def extract(
     vlm: VLM | str | Path,
     samples: Any,
     out: str | Path,
     *,
-    layers: Any = None,
-    positions: Any = "last_prompt",
+    layers: NamesOrNumbers | None = None,
+    positions: NamesOrNumbers = "last_prompt",
     question: str | None = None,
     prompt: str | None = None,
     columns: Mapping[str, Any] | None = None,
@@ -85,9 +90,9 @@ def extract(
     store_dtype: str | None = None,
     confidence: bool = False,
     image_attention: bool = False,
-    max_new_tokens: int | None = None,
-    batch_size: int | None = None,
-    shard_rows: int | None = None,
+    max_new_tokens: Count | None = None,
+    batch_size: Count | None = None,
+    shard_rows: Count | None = None,
     pack: bool = True,
     strict: bool = False,
     engine: str = "local",
@@ -102,7 +107,7 @@ def extract(
         samples: a .jsonl, .json, .csv or .parquet file, a folder of pictures, a Hugging Face data set or its name, or
             dicts, with columns ``image``, ``question`` (or ``prompt``, the whole text as it is, or ``messages``),
             optionally ``answer`` (then teacher-forced), ``mask`` or ``boxes``; all other columns are carried along.
-            See ``read_samples`` for ``question``, ``prompt``, ``columns``, ``images``, ``split``, ``box_format``, ``answers``.
+        question, prompt, columns, images, split, box_format, answers: as ``read_samples`` takes them.
         system, template_kwargs: a system prompt, and further arguments of the model's chat template.
         processor_kwargs: settings of the processor, such as ``{"size": ...}``.
         out: the folder of the store; one that holds part of the same run is finished.
@@ -155,14 +160,14 @@ def extract(
         confidence=confidence,
         image_attention=image_attention,
         max_new_tokens=max_new_tokens,
-        batch_size=_positive("batch_size", batch_size) or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
+        batch_size=batch_size or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU),
         pack=pack,
         asking=asking,
     )
     bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
     stream, row_bytes = _sized(extractor, iter(source))
-    shard_rows = _positive("shard_rows", shard_rows) or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
+    shard_rows = shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
     if progress:
         print(*source.told, _told(source, out, row_bytes, shard_rows), sep="\n", file=sys.stderr)
     settings = _settings(extractor, shard_rows, source.box_format)
@@ -330,9 +335,3 @@ def _plainly(name: str, given: Any) -> dict[str, Any] | None:
     except (TypeError, ValueError, RecursionError):
         pass
     raise BadInput(f"{name}= takes a dict of texts, numbers and lists, which a manifest can hold; got {given!r:.120}")
-
-
-def _positive(name: str, number: Any) -> int | None:
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-        raise BadInput(f"{name} must be a whole number of at least 1; got {number!r}")
-    return number

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llava_probe.asking.answers import answer_ids
 from llava_probe.asking.generation import lengthened
+from llava_probe.asking.lengths import check_length
 from llava_probe.asking.prompts import PosedQuestion, pose
 from llava_probe.errors import BadImage, BadInput
 from llava_probe.features.samples import Sample
@@ -171,7 +172,7 @@ def batch_of(
         for sample, question, tail in zip(group, questions, tails, strict=True):
             whole = (*ids[:prefix], *tail)
             answer = _answer(vlm, sample, question, whole, answers or {})
-            _check_length(vlm, len(whole) + len(answer))
+            check_length(vlm.anatomy, len(whole), len(answer))
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
         found = vlm.layouts_of(firsts, number, prompt, tensors, settings) if places else PromptLayouts()
@@ -232,12 +233,6 @@ def _answer(
     if sample.answer is None:
         return tuple(generated.get(sample.row, ()))
     return answer_ids(vlm.processor, question, prompt, sample.answer)
-
-
-def _check_length(vlm: VLM, tokens: int) -> None:
-    most = getattr(vlm.anatomy.decoder.owner.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(most, int) and tokens > most:
-        raise BadInput(f"too long: {tokens:,} tokens of prompt and answer, the model takes {most:,}")
 
 
 def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[int]) -> tuple[int, list[list[int]]]:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_probe.border import Count, WholeNumeric, checked
 from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange
 from llava_probe.features import shards, store
 from llava_probe.features.sharded import Parts, ShardedTensor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MAPPED = 16  # shards kept mapped at a time: what was read of the others need not stay in memory
 
 
+@checked
 class Features:
     """A store of features, finished or not.
 
@@ -110,12 +112,12 @@ class Features:
             self._joined(held, values) if held in self._tensors else None,
         )
 
-    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | WholeNumeric | None = None) -> np.ndarray:
         """Rows as float32, in memory of their own: [rows, ...]; only those asked for are read."""
         chosen = self._rectangular(what, position)[slice(None) if rows is None else rows]
         return chosen.to(torch.float32, copy=True).numpy()
 
-    def batches(self, what: str, position: str, size: int = 1024) -> Iterator[tuple[slice, Tensor]]:
+    def batches(self, what: str, position: str, size: Count = 1024) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, ``size`` at a time, for what does not fit into memory: (which rows, [size, ...])."""
         if size < 1:
             raise BadInput(f"batches hold at least one row, not {size}")
@@ -229,6 +231,7 @@ class Features:
         return ShardedTensor(Parts(part, [counts[number] for number in filled], tuple(shape[1:]), dtype))
 
 
+@checked
 @dataclass(frozen=True)
 class Ragged:
     """Rows of differing lengths; rows of one picture may share their values.

@@ -160,7 +160,8 @@ def _may_be_a_name(text: str) -> bool:
 
 def _of_iterable(source: Any) -> Source:
     name = type(source).__name__
-    if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable):
+    scalar = getattr(source, "ndim", 1) == 0  # of torch: iterable by its class alone
+    if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable) or scalar:
         hint = ", as in [row]" if isinstance(source, Mapping) else ""
         raise BadInput(f"a source of type {name} is no data set; pass a path, a name, a data set or dicts{hint}")
     count = len(source) if isinstance(source, Sized) else None

@@ -7,7 +7,7 @@ The bits are taken as integers, so that there is no rounding: sums of 64-bit wor
 place, are the same in any order, on any device. One changed number always changes them, and an exchange of two does.
 The upper halves are summed once more with other numbers, since what a product does to its highest bit is forgotten.
 
-A tensor is read again when its memory or its version is another. Writing through ``.data`` leaves both; so some hundred
+A tensor is read again when its memory or its version is another. Writing through ``.data`` leaves both; so some dozen
 words of each tensor are looked at each time, and ``anew`` looks at all. What cannot be read (weights offloaded to disk)
 is named.
 """
@@ -34,8 +34,9 @@ _ROW = 1 << 14
 #: Bytes that are read at once: what a sum needs beside the weights.
 _PIECE = 1 << 26
 
-#: Words of a tensor that are looked at where nothing tells that it changed.
-_GLANCE = 512
+#: A tensor of so many words is looked at as a whole where nothing tells that it changed, of a larger one so many are:
+#: each word of those lies in memory that nothing else is read of.
+_SMALL, _GLANCE = 512, 64
 
 #: Beginnings of the runs of odd numbers: for words, for their upper halves, for rows.
 _SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0)
@@ -175,6 +176,11 @@ def _row_sums(words: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (_odd(which, _ROW, words.device)[: words.shape[1]] for which in (0, 1))
     if words.device.type == "cpu":  # the product of a matrix needs no memory for what it sums
         return words @ low, torch.cat([(some >> 32) @ high for some in words.split(16)])
+    return _summed(words, low, high)
+
+
+def _summed(words: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where a matrix of whole numbers knows no product."""
     return (words * low).sum(1), ((words >> 32) * high).sum(1)
 
 
@@ -192,11 +198,11 @@ def _glances(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
 
 
 def _some(tensor: Tensor) -> Tensor:
-    """All words of a small tensor, some of a large one: int64 [at most _GLANCE]."""
+    """All words of a small tensor, some of a large one: int64 [at most _SMALL]."""
     flat = _flat(tensor)
     words = flat.view(torch.int64) if _aligned(flat) else flat
-    step = len(words) // _GLANCE
-    return (words[:: step | 1][:_GLANCE] if step else words).to(torch.int64)
+    some = words if len(words) <= _SMALL else words[:: len(words) // _GLANCE | 1][:_GLANCE]
+    return some.to(torch.int64)
 
 
 def _numbers(sums: Sequence[Tensor]) -> list[tuple[int, ...]]:

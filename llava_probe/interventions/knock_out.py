@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.border import checked
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.passes import Span, visiting
@@ -30,6 +31,7 @@ from llava_probe.trace.explained import At
 from llava_probe.trace.request import spelled
 
 
+@checked
 @contextmanager
 def knock_out(
     vlm: VLM,
@@ -61,6 +63,7 @@ def knock_out(
         yield cut
 
 
+@checked
 class KnockOut(Intervention):
     """One attention knock-out in force. Made by ``knock_out``.
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llava_probe.arrays import FloatArray, IntArray
+from llava_probe.border import Numeric, checked
 from llava_probe.errors import BadInput, OutOfRange
 
 #: A patch is in the box of each token that it weighs at least this much in, as a share of where it weighs most.
@@ -78,6 +78,7 @@ def in_a_row(shares: Sequence[Share]) -> list[Placement]:
     return placements
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ImageLayout:
     """One picture's visual tokens and their places.
@@ -148,7 +149,7 @@ class ImageLayout:
             spans[:, [low, high]] = spans[:, [low, high]].clip(0, side)
         return spans
 
-    def to_pixels(self, values: Any, tiles: int | Sequence[int] | None = None) -> FloatArray:
+    def to_pixels(self, values: Numeric, tiles: int | Sequence[int] | None = None) -> FloatArray:
         """One value per token painted over its pixels.
 
         Args:
@@ -177,7 +178,7 @@ class ImageLayout:
             raise OutOfRange(f"tile {missing[0]} is not there: this picture has tiles {there.tolist()}")
         return np.flatnonzero(np.isin(self.tiles, tiles))
 
-    def to_tokens(self, mask: Any) -> FloatArray:
+    def to_tokens(self, mask: Numeric) -> FloatArray:
         """The share of each token's box (of its part on the photograph) that ``mask`` covers.
 
         Args:
@@ -201,7 +202,7 @@ class ImageLayout:
         count = _box_sums(there.astype(np.float64), self._spans)
         return np.divide(total, count, out=np.zeros(len(self)), where=count > 0)
 
-    def tokens_in(self, mask: Any) -> IntArray:
+    def tokens_in(self, mask: Numeric) -> IntArray:
         """Sequence positions of the tokens whose box ``mask`` [height, width] covers by half or more."""
         return self.positions[self.to_tokens(mask) >= 0.5]
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from llava_probe.arrays import FloatArray
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES
@@ -32,6 +33,7 @@ from llava_probe.stored import path_of
 MEASURES = tuple(CaseScores.__annotations__)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
     """The scored questions of a data set.

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_probe.arrays import FloatArray
+from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.overlay import backdrop, is_copy
@@ -41,6 +42,7 @@ _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 1
 _UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ImageMap:
     """What a method says of each visual token of one picture, for each explained token.
@@ -71,7 +73,7 @@ class ImageMap:
     text_tokens: tuple[Token, ...] = ()
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.values).detach().to("cpu", torch.float32)
+        values = torch.as_tensor(self.values).detach()
         shape = (len(self.tokens), len(self.layout))
         if values.shape != shape:
             raise BadInput(
@@ -80,6 +82,7 @@ class ImageMap:
             )
         if not is_copy(self.image, self.layout):
             raise BadInput(f"the layout is of a picture of {self.layout.size} pixels; this one has {self.image.size}")
+        values = values.to("cpu", torch.float32)
         wrong = (~torch.isfinite(values)).any(1).nonzero().flatten().tolist()
         if wrong:
             row = f"row {wrong[0]} ({self.tokens[wrong[0]].text!r})"
@@ -87,16 +90,18 @@ class ImageMap:
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "tokens", tuple(self.tokens))
         if self.marked is not None:
-            marked = torch.as_tensor(self.marked).to("cpu", torch.bool)
-            object.__setattr__(self, "marked", marked.expand(shape))
+            marked = torch.as_tensor(self.marked)
+            if marked.shape not in (shape, shape[1:]):
+                raise BadInput(f"{self.method}: marked= takes {list(shape)} or {[shape[1]]}; got {list(marked.shape)}")
+            object.__setattr__(self, "marked", marked.to("cpu", torch.bool).expand(shape))
         if self.text is not None:
-            text = torch.as_tensor(self.text).detach().to("cpu", torch.float32)
+            text = torch.as_tensor(self.text).detach()
             if text.shape != (shape[0], len(self.text_tokens)):
                 raise BadInput(
                     f"{self.method}: {shape[0]} rows beside {len(self.text_tokens)} other tokens take text "
                     f"{[shape[0], len(self.text_tokens)]}; got {list(text.shape)}"
                 )
-            object.__setattr__(self, "text", text)
+            object.__setattr__(self, "text", text.to("cpu", torch.float32))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -155,7 +160,9 @@ class ImageMap:
 
     # --- seeing ---
 
-    def overlay(self, row: int | None = None, highest: float | None = None, side: int | None = None) -> Image.Image:
+    def overlay(
+        self, row: int | None = None, highest: Positive | None = None, side: Count | None = None
+    ) -> Image.Image:
         """The photograph with the map over it: RGB, of the photograph's size, unseen pixels hatched.
 
         Args:

@@ -15,12 +15,14 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
+from llava_probe.border import checked
 from llava_probe.errors import BadImage, refusing, shortened
 from llava_probe.pictures.images import MAX_PIXELS, open_image
 
 _EXPECTED = "a list of frames, an array [F, H, W, 3] or [F, 3, H, W], or an animated GIF or WebP"
 
 
+@checked
 def open_video(source: Any) -> tuple[Image.Image, ...]:
     """The frames of one video.
 
@@ -61,9 +63,10 @@ def several_videos(source: Any) -> list[tuple[Image.Image, ...]]:
 
 def _from_path(source: str | os.PathLike[str]) -> tuple[Image.Image, ...]:
     name = shortened(repr(os.fspath(source)))
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise BadImage(f"{name} is not a file that exists; a video is {_EXPECTED}")
+    with refusing(f"{name} cannot be opened"):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise BadImage(f"{name} is not a file that exists; a video is {_EXPECTED}")
     try:
         image = Image.open(path)
     except Exception:  # a film, or nothing that PIL knows

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from llava_probe.arrays import IntArray
+from llava_probe.border import Count, Limits, Positive, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.probes.cell import measure_cell, noise_score
 from llava_probe.probes.controls import read_types
 from llava_probe.probes.instances import POOLS
-from llava_probe.probes.labels import Labels, column, read_target
+from llava_probe.probes.labels import FeaturesLike, Labels, column, read_target
 from llava_probe.probes.readouts import readout
 from llava_probe.probes.splits import assign_folds
 from llava_probe.probes.study import Key, Study
@@ -32,8 +33,9 @@ _LAYER = re.compile(r"_\d+$")
 _LISTED = 3
 
 
+@checked
 def fit_probe(
-    features: Any,
+    features: FeaturesLike,
     label: str | Sequence[str],
     *,
     layers: Sequence[str | int] | str | int | None = None,
@@ -42,15 +44,15 @@ def fit_probe(
     task: str | None = None,
     groups: str = "picture",
     types: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
+    folds: Count = 5,
+    seed: Seed = 0,
     balance: bool = True,
-    strengths: Sequence[float] | None = None,
+    strengths: Sequence[Positive] | None = None,
     pool: str = "mean",
-    draws: int = 5,
-    random_features: Any = None,
-    bootstrap: int = 1000,
-    memory: int = 2_000_000_000,
+    draws: Count = 5,
+    random_features: FeaturesLike | None = None,
+    bootstrap: Annotated[int, Limits(0, 100_000)] = 1000,
+    memory: Annotated[int, Limits(0)] = 2_000_000_000,
     progress: bool = False,
 ) -> Sweep:
     """Fit a linear probe for ``label`` on each layer and position of a feature store, and its controls.
@@ -85,13 +87,6 @@ def fit_probe(
         raise BadInput("fit_probe needs scikit-learn: pip install 'llava_probe[probes]'")
     if pool not in POOLS:
         raise BadInput(f"pool is one of {', '.join(POOLS)}; got {pool!r}")
-    for name, given, least in (
-        ("folds", folds, 0),
-        ("draws", draws, 1),
-        ("bootstrap", bootstrap, 0),
-        ("seed", seed, 0),
-    ):
-        _refuse_below(name, given, least)
     keys = _chosen(features, layers, positions)
     target = read_target(features, label, groups, task)
     classes = len(target.classes) if target.task == "classification" else None
@@ -107,7 +102,9 @@ def fit_probe(
         pool=pool,
         memory=memory,
         counts=resamples(target.group_count, bootstrap, seed),
-        random_model=random_features and (random_features, _matched(features, random_features, target)),
+        random_model=None
+        if random_features is None
+        else (random_features, _matched(features, random_features, target)),
     )
     with study.quietly():
         floor: dict[tuple[Any, ...], float] = {}
@@ -167,8 +164,3 @@ def _matched(features: Any, other: Any, target: Labels) -> IntArray:
             f"{', '.join(map(repr, missing[:_LISTED]))}; extract the same samples with the random model"
         )
     return np.array([place[ids[row]] for row in target.rows])
-
-
-def _refuse_below(name: str, given: Any, least: int) -> None:
-    if not isinstance(given, int) or given < least or isinstance(given, bool):
-        raise BadInput(f"{name} is a whole number of at least {least}; got {given!r}")

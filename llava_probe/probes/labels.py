@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,23 @@ class Labels:
     def group_count(self) -> int:
         """How many different pictures there are."""
         return int(self.groups.max()) + 1
+
+
+@runtime_checkable
+class FeaturesLike(Protocol):
+    """``lp.Features``, or whatever reads like it."""
+
+    def keys(self) -> Any:
+        """The (layer, position) pairs."""
+
+    def table(self, columns: Sequence[str] | None = None) -> Any:
+        """The index, a row a sample."""
+
+    def column(self, name: str) -> list[Any]:
+        """One column of it."""
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        """The values of one pair."""
 
 
 def read_target(features: Any, label: str | Sequence[str], groups: str, task: str | None = None) -> Labels:

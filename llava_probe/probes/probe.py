@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.maps.maps import ImageMap
 from llava_probe.probes import saved
@@ -30,10 +31,13 @@ from llava_probe.trace.trace import Trace
 if TYPE_CHECKING:
     from llava_probe.probes.readouts import Linear
 
+#: A class, or the name of a number.
+Label = str | bool | int | float | None
 #: What stands for a class where a map wants the token that it explains: a class is none of the vocabulary.
 _NO_TOKEN = -1
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
     """What a probe reads at some tokens of a trace.
@@ -63,6 +67,7 @@ class Reading:
         return self.table()
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Probe:
     """A linear read-out of the raw hidden states of one layer.
@@ -135,7 +140,7 @@ class Probe:
             return scores
         return _named(scores.argmax(-1).tolist(), self.classes)
 
-    def direction(self, label: Any = None) -> Tensor:
+    def direction(self, label: Label = None) -> Tensor:
         """[D] float32 unit vector along which the score of ``label`` grows fastest, in the raw hidden-state space.
 
         With two classes the directions are opposite; with more each is against the mean of all (logistic, means).
@@ -172,7 +177,7 @@ class Probe:
         """
         return self.apply(trace, [place for place in trace.positions(ALL) if trace.tokens[place].role != "image"])
 
-    def map(self, trace: Trace, label: Any = None, image: int = 0) -> ImageMap:
+    def map(self, trace: Trace, label: Label = None, image: int = 0) -> ImageMap:
         """What it reads at each visual token of one picture.
 
         Args:
@@ -220,7 +225,9 @@ class Probe:
         Raises:
             BadFile: it is not there, damaged, or no probe.
         """
-        return cls(**saved.load_probe(path))
+        tensors, told = saved.load_probe(path)
+        told["classes"] = tuple(told["classes"])
+        return cls(tensors["weights"], tensors["bias"], **told)
 
     # --- details ---
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llava_probe.arrays import IntArray
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.probes.cell import Cell
 from llava_probe.probes.intervals import sums_of
@@ -54,6 +55,7 @@ class Comparison:
         )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """The cells of one sweep.

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llava_probe.border import checked
 from llava_probe.tiny.plan import COLOURS, SHAPES, SIGN, Item
 
 KINDS = ("colour", "shape", "exists", "count", "where", "text", "relation", "describe")
@@ -28,6 +29,7 @@ _VARIANTS = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Question:
     """A question, its answer, and the objects (indices into the scene's) on which the answer depends."""

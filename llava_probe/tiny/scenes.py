@@ -12,20 +12,25 @@ well over a hundred random bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
+from llava_probe.border import Limits, Seed, checked
 from llava_probe.tiny import drawing
 from llava_probe.tiny.plan import plan
 from llava_probe.tiny.questions import Question, select_questions
 
+#: Pixels of a side in which every object is seen; four thousand are more than any processor keeps.
+SMALLEST = 84
 FIRST_TRAINING_SEED = 1_000_000
 
 _BORDER = 0.02  # of the side: objects rarely reach it
 _TINT = 60.0  # how far a ground's channels lie apart at most, of 255; drawn ones keep within 28, objects pull a little
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SceneObject:
     """One object as drawn.
@@ -46,6 +51,7 @@ class SceneObject:
     place: str
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A picture, the objects on it, and at least six questions with their answers."""
@@ -56,7 +62,8 @@ class Scene:
     questions: tuple[Question, ...]
 
 
-def scene(seed: int, size: int = drawing.MASTER) -> Scene:
+@checked
+def scene(seed: Seed, size: Annotated[int, Limits(SMALLEST, 4096)] = drawing.MASTER) -> Scene:
     """Draw the scene of a seed as a ``size`` × ``size`` RGB picture, with its truth at that resolution."""
     items = plan(seed)
     pixels, masks = drawing.draw(items, seed)
@@ -71,6 +78,7 @@ def scene(seed: int, size: int = drawing.MASTER) -> Scene:
     return Scene(seed, image, objects, select_questions(items, seed))
 
 
+@checked
 def is_scene(picture: Image.Image) -> bool:
     """Whether a picture looks like one of these scenes: their size, and their grey, even ground along its border."""
     if picture.size != (drawing.MASTER, drawing.MASTER):

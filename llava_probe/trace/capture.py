@@ -17,13 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, OutOfRange
 
-Positions = str | int | Sequence["str | int"]
+Positions = str | int | Sequence[str | int]
 
 NAMED_POSITIONS = ("predicting", "all", "prompt", "image", "text", "last_prompt")
 
 
+@checked
 @dataclass(frozen=True)
 class Capture:
     """What a ``Trace`` keeps.

@@ -1,6 +1,7 @@
 """Which tokens are meant: one reader of ``tokens=``, ``at=``, ``keys=`` and ``queries=``, whoever asks.
 
     positions(trace, "stop sign")          # where these words stand: in the answer if it says them, else in the prompt
+    positions(trace, "stop#2")             # the second time; "stop#-1" the last
     positions(trace, IMAGE)                # a place; "image" says the same, unless it is a word of this trace too
     positions(trace, [3, -1, QUESTION])    # places in the whole sequence and names, in one list
     spans(trace, None)                     # the answer's content words, the positions of each
@@ -14,8 +15,9 @@ place. What comes out follows the order of what was asked for.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from PIL import Image
@@ -63,7 +65,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 #: A position (negative from the end), a word, a place, or a list of these, in which a list of positions is one word.
-At = int | str | Place | Sequence[Any]
+At = int | str | Place | Sequence[int | str | Place | Sequence[int]]
 #: The same, or None for the content words of the answer.
 Tokens = At | None
 
@@ -143,21 +145,27 @@ def spans(written: Written, tokens: Tokens) -> list[list[int]]:
         elif _single(part):
             found.append([_position(written, part)])
         else:
-            found.append(sorted({_position(written, place) for place in part}))
+            found.append(sorted({_position(written, place) for place in part}))  # type: ignore[union-attr]
     return found
 
 
-def explained(written: Written, tokens: Tokens = None) -> tuple[Token, ...]:
-    """The tokens that ``tokens`` names, those of the answer's content words when None; see ``positions``.
+def explained(written: Written, tokens: Tokens = None) -> tuple[tuple[Token, ...], list[list[int]]]:
+    """What each row of a result is about: a token for each of ``spans``, which stands for all its span, and the spans.
 
     Raises:
         BadInput: none at all.
         OutOfRange: a position or word that is not there.
     """
-    found = tuple(written.tokens[position] for position in positions(written, tokens))
+    found = [span for span in spans(written, tokens) if span]
     if not found:
         raise BadInput(f"tokens={tokens!r} names no token; leave it out for the content words of the answer")
-    return found
+    return tuple(joined(written, span) for span in found), found
+
+
+def joined(written: Written, positions: Sequence[int]) -> Token:
+    """One token that stands for several: the first one's place, all their text."""
+    parts = [written.tokens[position] for position in positions]
+    return replace(parts[0], text="".join(part.text for part in parts))
 
 
 def told(tokens: Tokens) -> str:
@@ -174,16 +182,16 @@ def place_named(at: Any) -> Place | None:
     return PLACES.get(at) if isinstance(at, str) else at if isinstance(at, Place) else None
 
 
-def queries(written: Written, tokens: Sequence[Token]) -> list[int]:
+def queries(written: Written, positions: Iterable[int]) -> list[int]:
     """The position whose row explains each token: for a generated one the position that predicted it, else its own."""
-    return [token.position - (token.position >= written.prompt_length) for token in tokens]
+    return [position - (position >= written.prompt_length) for position in positions]
 
 
 def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
     """The layout of one picture of the prompt.
 
     Raises:
-        OutOfRange: there is no such picture.
+        OutOfRange: there is no such picture, or it has no visual tokens.
         BadInput: the places of this family's visual tokens are not known.
     """
     pictures = len(pictured.images)
@@ -198,7 +206,19 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
             f"where the visual tokens of {pictured.provenance.get('class', 'this model')} lie on a picture is not known"
             f"{reason}; no map can be drawn, but trace.rows and trace.hidden still read them"
         )
-    return pictured.layouts[image]
+    layout = pictured.layouts[image]
+    if not len(layout):
+        seen = [number for number, each in enumerate(pictured.layouts) if len(each)]
+        there = f"those that have are {_numbered(seen)}" if seen else "none has"
+        raise OutOfRange(
+            f"picture {image % pictures} has no visual tokens, so nothing can be said of it: a crop, or the sampling "
+            f"of a video's frames, left it out; {there}"
+        )
+    return layout
+
+
+def _numbered(numbers: Sequence[int], most: int = 8) -> str:
+    return ", ".join(map(str, numbers[:most])) + (" ..." if len(numbers) > most else "")
 
 
 # --- names ---
@@ -253,14 +273,27 @@ def _question(written: Written) -> range:
 
 def _spelled(written: Written, name: str) -> list[list[int]]:
     """The times that the answer says something, or else the prompt."""
+    found = _times(written, name)
+    if not found and (counted := re.fullmatch(r"(.*\S)#(-?[1-9]\d{0,8})", name.strip(), re.DOTALL)):
+        word, time = counted[1], int(counted[2])
+        found = _times(written, word)
+        if found and abs(time) > len(found):
+            raise OutOfRange(f"{word!r} stands there {len(found)} times; {name!r} asks for another")
+        found = [found[time - (time > 0)]] if found else []
+    if found:
+        return found
+    names = ", ".join(PLACES)
+    raise OutOfRange(f"{name!r} is neither a word of {_said(written)!r} nor of its prompt, nor a place ({names})")
+
+
+def _times(written: Written, name: str) -> list[list[int]]:
     for role in ("generated", None):
         found: list[list[int]] = []
         while places := find(written.tokens, name, role, occurrence=len(found)):
             found.append(list(places))
         if found:
             return found
-    names = ", ".join(PLACES)
-    raise OutOfRange(f"{name!r} is neither a word of {_said(written)!r} nor of its prompt, nor a place ({names})")
+    return []
 
 
 def _position(written: Written, given: Any) -> int:

@@ -14,7 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava_probe.border import checked
 
+
+@checked
 @dataclass(frozen=True)
 class Spellings:
     """Texts of token ids, with their spaces.

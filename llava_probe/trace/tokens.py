@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 
 ROLES = ("special", "image", "prompt", "generated")
@@ -24,6 +25,7 @@ _PARTED += r"\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020
 _LONGEST_CHARACTER = 4
 
 
+@checked
 @dataclass(frozen=True)
 class Token:
     """One token of the whole sequence.
@@ -84,7 +86,10 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence: int | None = None) -> tuple[int, ...]:
-    """Positions of the tokens that spell ``text``, whatever the case; "red" is not found in "coloured".
+    """Positions of the tokens that spell ``text``; "red" is not found in "coloured".
+
+    Where it stands in exactly this case, it is found in this case only: "STOP" is not the "stop" of "a stop sign".
+    Where it does not, it is found whatever the case.
 
     Args:
         tokens: of the whole sequence.
@@ -119,7 +124,7 @@ def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence
         pattern = f"(?<!{_PARTED}){pattern}"
     if re.match(_PARTED, sought[-1]):
         pattern = f"{pattern}(?!{_PARTED})"
-    matches = list(re.finditer(pattern, joined, re.IGNORECASE))
+    matches = list(re.finditer(pattern, joined)) or list(re.finditer(pattern, joined, re.IGNORECASE))
     if occurrence is not None:
         there = -len(matches) <= occurrence < len(matches)
         matches = [matches[occurrence]] if there else []

@@ -23,11 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.border import checked
 from llava_probe.errors import NotCaptured
 from llava_probe.layout import ImageLayout
 from llava_probe.trace import file as trace_file
 from llava_probe.trace.distributions import TopK
-from llava_probe.trace.explained import IMAGE, PREDICTING, At
+from llava_probe.trace.explained import IMAGE, PREDICTING, At, Tokens
 from llava_probe.trace.explained import positions as named_positions
 from llava_probe.trace.html import trace_html
 from llava_probe.trace.kept import kept_columns, kept_rows, picked, squeezed, told_positions
@@ -37,6 +38,7 @@ from llava_probe.trace.spellings import Spellings
 from llava_probe.trace.tokens import Token, find
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One generation (or one scored answer) and all that was kept of it.
@@ -149,16 +151,16 @@ class Trace:
 
     # --- what was kept, by layer and position ---
 
-    def positions(self, at: At) -> list[int]:
+    def positions(self, at: Tokens) -> list[int]:
         """Sequence positions that ``at`` names.
 
         Args:
             at: a position (negative counts from the end), a word of the answer, else of the prompt, a place, or a
-                list of these. Places are ``lp.IMAGE``, ``lp.TEXT`` (the prompt without its visual tokens),
-                ``lp.PROMPT`` (its words), ``lp.QUESTION`` (the words as they were asked), ``lp.LAST`` (the last prompt
-                position), ``lp.PREDICTING``, ``lp.ANSWER`` (without what ends it), ``lp.GENERATED``, ``lp.SPECIAL`` and
-                ``lp.ALL`` (every token that was fed to the model: not the last). Their names as strings,
-                ``"image"``, say the same where they are no words of this trace.
+                list of these; None for the content words of the answer. Places are ``lp.IMAGE``, ``lp.TEXT`` (the
+                prompt without its visual tokens), ``lp.PROMPT`` (its words), ``lp.QUESTION`` (the words as they were
+                asked), ``lp.LAST`` (the last prompt position), ``lp.PREDICTING``, ``lp.ANSWER`` (without what ends
+                it), ``lp.GENERATED``, ``lp.SPECIAL`` and ``lp.ALL`` (every token that was fed to the model: not the
+                last). Their names as strings, ``"image"``, say the same where they are no words of this trace.
 
         Raises:
             OutOfRange: a position or word that is not there.

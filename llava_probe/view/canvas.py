@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput
 
 #: Dots per inch of a saved PNG, and of the picture that a notebook shows.
@@ -37,6 +38,7 @@ class Canvas(Figure):
         return png.getvalue()
 
 
+@checked
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as .png, or as vectors: .pdf, .svg.
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
+from llava_probe.border import Count, checked
 from llava_probe.errors import NotCaptured
 from llava_probe.maps.overlay import backdrop, blend, scale_of
 from llava_probe.trace.explained import Tokens, explained, placed, queries
@@ -44,6 +45,7 @@ _BLUE, _ORANGE = "#2b6ca3", "#c96a1b"
 _GAP = 8  # pixels between the maps of a sheet
 
 
+@checked
 def map_figure(m: ImageMap, row: int | None = None) -> Canvas:
     """One row of a map (or the mean of all) on its photograph, with a colour bar; marked tokens ringed."""
     width, height = m.image.size
@@ -70,6 +72,7 @@ def map_figure(m: ImageMap, row: int | None = None) -> Canvas:
     return figure
 
 
+@checked
 def contact_sheet(m: ImageMap, confidence: Confidence | None = None) -> Canvas:
     """All rows of a map as small pictures in reading order, each on its own scale, its largest value beside its token.
 
@@ -87,6 +90,7 @@ def contact_sheet(m: ImageMap, confidence: Confidence | None = None) -> Canvas:
     return _sheet(tiles, captions, columns, title)
 
 
+@checked
 def head_sheet(trace: Trace, tokens: Tokens = None, image: int = 0) -> Canvas:
     """One small attention map for each layer and head, each on its own scale; its share on the picture in percent.
 
@@ -95,8 +99,9 @@ def head_sheet(trace: Trace, tokens: Tokens = None, image: int = 0) -> Canvas:
         tokens: as for ``attention_map``; several tokens are averaged.
         image: which picture.
     """
-    layout, wanted = placed(trace, image), explained(trace, tokens)
-    rows = torch.stack([row[..., layout.positions].float() for row in trace.each_row(queries(trace, wanted))])
+    layout, (wanted, words) = placed(trace, image), explained(trace, tokens)
+    at = queries(trace, [position for word in words for position in word])
+    rows = torch.stack([row[..., layout.positions].float() for row in trace.each_row(at)])
     maps = rows.mean(0).flatten(0, 1)  # [layers × heads, N]
     layers, heads = trace.attention_layers, trace.attention_heads
     few = len(maps) <= _NUMBERED_CELLS
@@ -119,7 +124,8 @@ def head_sheet(trace: Trace, tokens: Tokens = None, image: int = 0) -> Canvas:
     return figure
 
 
-def confidence_figure(c: Confidence, columns: int = 16) -> Canvas:
+@checked
+def confidence_figure(c: Confidence, columns: Count = 16) -> Canvas:
     """Each token's probability as a bar over its text, its entropy as a bar under it; long answers on several lines."""
     count = len(c.tokens)
     lines = [range(start, min(start + columns, count)) for start in range(0, count, columns)]
@@ -156,9 +162,10 @@ def confidence_figure(c: Confidence, columns: int = 16) -> Canvas:
     return figure
 
 
+@checked
 def heads_figure(shares: HeadShares, of: str = "image", row: int | None = None) -> Canvas:
     """Layers by heads, shaded by their share of attention on one part of the sequence."""
-    table = shares.part(of)[slice(None) if row is None else [row]].mean(0).numpy()
+    table = shares.share(of, row).numpy()
     layers, heads = table.shape
     figure = Canvas(*(1.5 + 0.26 * min(number, 16) + 0.1 * max(0, number - 16) for number in (heads, layers)))
     axes = figure.add_subplot()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from llava_probe.border import checked
 from llava_probe.errors import BadInput
 from llava_probe.view.canvas import Canvas, drawable
 from llava_probe.view.figures import map_figure
@@ -48,6 +49,7 @@ _CONTROLS: tuple[tuple[str, str, str, Any, str], ...] = (
 )
 
 
+@checked
 def sweep_figure(sweep: Sweep) -> Canvas:
     """Score by layer with its interval and controls, and selectivity under it; a column a position.
 
@@ -89,6 +91,7 @@ def sweep_figure(sweep: Sweep) -> Canvas:
     return figure
 
 
+@checked
 def confusion_figure(sweep: Sweep, layer: str, position: str) -> Canvas:
     """What each class was told to be, in shares of its row; the counts are written into small matrices.
 
@@ -123,7 +126,8 @@ def confusion_figure(sweep: Sweep, layer: str, position: str) -> Canvas:
     return figure
 
 
-def probe_figure(probe: Probe, trace: Trace, label: Any = None, image: int = 0) -> Canvas:
+@checked
+def probe_figure(probe: Probe, trace: Trace, label: str | bool | int | float | None = None, image: int = 0) -> Canvas:
     """What a probe reads at each visual token, over the photograph.
 
     Args:

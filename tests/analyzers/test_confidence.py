@@ -203,7 +203,7 @@ def test_top_lists_the_likeliest_with_their_texts():
     with pytest.raises(lp.BadInput):
         lp.confidence(answer_trace(logits)).top(0)
     for wrong in (2.0, "2", None):
-        with pytest.raises(lp.BadInput, match="whole number of at least 1"):
+        with pytest.raises(lp.BadInput, match="whole number from 1"):
             lp.confidence(answer_trace(logits)).top(wrong)
     assert lp.confidence(answer_trace(logits)).top(np.int64(3)) == (step,)
 

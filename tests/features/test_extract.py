@@ -267,7 +267,7 @@ def test_a_sample_that_is_too_long_fails_alone(vlm, rows, tmp_path):
     long = {**rows[1], "question": "what " * most}
     found = lp.extract(vlm, [rows[0], long, rows[2]], tmp_path / "f", layers=[2])
     assert found.column("row") == [0, 2]
-    assert found.errors()["reason"][0].as_py().startswith("too long:")
+    assert found.errors()["reason"][0].as_py().startswith("tokens:")
 
 
 def test_the_manifest_tells_how_the_store_was_made(vlm, features):

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache, Gemma3nTextConfig, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoProcessor,
+    DynamicCache,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    processing_utils,
+)
+from transformers.models.auto import video_processing_auto
 from transformers.models.llama import modeling_llama
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -421,6 +430,25 @@ def test_features_of_frames_are_pooled_as_the_model_pools_them():
     assert pooled.shape == (2, (-(-side // 2)) ** 2, 5) and torch.allclose(pooled, torch.ones(())), (
         "apply_pooling pools otherwise: places of LLaVA-OneVision's frames are measured"
     )
+
+
+# --- processors ---
+
+
+def test_a_processor_is_loaded_without_its_part_for_videos(monkeypatch, tmp_path):
+    _, processor = zoo.build("qwen2_vl")
+    processor.save_pretrained(tmp_path)
+    own = (video_processing_auto.AutoVideoProcessor, dict(processing_utils.MODALITY_TO_BASE_CLASS_MAPPING))
+    monkeypatch.setattr(seam.processors, "find_spec", lambda name: None)
+    with seam.videos_optional():
+        without = AutoProcessor.from_pretrained(tmp_path)
+    assert without.video_processor.merge_size == processor.video_processor.merge_size, (
+        "AutoVideoProcessor or the check of a processor's parts is elsewhere: Qwen2-VL does not load in a plain install"
+    )
+    with pytest.raises(lp.BadInput, match="videos need torchvision"):
+        without.video_processor([])
+    assert own == (video_processing_auto.AutoVideoProcessor, dict(processing_utils.MODALITY_TO_BASE_CLASS_MAPPING))
+    assert type(AutoProcessor.from_pretrained(tmp_path).video_processor) is type(processor.video_processor)
 
 
 # --- torch ---

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from llava_probe.inside.weights import _GLANCE, _ROW, tensor_digest, weights_digest
+from llava_probe.inside.weights import _ROW, _SMALL, tensor_digest, weights_digest
 from tests.models import random_llava
 
-LARGE = 4 * _GLANCE * 4 + 6  # words enough that only some are looked at, and an end that fills no word
+LARGE = 8 * _SMALL + 6  # words enough that only some are looked at, and an end that fills no word
 
 
 class Held(nn.Module):
@@ -75,7 +75,7 @@ def test_order_and_sign_count(dtype):
     assert tensor_digest(turned[2]) == tensor_digest(turned[3])
 
 
-def test_the_digest_is_a_sum_of_words_by_place():
+def test_the_digest_is_a_sum_of_words_by_place(monkeypatch):
     """Against arithmetic in whole numbers, as long as they get."""
     from llava_probe.inside.weights import _odd, _sums
 
@@ -90,6 +90,15 @@ def test_the_digest_is_a_sum_of_words_by_place():
     wrapped = [(total + 2**63) % 2**64 - 2**63 for total in expected]
     assert _sums(torch.from_numpy(words)).tolist() == wrapped
     assert all(number % 2 for number in low + high + rows)
+    monkeypatch.setattr("llava_probe.inside.weights._row_sums", lambda words: on_a_card(words, _odd))
+    assert _sums(torch.from_numpy(words)).tolist() == wrapped
+
+
+def on_a_card(words, odd):
+    """How a device sums that has no product of whole numbers' matrices."""
+    from llava_probe.inside.weights import _summed
+
+    return _summed(words, *(odd(which, _ROW, words.device)[: words.shape[1]] for which in (0, 1)))
 
 
 def test_what_is_remembered_is_not_read_again(monkeypatch):

@@ -87,7 +87,7 @@ def test_positions_are_numbers_of_any_kind(trace, at):
 
 @pytest.mark.parametrize("at", [0.5, [True], np.ones(3, bool), [None], torch.tensor(1.0), [["STOP"]]], ids=repr)
 def test_what_is_no_position_is_said(trace, at):
-    with pytest.raises(lp.BadInput, match="a position is named by a whole number"):
+    with pytest.raises(lp.BadInput, match="a whole number"):
         trace.positions(at)
 
 
@@ -138,15 +138,32 @@ def test_none_is_the_content_words_to_everybody(tiny_vlm, ambiguous):
     assert [token.position for token in lp.heads(ambiguous).tokens] == word
 
 
-def test_a_row_a_token_and_a_row_a_word():
+def test_every_function_gives_a_word_one_row():
     trace = synthetic_trace(attention=causal(), answer=[" ST", "OP", " sign", "."])
     m = lp.attention_map(trace)
-    assert [token.text for token in m.tokens] == [" ST", "OP", " sign"]
+    assert [token.text for token in m.tokens] == [" STOP", " sign"]
+    assert m.about["positions"] == [[P, P + 1], [P + 2]]
+    assert [token.text for token in lp.heads(trace).tokens] == [" STOP", " sign"]
+    assert len(lp.attention_map(trace, tokens=lp.GENERATED)) == 4
     found, _ = targets(None, trace)
     assert [(target.token.text, target.positions) for target in found] == [(" STOP", (P, P + 1)), (" sign", (P + 2,))]
     assert lp.attention_map(trace, tokens=lp.GENERATED).about["tokens"] == "generated"
     assert lp.attention_map(trace, tokens=[P]).about["tokens"] == "positions"
     assert lp.attention_map(trace, tokens="STOP").about["tokens"] == "STOP"
+
+
+def test_a_word_is_named_in_its_case_and_by_the_time_it_is_said():
+    """A description of a sign that says STOP says "stop sign" too."""
+    trace = synthetic_trace(attention=causal(size=16), answer=[" ST", "OP", " on", " a", " stop", " sign", " stop"])
+    assert spans(trace, "STOP") == [[P, P + 1]]
+    assert spans(trace, "stop") == [[P + 4], [P + 6]]
+    assert spans(trace, "Stop") == [[P, P + 1], [P + 4], [P + 6]]
+    assert spans(trace, "stop#2") == spans(trace, "stop#-1") == [[P + 6]]
+    assert spans(trace, ["STOP#1", "Stop#2"]) == [[P, P + 1], [P + 4]]
+    assert len(lp.attention_map(trace, tokens="STOP")) == len(targets(None, trace, "STOP")[0]) == 1
+    with pytest.raises(lp.OutOfRange, match="'stop' stands there 2 times"):
+        spans(trace, "stop#3")
+    assert spans(synthetic_trace(answer=[" No", ".", "#2", "."]), "#2") == [[P + 2]]
 
 
 def test_an_answer_without_content_is_explained_by_what_it_has():

@@ -54,7 +54,7 @@ def test_every_figure_is_drawn_in_every_format(trace, tmp_path):
 def test_figures_say_what_they_show(trace):
     found = made(trace)
     assert "share of attention" in texts(found["one row"])
-    assert "“OP”" in texts(found["one row"])
+    assert "“sign”" in texts(found["one row"])
     assert "hatched: never seen" in texts(found["one row"])
     assert "ringed: 1 sinks" in texts(found["marked"])
     assert "p 0." in texts(found["sheet"])
@@ -88,7 +88,7 @@ def test_words_under_the_bars_do_not_overlap():
 
 
 def test_a_sheet_tells_how_many_it_left_out():
-    pieces = ["x"] * (figures.SHEET_LIMIT + 4)
+    pieces = [" x"] * (figures.SHEET_LIMIT + 4)
     trace = synthetic_trace(attention=causal(size=10 + len(pieces) - 1, layers=1, heads=1), answer=pieces, layers=1)
     assert f"first {figures.SHEET_LIMIT} of {len(pieces)}" in texts(figures.contact_sheet(lp.attention_map(trace)))
 

@@ -21,7 +21,7 @@ from llava_probe.asking.generation import teacher_forced
 from llava_probe.asking.prompts import asked_again
 from llava_probe.attribution.engine.replay import replaying, values_of
 from llava_probe.attribution.engine.target import Task
-from llava_probe.errors import BadInput, NotANumber, at_least
+from llava_probe.errors import BadInput, NotANumber
 from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside.tolerance import SCORES
 
@@ -82,7 +82,6 @@ def token_scores(
         raise BadInput(f"baseline= takes {' or '.join(map(repr, TOKEN_BASELINES))}, or a tensor; got {baseline!r}")
     if not len(keep):
         return torch.zeros(0, len(task.targets), dtype=torch.float64)
-    at_least("batch", batch, 1)
     changed = keep < 1
     order = torch.where(changed.any(1), changed.float().argmax(1), keep.shape[1]).argsort(stable=True)
     with torch.inference_mode(False):  # what is made inside it cannot be added to outside
@@ -111,7 +110,6 @@ def picture_scores(
     """
     if task.trace.request.inputs is not None:
         raise BadInput("this trace was asked with ready-made inputs, so changed pictures cannot be put through again")
-    at_least("batch", batch, 1)
     with torch.inference_mode(False):
         out = torch.zeros(len(pictures), len(task.targets), dtype=torch.float64)
     for number in range(len(task.answers)):

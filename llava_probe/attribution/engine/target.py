@@ -13,23 +13,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava_probe.asking.answers import answer_ids
+from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.generation import teacher_forced
 from llava_probe.asking.prompts import asked_again
+from llava_probe.border import Limits
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.trace.explained import Tokens, spans
+from llava_probe.trace.explained import Tokens, joined, spans
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 
+#: A word, which a gradient is taken through the whole of.
+_Word = Annotated[str, Limits(0, 200)]
+#: The word that might have stood there, or one for each target.
+Contrast = _Word | Sequence[_Word | None] | None
 #: What is differentiated or measured: a log-probability in nats, or the raw logit.
 QUANTITIES = ("logprob", "logit")
 
@@ -185,8 +190,11 @@ class Task:
         """The inputs of each continuation; the processor runs once.
 
         Raises:
-            BadInput: the prompt comes out in other tokens here: the trace is of another model or processor.
+            BadInput: the prompt comes out in other tokens here (the trace is of another model or processor), or the
+                answer holds the token that stands for a picture.
         """
+        for answer in self.answers:
+            check_answer(answer, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
         asked = asked_again(self.trace.images, self.trace.request)
         tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
         ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
@@ -232,7 +240,7 @@ def visual_positions(trace: Trace) -> list[int]:
 
 
 def targets(
-    vlm: VLM, trace: Trace, tokens: Tokens = None, contrast: str | Sequence[str] | None = None
+    vlm: VLM, trace: Trace, tokens: Tokens = None, contrast: Contrast = None
 ) -> tuple[tuple[Target, ...], tuple[tuple[int, ...], ...]]:
     """The targets that ``tokens`` names, and the continuations that they rest on.
 
@@ -250,9 +258,9 @@ def targets(
     words = _spans(trace, tokens)
     answers = [tuple(token.id for token in trace.generated)]
     listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
-    others: list[Any] = list(contrast or ()) if listed else [contrast] * len(words)
+    others: list[Any] = [*contrast] if listed and contrast is not None else [contrast] * len(words)
     if tokens is None and isinstance(contrast, str) and len(words) > 1:
-        said = ", ".join(repr(_joined(trace, word).text.strip()) for word in words)
+        said = ", ".join(repr(joined(trace, word).text.strip()) for word in words)
         raise BadInput(f"contrast= stands against one word, and this answer has {len(words)} ({said}); give tokens=")
     if not all(other is None or isinstance(other, str) for other in others):
         raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
@@ -264,7 +272,7 @@ def targets(
         terms = [Term(0, step, answers[0][step]) for step in span]
         if other is not None:
             terms += _against(vlm, trace, answers, span, other)
-        found.append(Target(_joined(trace, word), tuple(word), tuple(terms), other))
+        found.append(Target(joined(trace, word), tuple(word), tuple(terms), other))
     return tuple(found), tuple(answers)
 
 
@@ -289,12 +297,6 @@ def _spans(trace: Trace, tokens: Tokens) -> list[list[int]]:
     return found
 
 
-def _joined(trace: Trace, positions: Sequence[int]) -> Token:
-    """One token that stands for several: the first one's place, all their text."""
-    parts = [trace.tokens[position] for position in positions]
-    return replace(parts[0], text="".join(part.text for part in parts))
-
-
 # --- rather than what ---
 
 
@@ -303,6 +305,8 @@ def _against(vlm: VLM, trace: Trace, answers: list[tuple[int, ...]], span: Seque
     if list(span) != list(range(span[0], span[-1] + 1)):
         raise BadInput("contrast= explains one word rather than another; these tokens do not stand together")
     ids = _spelled(vlm, trace, span, word)
+    if set(vlm.visual_ids) & set(ids):
+        raise BadInput(f"contrast={word!r} holds the token that stands for a picture; give a word")
     own = answers[0]
     if ids == own[span[0] : span[-1] + 1]:
         raise BadInput(f"contrast={word!r} is what the model said there; give another word")

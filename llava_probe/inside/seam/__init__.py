@@ -5,7 +5,8 @@ says what for, and has a test of its own (``tests/inside/test_seam.py``) that fa
 the day it changes. Public names of theirs are used where they are needed.
 
 By what is touched: ``models.py`` (what a model says of itself), ``attention.py`` (kernels and masks), ``generation.py``
-(steps and caches), ``layouts.py`` (what families do to pictures), ``torch.py`` (tensors, graphs, hooks, modes).
+(steps and caches), ``layouts.py`` (what families do to pictures), ``processors.py`` (what of a processor can be done
+without), ``torch.py`` (tensors, graphs, hooks, modes).
 """
 
 from llava_probe.inside.seam.attention import (
@@ -23,6 +24,7 @@ from llava_probe.inside.seam.attention import (
 )
 from llava_probe.inside.seam.generation import (
     encodes_first,
+    generate_names,
     generation_config,
     is_whole,
     keys_and_values,
@@ -62,6 +64,7 @@ from llava_probe.inside.seam.models import (
     virtual_tokens,
     without_recorders,
 )
+from llava_probe.inside.seam.processors import videos_optional
 from llava_probe.inside.seam.torch import (
     as_plain_tensor,
     divides,
@@ -95,6 +98,7 @@ __all__ = [
     "encodes_first",
     "forward_in_place",
     "fused_attention_of",
+    "generate_names",
     "generation_config",
     "hooks_of_others",
     "implementation",
@@ -139,6 +143,7 @@ __all__ = [
     "strip_hooks",
     "takes_sdpa",
     "version",
+    "videos_optional",
     "virtual_tokens",
     "without_recorders",
     "writes",

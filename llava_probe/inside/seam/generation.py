@@ -15,6 +15,12 @@ def generation_config(model: Any, given: Any, settings: Mapping[str, Any]) -> An
     return config
 
 
+def generate_names(model: Any) -> set[str]:
+    """What ``generate`` takes by name besides settings: its own arguments, and those of the model's passes."""
+    takers = (model.generate, model.forward, model.prepare_inputs_for_generation)
+    return {name for taker in takers for name in inspect.signature(taker).parameters} - {"self", "kwargs", "args"}
+
+
 def next_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What ``generate`` would give the model for one token more, where the pass before left nothing to take over."""
     made: dict[str, Any] = model._update_model_kwargs_for_generation(_Nothing(), dict(inputs), is_encoder_decoder=False)

@@ -1,0 +1,54 @@
+"""A model and its processor by name: from the hub, from a folder, or the tiny one that ships inside.
+
+What lies there is looked at first, by names and JSON (``folder.py``): a model that cannot be loaded is told in a
+sentence before torch is imported, which takes seconds. ``pretrained.py`` then loads what was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_probe.border import Seed, checked
+from llava_probe.loading.folder import look
+from llava_probe.loading.quantized import check_quantize
+
+if TYPE_CHECKING:
+    from llava_probe.model import VLM
+
+__all__ = ["load", "look"]
+
+
+@checked
+def load(
+    name: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
+    random_weights: Seed | None = None,
+    **kwargs: Any,
+) -> VLM:
+    """Load a model and its processor; with no name the tiny one that ships inside (in float32).
+
+    Args:
+        name: a repository on the Hugging Face hub, a folder, or ``"tiny"``; the folder of a PEFT adapter loads the
+            model that it was made for, with it.
+        adapter: the folder or repository of a PEFT adapter, put on the model and made active.
+        revision: a branch, tag or commit of the repository.
+        quantize: ``"4bit"`` (NF4) or ``"8bit"``: the weights by bitsandbytes, which must be installed.
+        random_weights: a seed: the model's shape with the weights that its training began with, none of what it learnt;
+            a control for probes.
+        **kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``: ``dtype``, ``device_map``,
+            ``quantization_config``, ``attn_implementation``, ``trust_remote_code`` ...
+
+    Raises:
+        BadModel: nothing is there, it is incomplete, or it is no vision-language model; the sentence says what it is
+            and what to type instead.
+    """
+    settings = {**kwargs, **({} if revision is None else {"revision": revision})}
+    check_quantize(quantize, settings, adapter=adapter, random_weights=random_weights)
+    found = look(name, adapter=adapter, **settings)
+    from llava_probe.loading.pretrained import loaded
+
+    return loaded(found, name, quantize=quantize, random_weights=random_weights, settings=settings)

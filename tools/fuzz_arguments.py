@@ -1,0 +1,466 @@
+"""Wrong arguments for everything public: each is taken, or refused by an error of ours; never a foreign traceback.
+
+    python tools/fuzz_arguments.py --count 3000 --seed 0   # exit status 1 if anything is foreign, slow or large
+
+Every public function, method and constructor is found by looking; ``bases`` knows the valid arguments of each, made
+from the tiny model. One argument at a time is replaced by something nasty. A try may take ten seconds and a gigabyte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import numpy as np
+import torch
+from PIL import Image
+
+import llava_probe as lp
+from llava_probe import evaluate, figures, probe_figures, tiny
+from llava_probe.attribution import find_heads
+from llava_probe.pictures.videos import open_video
+
+SECONDS, BYTES = 10, 1_000_000_000
+#: What is public for other files of the package, and takes what only they make.
+INNER = {"Probe.of", "VLM.prepare", "VLM.layouts_of"}
+#: Settings of ``generate`` that are tried too, with a valid value each.
+DECODING = {
+    "num_beams": 2, "num_return_sequences": 1, "min_length": 1, "min_new_tokens": 1, "max_length": 400,
+    "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 0.001,
+    "repetition_penalty": 1.2, "length_penalty": 1.0, "no_repeat_ngram_size": 2, "do_sample": False, "use_cache": True,
+    "early_stopping": True, "max_time": 9.0, "stop_strings": ["."], "eos_token_id": 2, "pad_token_id": 0,
+    "bad_words_ids": [[5]], "suppress_tokens": [5], "begin_suppress_tokens": [5], "forced_eos_token_id": 2,
+    "sequence_bias": {(5,): 1.0}, "exponential_decay_length_penalty": (2, 1.1), "guidance_scale": 1.0,
+    "renormalize_logits": True, "remove_invalid_values": True, "cache_implementation": "dynamic",
+    "generation_config": None, "logits_processor": [], "stopping_criteria": [], "streamer": None,
+    "prefix_allowed_tokens_fn": None, "prefill_chunk_size": 32, "no_such_option": 1, "epsilom_cutoff": 0.1,
+}  # fmt: skip
+
+
+def nasty() -> dict[str, Callable[[], Any]]:
+    """Values that nobody should pass, by name; made anew for each try."""
+    return {
+        "None": lambda: None,
+        "True": lambda: True,
+        "-1": lambda: -1,
+        "0": lambda: 0,
+        "1": lambda: 1,
+        "1.5": lambda: 1.5,
+        "nan": lambda: float("nan"),
+        "inf": lambda: float("inf"),
+        "-inf": lambda: float("-inf"),
+        "1e9": lambda: 10**9,
+        "1e30": lambda: 10**30,
+        "-1e30": lambda: -(10**30),
+        "1e400": lambda: 10**400,
+        "empty text": lambda: "",
+        "x": lambda: "x",
+        "digit": lambda: "0",
+        "NUL": lambda: "a\0b",
+        "surrogate": lambda: "\ud800",
+        "no such user": lambda: "~nobody-here/x",
+        "long text": lambda: "x" * 5000,
+        "marks": lambda: "<image></s>{}%s\n",
+        "bytes": lambda: b"ab",
+        "no bytes": lambda: b"",
+        "empty list": lambda: [],
+        "empty dict": lambda: {},
+        "empty tuple": lambda: (),
+        "set": lambda: {1, 2},
+        "[None]": lambda: [None],
+        "[1.5]": lambda: [1.5],
+        "['x', 1]": lambda: ["x", 1],
+        "[nan]": lambda: [float("nan")],
+        "[-1e30]": lambda: [-(10**30)],
+        "[[[]]]": lambda: [[[]]],
+        "{1: 2}": lambda: {1: 2},
+        "object": object,
+        "function": lambda: lambda *_, **__: None,
+        "class": lambda: ValueError,
+        "error": lambda: ValueError("x"),
+        "generator": lambda: (each for each in (1, "x", None)),
+        "complex": lambda: 1j,
+        "slice": lambda: slice(0, 5),
+        "nan array": lambda: np.full((2, 3), np.nan),
+        "empty array": lambda: np.zeros((0, 3)),
+        "0-d array": lambda: np.array(1),
+        "huge array": lambda: np.broadcast_to(np.float32(0.5), (100_000, 100_000)),
+        "text array": lambda: np.array(["a", "b"]),
+        "object array": lambda: np.array([None, object()], dtype=object),
+        "bool scalar": lambda: np.bool_(True),
+        "float16": lambda: np.float16(0.5),
+        "int64": lambda: np.int64(1),
+        "complex tensor": lambda: torch.zeros(2, dtype=torch.complex64),
+        "meta tensor": lambda: torch.zeros(2, 3, device="meta"),
+        "empty tensor": lambda: torch.zeros(0),
+        "0-d tensor": lambda: torch.tensor(1),
+        "bool tensor": lambda: torch.tensor([True, False]),
+        "5-d tensor": lambda: torch.zeros(1, 1, 1, 1, 2),
+        "sparse tensor": lambda: torch.zeros(2, 2).to_sparse(),
+        "1x1 picture": lambda: Image.new("RGB", (1, 1)),
+        "path": lambda: Path("/nowhere/at/all"),
+        "device": lambda: Path("/dev/null"),
+    }
+
+
+@dataclass(frozen=True)
+class Try:
+    """One call: of what, with which valid arguments, and the name of the one that was replaced."""
+
+    name: str
+    call: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    replaced: str
+    by: str
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.replaced}={self.by})"
+
+
+@cache
+def world() -> dict[str, Any]:
+    """One of each thing that arguments are made of."""
+    vlm, scene = lp.load(), tiny.scene(34)
+    trace = vlm.generate(scene.image, "Describe the image.", max_new_tokens=4, capture=lp.Capture(positions="all"))
+    mask = np.zeros((scene.image.height, scene.image.width), dtype=bool)
+    mask[40:200, 40:200] = True
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    rows = [{"image": tiny.scene(n).image, "question": "What?", "colour": ("red", "blue")[n % 2]} for n in range(12)]
+    features = lp.extract(vlm, rows, folder / "features", layers=[1], positions=["last_prompt", "text"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sweep = lp.fit_probe(features, "colour", positions="last_prompt", folds=3, bootstrap=10, draws=1)
+    m = lp.attention_map(trace)
+    (key,) = sweep.cells
+    return {
+        "vlm": vlm, "scene": scene, "image": scene.image, "trace": trace, "m": m, "mask": mask, "folder": folder,
+        "rows": rows[:1], "features": features, "sweep": sweep, "key": key, "probe": sweep.probe(*key),
+        "confidence": lp.confidence(trace), "heads": lp.heads(trace), "sinks": lp.sinks(trace),
+        "case": next(iter(evaluate.tiny_cases([34]))), "layout": trace.layouts[0],
+        "hidden": trace.hidden(layer=1, at=lp.LAST), "ragged": features["layer_1", "text"],
+        "found": find_heads(vlm, [(scene.image, "What?")], validation=0.0), "agreement": evaluate.agreement({"a": m}),
+        "overlap": evaluate.iou(m, mask), "curve": evaluate.pr_curve(m, mask), "token": trace.tokens[0],
+        "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
+    }  # fmt: skip
+
+
+def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Every public callable with valid arguments; what is not listed by hand is made from its own fields."""
+    w = world()
+    vlm, image, trace, m, mask = w["vlm"], w["image"], w["trace"], w["m"], w["mask"]
+    folder: Path = w["folder"]
+    asked: dict[str, Any] = {"image": image, "question": "What?"}
+    short = {**asked, "max_new_tokens": 2}
+    judged = {"vlm": vlm, "trace": trace, "m": m, "row": 0, "image": 0, "tokens": None, "contrast": None,
+              "on": "tokens", "baseline": "mean", "batch": 4, "seed": 0}  # fmt: skip
+    pictured = {"trace": trace, "image": 0, "tokens": lp.LAST, "layers": [0], "heads": [0]}
+    each: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "lp.VLM": (lp.VLM, {"model": vlm.model, "processor": vlm.processor, "layout": "auto"}),
+        "lp.load": (lp.load, {"name": "tiny", "random_weights": None}),
+        "lp.check": (lp.check, {"vlm": vlm, "image": image, "question": "What?", "max_new_tokens": 2}),
+        "lp.open_image": (lp.open_image, {"source": image, "allow_private": False}),
+        "open_video": (open_video, {"source": [image, image]}),
+        "lp.confidence": (lp.confidence, {"trace": trace}),
+        "lp.attention_map": (lp.attention_map, {**pictured, "reduce": "mean", "sinks": "keep", "relative_to": None}),
+        "lp.rollout": (lp.rollout, {"trace": _whole(), "image": 0, "tokens": lp.LAST, "layers": [0], "heads": [0],
+                                    "reduce": "mean"}),
+        "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST}),
+        "lp.sinks": (lp.sinks, {"trace": trace, "image": 0, "threshold": 20.0}),
+        "lp.knock_out": (_entered(lp.knock_out), {"vlm": vlm, "keys": "image", "queries": "last", "layers": [0],
+                                                   "heads": [0]}),
+        "lp.extract": (lp.extract, {
+            "vlm": vlm, "samples": w["rows"], "out": "OUT", "layers": [1], "positions": "last_prompt", "question": None,
+            "columns": None, "images": None, "split": None, "store_dtype": None, "confidence": False,
+            "image_attention": False, "max_new_tokens": None, "batch_size": 1, "shard_rows": 4, "pack": True,
+            "strict": False, "engine": "local", "cluster": None, "progress": False}),
+        "lp.Features": (lp.Features, {"folder": folder / "features"}),
+        "lp.fit_probe": (lp.fit_probe, {
+            "features": w["features"], "label": "colour", "layers": "layer_1", "positions": "last_prompt", "kind": None,
+            "task": None, "groups": "picture", "types": None, "folds": 3, "seed": 0, "balance": True,
+            "strengths": [1.0], "pool": "mean", "draws": 1, "random_features": None, "bootstrap": 5, "memory": 10**9,
+            "progress": False}),
+        "lp.families": (lp.families, {}),
+        "find_heads": (find_heads, {"vlm": vlm, "samples": [(image, "What?")], "most": 1, "tokens": lp.LAST,
+                                    "validation": 0.0, "picked": 2}),
+        "Trace.load": (lp.Trace.load, {"path": folder / "a.trace"}),
+        "Probe.load": (lp.Probe.load, {"path": w["probe"].save(folder / "a.probe")}),
+        "ImageMap.load": (lp.ImageMap.load, {"path": m.save(folder / "map")[-1]}),
+        "evaluate.agreement": (evaluate.agreement, {"maps": {"a": m, "b": m}, "row": 0, "measure": evaluate.spearman}),
+        "evaluate.otsu": (evaluate.otsu, {"values": [1.0, 2.0, 9.0], "weights": None}),
+        "evaluate.iou": (evaluate.iou, {"m": m, "mask": mask, "row": 0, "threshold": "best"}),
+        "evaluate.pointing": (evaluate.pointing, {"m": m, "mask": mask, "row": 0, "tolerance": 1.0}),
+        "evaluate.centre_prior": (evaluate.centre_prior, {"like": m, "sigma": 0.25}),
+        "evaluate.random": (evaluate.random, {"like": m, "seed": 0}),
+        "evaluate.edges": (evaluate.edges, {"like": m}),
+        "evaluate.of_another": (evaluate.of_another, {"m": m, "like": m}),
+        "evaluate.spearman": (evaluate.spearman, {"one": m, "other": m, "row": 0}),
+        "evaluate.top_overlap": (evaluate.top_overlap, {"one": m, "other": m, "row": 0, "k": 3}),
+        "evaluate.comprehensiveness": (evaluate.comprehensiveness, {**judged, "shares": [0.5]}),
+        "evaluate.sufficiency": (evaluate.sufficiency, {**judged, "shares": [0.5]}),
+        "evaluate.deletion_insertion": (evaluate.deletion_insertion, {**judged, "steps": 2}),
+        "evaluate.infidelity": (evaluate.infidelity, {
+            "vlm": vlm, "trace": trace, "m": m, "row": 0, "image": 0, "tokens": None, "contrast": None, "of": "logprob",
+            "baseline": "mean", "samples": 2, "scaled": True, "batch": 2, "seed": 0}),
+        "evaluate.sensitivity": (evaluate.sensitivity, {
+            "vlm": vlm, "trace": trace, "method": "attention", "image": 0, "tokens": None, "contrast": None, "of": None,
+            "radius": 0.02, "samples": 1, "seed": 0, "options": None}),
+        "evaluate.randomised": (_entered(evaluate.randomised), {"vlm": vlm, "blocks": 1, "seed": 0}),
+        "evaluate.read_cases": (_used_up(evaluate.read_cases), {"path": folder / "cases/cases.jsonl"}),
+        "evaluate.write_cases": (evaluate.write_cases, {"cases": [w["case"]], "folder": folder / "cases"}),
+        "evaluate.tiny_cases": (_used_up(evaluate.tiny_cases), {"seeds": [3], "kinds": ["colour"]}),
+        "evaluate.summary": (evaluate.summary, {"scores": [1.0, 0.0], "pictures": ["a", "b"], "times": 5, "seed": 0}),
+        "evaluate.difference": (evaluate.difference, {"one": [1.0, 0.0], "other": [0.0, 0.0], "pictures": ["a", "b"],
+                                                      "times": 5, "seed": 0}),
+        "evaluate.tam_scores": (evaluate.tam_scores, {"m": m, "objects": {0: mask}, "function": [], "nouns": []}),
+        "figures.confidence_figure": (figures.confidence_figure, {"c": w["confidence"], "columns": 16}),
+        "figures.contact_sheet": (figures.contact_sheet, {"m": m, "confidence": w["confidence"]}),
+        "figures.head_sheet": (figures.head_sheet, {"trace": trace, "tokens": lp.LAST, "image": 0}),
+        "figures.heads_figure": (figures.heads_figure, {"shares": w["heads"], "of": "image", "row": 0}),
+        "figures.map_figure": (figures.map_figure, {"m": m, "row": 0}),
+        "figures.save_figure": (figures.save_figure, {"figure": figures.map_figure(m, 0), "path": folder / "a.png"}),
+        "probe_figures.confusion_figure": (probe_figures.confusion_figure, {
+            "sweep": w["sweep"], "layer": w["key"][0], "position": w["key"][1]}),
+        "probe_figures.probe_figure": (probe_figures.probe_figure, {
+            "probe": w["probe"], "trace": trace, "label": w["probe"].classes[0], "image": 0}),
+        "probe_figures.sweep_figure": (probe_figures.sweep_figure, {"sweep": w["sweep"]}),
+        "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),
+        "tiny.path": (tiny.path, {}),
+        "tiny.is_scene": (tiny.is_scene, {"picture": image}),
+        "VLM.generate": (vlm.generate, {
+            **short, "video": None, "prompt": None, "messages": None, "inputs": None, "capture": None, "seed": 0,
+            "processor_kwargs": None}),
+        "VLM.generate (settings)": (vlm.generate, {**short, **dict.fromkeys(DECODING)}),
+        "VLM.generate_batch": (vlm.generate_batch, {"samples": [(image, "What?")], "max_new_tokens": 2, "capture": None,
+                                                    "seed": 0, "processor_kwargs": None}),
+        "VLM.score": (vlm.score, {**asked, "answer": "red", "video": None, "prompt": None, "messages": None,
+                                  "inputs": None, "capture": None, "processor_kwargs": None}),
+        "VLM.rerun": (vlm.rerun, {"trace": trace, "answer": None, "capture": None}),
+        "VLM.model_inputs": (vlm.model_inputs, {**asked, "processor_kwargs": None}),
+        "VLM.lay_out": (vlm.lay_out, {**asked, "processor_kwargs": None}),
+        "Trace.find": (trace.find, {"text": "the", "role": None, "occurrence": None}),
+        "Trace.top": (trace.top, {"name": "logits"}),
+        "Trace.kept": (trace.kept, {"name": "logits"}),
+        "Trace.positions": (trace.positions, {"at": "image"}),
+        "Trace.hidden": (trace.hidden, {"layer": 1, "at": lp.LAST}),
+        "Trace.rows": (trace.rows, {"at": lp.LAST, "layer": 0, "head": 0}),
+        "Trace.each_row": (_used_up(trace.each_row), {"at": lp.LAST, "layer": 0, "head": 0}),
+        "Trace.save": (trace.save, {"path": folder / "b.trace"}),
+        "ImageLayout.to_pixels": (w["layout"].to_pixels, {"values": m.row(0), "tiles": None}),
+        "ImageLayout.to_tokens": (w["layout"].to_tokens, {"mask": mask}),
+        "ImageLayout.tokens_in": (w["layout"].tokens_in, {"mask": mask}),
+        **{f"ImageMap.{name}": (getattr(m, name), {"row": 0}) for name in ("row", "grid", "peak", "label")},
+        "ImageMap.pixels": (m.pixels, {"row": 0, "tiles": None}),
+        "ImageMap.overlay": (m.overlay, {"row": 0, "highest": None}),
+        "ImageMap.save": (m.save, {"folder": folder / "map2"}),
+        "Confidence.top": (w["confidence"].top, {"k": 3}),
+        "Confidence.choices": (w["confidence"].choices, {"names": ["red", "blue"], "at": None}),
+        "HeadShares.top": (w["heads"].top, {"k": 3, "of": "image", "row": 0}),
+        "HeadShares.table": (w["heads"].table, {"k": 3, "of": "image", "row": 0}),
+        "HeadShares.part": (w["heads"].part, {"name": "image"}),
+        "HeadShares.share": (w["heads"].share, {"name": "image", "row": 0}),
+        "Features[...]": (w["features"].__getitem__, {"key": ("layer_1", "text")}),
+        "Features.numpy": (w["features"].numpy, {"what": "layer_1", "position": "last_prompt", "rows": [0]}),
+        "Features.batches": (_used_up(w["features"].batches), {"what": "layer_1", "position": "last_prompt",
+                                                               "size": 3}),
+        "Features.table": (w["features"].table, {"columns": ["id"]}),
+        "Features.column": (w["features"].column, {"name": "id"}),
+        "Features.to_dataset": (w["features"].to_dataset, {"layers": [("layer_1", "last_prompt")]}),
+        "Ragged[...]": (w["ragged"].__getitem__, {"row": 0}),
+        "Ragged.positions_of": (w["ragged"].positions_of, {"row": 0}),
+        "Probe.scores": (w["probe"].scores, {"hidden": w["hidden"]}),
+        "Probe.probabilities": (w["probe"].probabilities, {"hidden": w["hidden"]}),
+        "Probe.predict": (w["probe"].predict, {"hidden": w["hidden"]}),
+        "Probe.direction": (w["probe"].direction, {"label": "red"}),
+        "Probe.apply": (w["probe"].apply, {"trace": trace, "at": lp.LAST}),
+        "Probe.strip": (w["probe"].strip, {"trace": trace}),
+        "Probe.map": (w["probe"].map, {"trace": trace, "label": "red", "image": 0}),
+        "Probe.save": (w["probe"].save, {"path": folder / "b.probe"}),
+        "Sweep[...]": (w["sweep"].__getitem__, {"key": w["key"]}),
+        "Sweep.confusion": (w["sweep"].confusion, {"layer": w["key"][0], "position": w["key"][1]}),
+        "Sweep.compare": (w["sweep"].compare, {"first": w["key"], "second": w["key"]}),
+        "Sweep.probe": (w["sweep"].probe, {"layer": w["key"][0], "position": w["key"][1]}),
+        "LocalisationHeads.table": (w["found"].table, {"k": 2}),
+        "LocalisationHeads.from_dict": (type(w["found"]).from_dict, {"told": w["found"].to_dict()}),
+        "TamScores.pooled": (evaluate.TamScores.pooled, {"scores": [evaluate.tam_scores(m, {0: mask})]}),
+    }  # fmt: skip
+    for name in ("average_precision", "energy_inside", "pr_area", "pr_curve", "touches"):
+        each[f"evaluate.{name}"] = getattr(evaluate, name), {"m": m, "mask": mask, "row": 0}
+    attributing = {
+        "vlm": vlm,
+        "trace": trace,
+        "image": 0,
+        "tokens": lp.LAST,
+        "contrast": None,
+        "text": None,
+        "of": None,
+    }
+    few: dict[str, Any] = {"budget": 4, "steps": 2, "batch": 2, "cells": 3, "heads": [(0, 0)], "window": 8}
+    for name, method in lp.METHODS.items():
+        options = {key: few.get(key, default) for key, default in method.options.items()}
+        if "heads" in options and name != "localisation_heads":
+            options["heads"] = None
+        attributing["tokens"] = [trace.prompt_length]
+        each[f"lp.attribute, {name}"] = lp.attribute, {**attributing, "method": name, **options}
+    whole = (trace, m, w["layout"], w["confidence"], w["heads"], w["sinks"], w["probe"], w["ragged"], w["case"],
+             w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
+             w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
+    for value in whole:
+        assert is_dataclass(value)
+        each[type(value).__name__] = type(value), {field.name: getattr(value, field.name) for field in fields(value)}
+    return each
+
+
+def public() -> list[str]:
+    """Every public callable, by the name that ``bases`` would know it by."""
+    found = []
+    for prefix, module in (("lp", lp), ("evaluate", evaluate), ("figures", figures), ("probe_figures", probe_figures),
+                           ("tiny", tiny)):  # fmt: skip
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) and not issubclass(thing, BaseException):
+                found += [
+                    f"{name}.{method}"
+                    for method, made in vars(thing).items()
+                    if not method.startswith("_") and (inspect.isfunction(made) or isinstance(made, classmethod))
+                    if len(inspect.signature(getattr(made, "__func__", made)).parameters) > 1
+                ]
+            elif inspect.isfunction(thing):
+                found.append(f"{prefix}.{name}")
+    return found
+
+
+@cache
+def _whole() -> lp.Trace:
+    w = world()
+    capture = lp.Capture(attention_positions="all")
+    return w["vlm"].generate(w["image"], "What?", max_new_tokens=2, capture=capture)
+
+
+def _entered(context: Callable[..., Any]) -> Callable[..., Any]:
+    def enter(**arguments: Any) -> None:
+        with context(**arguments):
+            world()["vlm"].generate(world()["image"], "What?", max_new_tokens=1)
+
+    return enter
+
+
+def _used_up(iterate: Callable[..., Any]) -> Callable[..., Any]:
+    def use(**arguments: Any) -> list[Any]:
+        return [each for each, _ in zip(iterate(**arguments), range(50), strict=False)]
+
+    return use
+
+
+def tries(count: int, seed: int, only: str | None = None) -> Iterator[Try]:
+    """``count`` of all pairs of an argument and a nasty value, drawn without putting back; all of them for 0."""
+    values = list(nasty())
+    every = [
+        Try(name, call, arguments, argument, value)
+        for name, (call, arguments) in bases().items()
+        if only is None or only in name
+        for argument in arguments
+        for value in values
+    ]
+    random.Random(seed).shuffle(every)
+    yield from every[: count or None]
+
+
+def outcome(each: Try) -> tuple[str, str]:
+    """What became of one try: ``accepted``, ``refused``, ``foreign``, ``slow`` or ``large``; and the error."""
+    arguments = dict(each.arguments)
+    if each.name == "VLM.generate (settings)":
+        given = {key: arguments[key] for key in ("image", "question", "max_new_tokens")}
+        sampling = {"do_sample": True} if each.replaced in ("temperature", "top_k", "top_p", "min_p") else {}
+        arguments = {**given, **sampling}
+    arguments[each.replaced] = nasty()[each.by]()
+    if arguments.get("out") == "OUT":
+        arguments["out"] = Path(tempfile.mkdtemp(dir=world()["folder"])) / "f"
+    try:
+        with bounded(), warnings.catch_warnings(), working_in(world()["folder"]):
+            warnings.simplefilter("ignore")
+            each.call(**arguments)
+    except lp.ProbeError as error:
+        return ("refused", str(error)) if len(str(error)) < 1000 else ("foreign", "an error of over 1,000 letters")
+    except TimeoutError:
+        return "slow", f"over {SECONDS} s\n{traceback.format_exc(limit=-4)}"
+    except MemoryError as error:
+        return "large", repr(error)
+    except BaseException as error:
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, RuntimeError) and "memory" in told:
+            return "large", told[:300]
+        return "foreign", told[:300] + "\n" + traceback.format_exc(limit=-3)[-600:]
+    return "accepted", ""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Ten seconds, and a gigabyte above what is mapped now."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + BYTES, before[1][1]))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before[1])
+        signal.signal(signal.SIGALRM, before[0])
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """What is written to a relative path lands here."""
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def main() -> int:
+    """Try, and tell what was foreign."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=3000, help="how many tries; 0 for every pair")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="callables whose name holds this")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    unknown = set(public()) - {name.partition(",")[0] for name in bases()} - INNER
+    if unknown:
+        print(f"no valid arguments are known of: {', '.join(sorted(unknown))}")
+    found: Counter[str] = Counter()
+    for each in tries(given.count, given.seed, given.only):
+        what, told = outcome(each)
+        found[what] += 1
+        if what not in ("accepted", "refused"):
+            print(f"{what.upper()} {each}: {told}", flush=True)
+    print(", ".join(f"{number} {what}" for what, number in found.most_common()))
+    return int(bool(unknown or found["foreign"] or found["slow"] or found["large"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
