@@ -28,7 +28,17 @@ MARKERS = ("<!-- house -->", "<!-- /house -->")
 
 #: Which rooms may stand on which, from the ground up: a room imports its own line and those before it, none after it.
 ORDER = (
-    ("arrays.py", "border/", "errors.py", "escaping.py", "faults.py", "whole_file.py", "resampling.py", "tiny/"),
+    (
+        "arrays.py",
+        "border/",
+        "errors.py",
+        "escaping.py",
+        "faults.py",
+        "stored.py",
+        "whole_file.py",
+        "resampling.py",
+        "tiny/",
+    ),
     ("pictures/", "inside/"),
     ("layout/",),
     ("trace/",),

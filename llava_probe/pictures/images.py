@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image, UnidentifiedImageError
 
 from llava_probe.border import checked
-from llava_probe.errors import BadImage, refusing, shortened
+from llava_probe.errors import BadFile, BadImage, first_line, refusing, shortened
 from llava_probe.pictures.urls import download, shown
 
 if TYPE_CHECKING:  # at run time only inside the functions that need it: this import stays light
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # at run time only inside the functions that need it: this im
 
 MAX_PIXELS = 1024**3 // 4 // 3  # PIL's own alarm level: 256 MiB as RGB, far beyond what any processor keeps
 FLOAT_SLACK = 1 / 510  # half an 8-bit step, what a resize may leave beyond 0..1; more is another scale
+STORED_FORMATS = ("PNG", "JPEG")
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -80,6 +81,26 @@ def open_image(source: Any, *, allow_private: bool = False) -> Image.Image:
     kind = type(source).__name__ + (f" of {len(source)}" if isinstance(source, (list, tuple)) else "")
     expected = "a path, a URL, bytes, an open file, a PIL image, an array or a tensor"
     raise BadImage(f"one picture was expected, not a {kind}; pass {expected}")
+
+
+def open_stored(data: bytes, what: str) -> Image.Image:
+    """A picture that a file of ours holds, RGB.
+
+    Args:
+        data: its bytes, in one of the formats that we write.
+        what: it is, for the sentence: "picture 0 of run.trace".
+
+    Raises:
+        BadFile: it is damaged, of another format, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=STORED_FORMATS) as image:
+            _check_size(image.size, what)
+            image.verify()
+        with Image.open(io.BytesIO(data), formats=STORED_FORMATS) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise about anything
+        raise BadFile(f"{what} is damaged, or no {' or '.join(STORED_FORMATS)}: {first_line(error)}") from None
 
 
 def fingerprint(image: Image.Image) -> str:
