@@ -5,7 +5,7 @@ regular file and never a pipe or a device, what is read is of the types that we 
 one ``BadFile`` sentence that says where and why.
 
     with opened("trace", path) as file: ...
-    line = told(Line, text, "line 3 of scores.jsonl")     # ... has no field `question`
+    line = decoded(Line, text, "line 3 of scores.jsonl")     # ... has no field `question`
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Annotated, Any, BinaryIO, TypeVar, get_type_hints
 
 import msgspec
 
-from llava_probe.border.values import Refused, read_path, shown
+from llava_probe.border.values import Refused, in_few_words, read_path
 from llava_probe.errors import BadFile, ProbeError, first_line, shortened
 
 Read = TypeVar("Read")
 
 #: Whole numbers as an int64 tensor holds them, and those of them that count or name a place.
-Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -55,7 +55,9 @@ def path_of(what: str, path: Any) -> Path:
     """
     found = read_path(path)
     if isinstance(found, Refused):
-        raise BadFile(f"the path of the {what} is {shown(path)}{', ' + found.why if found.why else ': give text'}")
+        raise BadFile(
+            f"the path of the {what} is {in_few_words(path)}{', ' + found.why if found.why else ': give text'}"
+        )
     return Path(found).expanduser()
 
 
@@ -110,7 +112,7 @@ def contents(what: str, path: Any, most_bytes: int) -> bytes:
     return data
 
 
-def told(kind: type[Read], text: str | bytes, what: str) -> Read:
+def decoded(kind: type[Read], text: str | bytes, what: str) -> Read:
     """JSON as the type that it is described by.
 
     Args:
@@ -137,7 +139,7 @@ def told(kind: type[Read], text: str | bytes, what: str) -> Read:
 
 
 def of_type(kind: type[Read], plain: Any, what: str) -> Read:
-    """Plain data (of JSON) as the type that it is described by; see ``told``.
+    """Plain data (of JSON) as the type that it is described by; see ``decoded``.
 
     Raises:
         BadFile: it is not of this type.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from llava_probe.errors import BadFile
-from llava_probe.stored import Count, contents, of_type, opened, told
+from llava_probe.stored import Natural, contents, decoded, of_type, opened
 
 #: Bytes of one line, of a description with all methods some 100 kB; and of run.json.
 _LONGEST, _MOST = 50_000_000, 10_000_000
@@ -45,15 +45,15 @@ class EntryScores(TypedDict):
     tam: NotRequired[tuple[float, float]]
 
 
-class Agreement(TypedDict):
+class LineAgreement(TypedDict):
     """Rank correlations of each two entries' maps, [names, names]."""
 
     names: list[str]
     values: list[list[float]]
 
 
-Removal = TypedDict(
-    "Removal",
+LineRemoval = TypedDict(
+    "LineRemoval",
     {
         "whole": float,
         "without its tokens": float,
@@ -77,15 +77,15 @@ class Line(TypedDict):
     asked: NotRequired[str]
     entries: NotRequired[dict[str, EntryScores]]
     random: NotRequired[dict[str, list[CaseScores]]]
-    removal: NotRequired[Removal]
-    agreement: NotRequired[Agreement]
+    removal: NotRequired[LineRemoval]
+    agreement: NotRequired[LineAgreement]
 
 
 class ChosenHeads(TypedDict):
     """Localisation heads, (layer, head) each, and how many samples chose them."""
 
-    samples: Count
-    chosen: list[tuple[Count, Count]]
+    samples: Natural
+    chosen: list[tuple[Natural, Natural]]
 
 
 class EntryMade(TypedDict):
@@ -101,8 +101,8 @@ class Made(TypedDict):
     model: NotRequired[dict[str, Any]]
     interventions: NotRequired[list[dict[str, Any]]]
     entries: NotRequired[dict[str, EntryMade]]
-    closer: NotRequired[Count]
-    random: NotRequired[Count]
+    closer: NotRequired[Natural]
+    random: NotRequired[Natural]
 
 
 def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -122,7 +122,7 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    plain = told(dict[str, Any], line, what)
+                    plain = decoded(dict[str, Any], line, what)
                 except BadFile:
                     if line.endswith(b"\n"):
                         raise
@@ -152,7 +152,7 @@ def read_made(path: Path) -> dict[str, Any]:
         BadFile: it is not there, damaged, or says something else.
     """
     what = f"{path} (delete it, or give another folder for the scores)"
-    plain = told(dict[str, Any], contents("note of how scores were made", path, _MOST), what)
+    plain = decoded(dict[str, Any], contents("note of how scores were made", path, _MOST), what)
     of_type(Made, plain, what)
     return plain
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,9 @@ from llava_probe.arrays import FloatArray
 from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
+from llava_probe.maps.file import load_map
 from llava_probe.maps.overlay import backdrop, is_copy
+from llava_probe.stored import path_of
 from llava_probe.trace.tokens import Token
 
 #: Longer side of saved overlays, in pixels: finer than any model's patches, and a megabyte in place of ten.
@@ -39,7 +40,6 @@ SIDE = 1200
 _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
 _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
-_UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
 
 
 @checked
@@ -191,7 +191,7 @@ class ImageMap:
         Raises:
             BadFile: the folder cannot be written to.
         """
-        target = Path(folder).expanduser()
+        target = path_of("map's folder", folder)
         try:
             target.mkdir(parents=True, exist_ok=True)
             remove_saved(target)
@@ -213,30 +213,12 @@ class ImageMap:
         Raises:
             BadFile: it is not there, or is no map.
         """
-        source = Path(path).expanduser()
+        source = path_of("map", path)
         source = source / "map.npz" if source.is_dir() else source
         try:
-            with np.load(source, allow_pickle=False) as held:
-                told = json.loads(str(held["told"]))
-                grid = None if told["grid"] is None else tuple(told["grid"])
-                return cls(
-                    values=torch.from_numpy(held["values"]),
-                    layout=ImageLayout(
-                        tuple(held["size"].tolist()),
-                        **{name: held[name] for name in _LAYOUT},
-                        grid=grid,
-                        frames=tuple(told["frames"]),
-                    ),
-                    image=Image.fromarray(held["image"]),
-                    tokens=tuple(Token(**token) for token in told["tokens"]),
-                    method=told["method"],
-                    marked=torch.from_numpy(held["marked"]) if "marked" in held else None,
-                    about=told["about"],
-                    text=torch.from_numpy(held["text"]) if "text" in held else None,
-                    text_tokens=tuple(Token(**token) for token in told.get("text_tokens", ())),
-                )
-        except _UNREADABLE as error:
-            raise BadFile(f"{source} is no map of llava_probe: {error}") from error
+            return cls(**load_map(source))
+        except (BadInput, NotANumber) as error:
+            raise BadFile(f"{source} is damaged: {error}") from None
 
     # --- details ---
 
@@ -280,9 +262,8 @@ def remove_saved(folder: Path) -> bool:
     """
     source = folder / "map.npz"
     try:
-        with np.load(source, allow_pickle=False) as held:
-            names = _file_names(token["text"] for token in json.loads(str(held["told"]))["tokens"])
-    except _UNREADABLE:
+        names = _file_names(token.text for token in load_map(source)["tokens"])
+    except BadFile:
         return False
     for name in [*names, source.name]:
         (folder / name).unlink(missing_ok=True)

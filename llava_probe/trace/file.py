@@ -23,7 +23,7 @@ from torch import Tensor
 from llava_probe.errors import BadFile, first_line, shortened
 from llava_probe.layout import ImageLayout
 from llava_probe.pictures.images import open_stored
-from llava_probe.stored import told
+from llava_probe.stored import decoded
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.header import (
     LAYOUT_ARRAYS,
@@ -32,7 +32,7 @@ from llava_probe.trace.header import (
     StoredSpellings,
     StoredTrace,
     check_trace,
-    sizes_of,
+    stored_sizes,
 )
 from llava_probe.trace.request import Request, from_plain, to_plain
 from llava_probe.trace.spellings import Spellings
@@ -67,7 +67,7 @@ def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
     """
     held = read_tensors("trace", path, key="llava_probe.format", header="trace", newest=TRACE_FORMAT)
-    trace = told(StoredTrace, held.header, f"the header of {held.source}")
+    trace = decoded(StoredTrace, held.header, f"the header of {held.source}")
     check_trace(held, trace)
     pictures = [held.tensors[f"images/{number}"].numpy().tobytes() for number in range(trace.images)]
     images = tuple(
@@ -146,7 +146,7 @@ def _restored(
         images=images,
         layouts=tuple(_layouts(trace, prefix, held, images)),
         request=_request(trace.request, under("inputs"), held.source),
-        sizes=sizes_of(trace, held.source),
+        sizes=stored_sizes(trace, held.source),
         records=under("records")
         | {name: held.tensors[f"records/{name}"] for name in SHARED if f"records/{name}" in held.tensors},
         spellings=spelled,
@@ -198,5 +198,5 @@ def _bytes(data: bytes) -> Tensor:
 @lru_cache(maxsize=4)
 def _spellings(data: bytes, what: str) -> Spellings:
     """Read once for all the traces of one model: a vocabulary's strings take megabytes."""
-    found = told(StoredSpellings, data, what)
+    found = decoded(StoredSpellings, data, what)
     return Spellings(found.texts, frozenset(found.special), found.whole)

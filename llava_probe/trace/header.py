@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadFile
 from llava_probe.pictures.images import MAX_PIXELS
-from llava_probe.stored import Count, Number, Stored, like, of_type
+from llava_probe.stored import Natural, Stored, Whole, like, of_type
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.distributions import TopK
 from llava_probe.trace.sizes import Sizes
@@ -42,8 +42,8 @@ _StoredSizes: Any = like(Sizes, "StoredSizes", layers=_Some, heads=_Some, vocabu
 class StoredSpellings(Stored, frozen=True):
     """``Spellings``."""
 
-    texts: dict[Number, str]
-    special: tuple[Number, ...]
+    texts: dict[Whole, str]
+    special: tuple[Whole, ...]
     whole: bool
 
 
@@ -52,7 +52,7 @@ class StoredLayout(Stored, frozen=True):
 
     size: tuple[_Side, _Side]
     grid: tuple[_Some, _Some] | None
-    frames: tuple[Count, ...]
+    frames: tuple[Natural, ...]
 
 
 class StoredRequest(Stored, frozen=True):
@@ -62,7 +62,7 @@ class StoredRequest(Stored, frozen=True):
     messages: Any
     inputs: tuple[str, ...] | None
     videos: tuple[_Few, ...]
-    answer: tuple[Number, ...] | None
+    answer: tuple[Whole, ...] | None
     generate: dict[str, Any]
     processor: dict[str, Any]
     seed: int | None
@@ -86,13 +86,13 @@ class StoredTrace(Stored, frozen=True):
     attention_layers: tuple[_Few, ...]
     attention_heads: tuple[_Few, ...]
     attention_positions: tuple[_Few, ...]
-    tokens: tuple[tuple[Number, str, Literal["special", "image", "prompt", "generated"]], ...]
+    tokens: tuple[tuple[Whole, str, Literal["special", "image", "prompt", "generated"]], ...]
     images: _Few
     layouts: tuple[StoredLayout, ...]
     request: StoredRequest
     alternatives: tuple[StoredTrace, ...]
     sizes: _StoredSizes | None = None
-    ends: tuple[Number, ...] | None = None
+    ends: tuple[Whole, ...] | None = None
     interventions: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -101,7 +101,7 @@ class StoredTrace(Stored, frozen=True):
         return len(self.tokens) - self.prompt_length
 
 
-def sizes_of(trace: StoredTrace, source: Path) -> Sizes:
+def stored_sizes(trace: StoredTrace, source: Path) -> Sizes:
     """The model's sizes; the first format had them, but for the width, among the provenance.
 
     Raises:
@@ -127,9 +127,9 @@ def check_trace(held: Contents, trace: StoredTrace) -> None:
     expected: dict[str, Axes | None] = {"spellings": Axes("u", (None,))}
     expected |= {f"images/{number}": Axes("u", (None,)) for number in range(min(trace.images, len(held.tensors)))}
     for prefix, one in [("", trace), *_alternatives(trace)]:
-        for wrong in _contradictions(one, trace, sizes_of(one, held.source)):
+        for wrong in _contradictions(one, trace, stored_sizes(one, held.source)):
             raise BadFile(f"{held.source} is damaged: {wrong}")
-        expected |= _expected(prefix, one, sizes_of(one, held.source), held.tensors)
+        expected |= _expected(prefix, one, stored_sizes(one, held.source), held.tensors)
     check_tensors(held.source, held.tensors, expected)
     for prefix, one in [("", trace), *_alternatives(trace)]:
         for wrong in _wrong_numbers(prefix, one, held.tensors):
@@ -213,16 +213,10 @@ def _expected(prefix: str, one: StoredTrace, sizes: Sizes, tensors: Mapping[str,
 def _wrong_numbers(prefix: str, one: StoredTrace, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """What the tensors hold that cannot be, their shapes being right."""
     for number, layout in enumerate(one.layouts):
-        positions, boxes, tiles = (tensors[f"{prefix}layouts/{number}/{name}"] for name in LAYOUT_ARRAYS)
-        inside = (positions >= 0) & (positions < one.prompt_length)
-        if not bool(inside.all()):
+        arrays = {name: tensors[f"{prefix}layouts/{number}/{name}"] for name in LAYOUT_ARRAYS}
+        yield from wrong_layout(f"picture {number}", layout, arrays)
+        if not bool((arrays["positions"] < one.prompt_length).all()):
             yield f"visual tokens of picture {number} lie outside the prompt of {one.prompt_length} tokens"
-        if not bool((boxes.abs() < _FARTHEST).all()):
-            yield f"boxes of picture {number} are no places on it"
-        if not bool((tiles >= 0).all()):
-            yield f"tiles of picture {number} are no numbers from 0 on"
-        if layout.grid is not None and math.prod(layout.grid) != len(positions):
-            yield f"the grid {list(layout.grid)} of picture {number} is none of {len(positions)} visual tokens"
     taken = torch.tensor([token for token, _, _ in one.tokens[one.prompt_length :]])
     for name in ("logits", "scores"):
         start = f"{prefix}records/{name}"
@@ -230,6 +224,18 @@ def _wrong_numbers(prefix: str, one: StoredTrace, tensors: Mapping[str, Tensor])
             yield f"its answer has tokens that its {name} do not have"
         if f"{start}.rank" in tensors:
             yield from _no_top(name, *(tensors[f"{start}.{part}"] for part in TopK.__dataclass_fields__), taken=taken)
+
+
+def wrong_layout(picture: str, layout: StoredLayout, arrays: Mapping[str, Tensor]) -> Iterator[str]:
+    """What the arrays of a layout hold that cannot be, their shapes being right; ``picture`` names it."""
+    if not bool((arrays["positions"] >= 0).all()) or len(arrays["positions"].unique()) < len(arrays["positions"]):
+        yield f"the positions of the visual tokens of {picture} are no different numbers from 0 on"
+    if not bool((arrays["boxes"].abs() < _FARTHEST).all()):
+        yield f"the boxes of {picture} are no places on it"
+    if not bool((arrays["tiles"] >= 0).all()):
+        yield f"the tiles of {picture} are no numbers from 0 on"
+    if layout.grid is not None and math.prod(layout.grid) != len(arrays["positions"]):
+        yield f"the grid {list(layout.grid)} of {picture} is none of {len(arrays['positions'])} visual tokens"
 
 
 def _no_top(

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput
+from llava_probe.stored import path_of
 
 #: Dots per inch of a saved PNG, and of the picture that a notebook shows.
 SAVED_DPI, SHOWN_DPI = 200, 80
@@ -46,7 +47,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         BadInput: another suffix.
         BadFile: the place cannot be written.
     """
-    target = Path(path).expanduser()
+    target = path_of("figure", path)
     suffix = target.suffix.lower()
     if suffix not in _TIMELESS:
         raise BadInput(f"a figure is written as {', '.join(_TIMELESS)}; got {target.name!r}")

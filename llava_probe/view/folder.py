@@ -30,6 +30,7 @@ from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
 from llava_probe.maps.maps import SIDE, ImageMap, remove_saved
 from llava_probe.probes import Sweep
+from llava_probe.stored import path_of
 from llava_probe.trace.explained import GENERATED, Tokens
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
@@ -131,7 +132,7 @@ def made(folder: str | Path) -> Path:
     Raises:
         BadFile: it cannot be made.
     """
-    target = Path(folder).expanduser()
+    target = path_of("folder", folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:

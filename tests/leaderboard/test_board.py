@@ -17,7 +17,7 @@ from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.board import MEASURES, Leaderboard
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
-from llava_probe.leaderboard.lines import Removal, read_scores
+from llava_probe.leaderboard.lines import LineRemoval, read_scores
 from llava_probe.leaderboard.page import leaderboard_page
 from llava_probe.leaderboard.scoring import score_cases, spans_of
 
@@ -147,7 +147,7 @@ def test_questions_that_need_no_picture_are_apart(tmp_path):
         {"question": str(i), "picture": str(i), "kind": "colour", "right": True, "blind": i == 1}
         | {"answer": "red", "cases": [str(i)]}
         | {"entries": {"attention": {"cases": [rows[i]], "deletion": i, "insertion": i}}}
-        | {"random": {"attention": [rows[i]]}, "removal": dict.fromkeys(Removal.__annotations__, i)}
+        | {"random": {"attention": [rows[i]]}, "removal": dict.fromkeys(LineRemoval.__annotations__, i)}
         | {"agreement": {"names": ["attention"], "values": [[i]]}}
         for i in range(2)
     ]

@@ -1,0 +1,138 @@
+"""A map's ``map.npz`` read by the types of what it holds: no pickles, nothing unpacked before its size is known.
+
+``ImageMap.save`` writes more than is read here (``seen``, ``texts``, ``ids``), for people who plot with numpy alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from msgspec.structs import astuple
+from PIL import Image
+
+from llava_probe.errors import BadFile, first_line, shortened
+from llava_probe.layout import ImageLayout
+from llava_probe.pictures.images import MAX_PIXELS
+from llava_probe.stored import Stored, decoded, like, of_type, opened
+from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, wrong_layout
+from llava_probe.trace.tokens import Token
+from llava_probe.whole_file import Axes, check_tensors
+
+#: Bytes of the file, of a member that is read, and of the list of members, which zipfile holds however long it is.
+_MOST, _MEMBER, _LISTED = 1_000_000_000, 4 * MAX_PIXELS, 65_536
+_END = 22  # bytes at the end of a .zip without a comment
+_BESIDE = ("seen", "texts", "ids", "token_positions")
+
+_StoredToken: Any = like(Token, "_StoredToken")
+
+
+class StoredMap(Stored, frozen=True):
+    """An ``ImageMap`` without its arrays."""
+
+    method: str
+    about: dict[str, Any]
+    grid: tuple[int, int] | None
+    frames: tuple[int, ...]
+    tokens: tuple[_StoredToken, ...]
+    text_tokens: tuple[_StoredToken, ...] = ()
+
+
+def load_map(source: Path) -> dict[str, Any]:
+    """The fields of a saved ``ImageMap``.
+
+    Raises:
+        BadFile: there is no such file, or it is damaged or no map.
+    """
+    with opened("map", source, _MOST) as file:
+        try:
+            arrays = _members(file)
+            header = str(arrays.pop("told")[()])
+        except Exception as error:  # zipfile, zlib and numpy raise about anything
+            raise BadFile(f"{source} is no map of llava_probe: {shortened(first_line(error))}") from None
+    plain = decoded(StoredMap, header, f"what {source} says of the map")
+    rows, beside = len(plain.tokens), len(plain.text_tokens)
+    count = len(arrays.get("positions", np.empty(0)).flatten())
+    expected: dict[str, Axes | None] = {"values": Axes("f", (rows, count)), "size": Axes("iu", (2,))}
+    expected |= {"positions": Axes("iu", (count,)), "boxes": Axes("f", (count, 4)), "tiles": Axes("iu", (count,))}
+    expected |= {"image": Axes("u", (None, None, 3))}
+    expected |= {"marked": Axes("b", (rows, count))} if "marked" in arrays else {}
+    expected |= {"text": Axes("f", (rows, beside))} if "text" in arrays or beside else {}
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array.dtype.kind in "fiub"}
+    check_tensors(source, tensors, expected)
+    if arrays["image"].dtype != np.uint8:
+        raise BadFile(f"{source} is damaged: its picture is {arrays['image'].dtype}, not uint8")
+    placed = {"size": tensors["size"].tolist(), "grid": plain.grid, "frames": plain.frames}
+    layout = of_type(StoredLayout, placed, f"what {source} says of its layout")
+    if math.prod(layout.size) > MAX_PIXELS:
+        raise BadFile(f"{source} is damaged: a picture of {layout.size} pixels is larger than any that is opened")
+    for wrong in wrong_layout("its picture", layout, {name: tensors[name] for name in LAYOUT_ARRAYS}):
+        raise BadFile(f"{source} is damaged: {wrong}")
+    _check_about(source, plain.about, rows)
+    return {
+        "values": tensors["values"],
+        "layout": ImageLayout(
+            layout.size,
+            **{name: tensors[name].numpy() for name in LAYOUT_ARRAYS},
+            grid=layout.grid,
+            frames=layout.frames,
+        ),
+        "image": Image.fromarray(arrays["image"]),
+        "tokens": tuple(Token(*astuple(each)) for each in plain.tokens),
+        "method": plain.method,
+        "marked": tensors.get("marked"),
+        "about": plain.about,
+        "text": tensors.get("text"),
+        "text_tokens": tuple(Token(*astuple(each)) for each in plain.text_tokens),
+    }
+
+
+def _members(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that are read, by name."""
+    file.seek(max(os.fstat(file.fileno()).st_size - _END, 0))
+    end = file.read(_END)
+    if end[:4] != b"PK\x05\x06" or int.from_bytes(end[12:16], "little") > _LISTED:
+        raise ValueError("it does not end as such a file does")
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    with zipfile.ZipFile(file) as packed:
+        for info in packed.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in _BESIDE:
+                continue
+            if name in arrays:
+                raise ValueError(f"it holds {name!r} twice")
+            if info.file_size > _MEMBER or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"its {name!r} unpacks to {info.file_size:,} bytes; at most {_MEMBER:,} are read")
+            arrays[name] = _array(name, packed.read(info))
+    if "told" not in arrays or arrays["told"].dtype.kind != "U" or arrays["told"].ndim:
+        raise ValueError("it does not tell what it holds")
+    return arrays
+
+
+def _array(name: str, data: bytes) -> npt.NDArray[Any]:
+    """Numpy's own format, whose header may ask for more memory than there are bytes, and for pickles."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+        raise ValueError(f"its {name!r} is in another version of numpy's format")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"its {name!r} has other bytes than {dtype} {list(shape)} takes")
+    flat = np.frombuffer(data, dtype, count=math.prod(shape), offset=file.tell()) if math.prod(shape) else ()
+    return np.array(flat, dtype).reshape(shape, order="F" if columns_first else "C")
+
+
+def _check_about(source: Path, about: dict[str, Any], rows: int) -> None:
+    """Of what the method told, the parts that are read again."""
+    weighed, unit = about.get("contrast"), about.get("unit", "")
+    listed = isinstance(weighed, list) and len(weighed) == rows
+    if weighed is not None and not (listed and all(isinstance(each, str | None) for each in weighed)):
+        raise BadFile(f"{source} is damaged: its contrast is no list of {rows} words")
+    if not isinstance(unit, str):
+        raise BadFile(f"{source} is damaged: its unit is {shortened(repr(unit))}, no text")
