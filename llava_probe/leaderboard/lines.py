@@ -22,7 +22,7 @@ _LARGEST = 1e12
 
 
 class CaseScores(TypedDict):
-    """What one map scored on one case, each from 0 to 1; NaN where a measure says nothing."""
+    """What one map scored on one case, each larger when better."""
 
     touches: float
     inside: float

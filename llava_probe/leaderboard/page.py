@@ -161,7 +161,7 @@ def _best(board: Leaderboard, kind: str) -> str:
 
 
 def _mean(score: Score | None) -> float:
-    return float("-inf") if score is None or score.mean != score.mean else score.mean
+    return float("-inf") if score is None else score.mean
 
 
 def _interval(score: Score | None) -> str:
