@@ -295,7 +295,7 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["run", "PICTURE", "--num-beams", "4", SIGN], "--num-beams stands before the picture or the question"),
         (["run", "x" * 5000, SIGN], "File name too long"),
         (["run", "PICTURE", SIGN, "--out", "x" * 5000], "cannot be made"),
-        (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "max_new_tokens must be"),
+        (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "max_new_tokens=...) takes a whole number"),
         (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "--no-such-flag is a flag of neither this command nor"),
         (["run", "PICTURE", SIGN, "--max-new-token", "1"], "did you mean --max-new-tokens?"),
         (["run", "PICTURE", SIGN, "--self", "1"], "--self is a flag of neither"),

@@ -81,7 +81,10 @@ def weigh(trace: Trace, names: Sequence[str], at: At | None = None) -> Choices:
 def _step(trace: Trace, at: At | None) -> int:
     if at is None:
         return 0
-    step = trace.positions(at)[0] - trace.prompt_length
+    places = trace.positions(at)
+    if not places:
+        raise BadInput(f"at={at!r} names no token; name one of the answer, or leave it out for the first")
+    step = places[0] - trace.prompt_length
     if step < 0:
         raise OutOfRange(
             f"at={at!r} is in the prompt; generated tokens are at {trace.prompt_length} to {len(trace.tokens) - 1}"

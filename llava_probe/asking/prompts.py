@@ -24,7 +24,7 @@ from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
-from llava_probe.trace.request import Request
+from llava_probe.trace.request import Request, own_copy
 
 _ASKING = ("image", "question", "video", "prompt", "messages", "inputs", "system", "template_kwargs")
 
@@ -52,6 +52,7 @@ class PosedQuestion:
 
     def request(self, **settings: Any) -> Request:
         """What a trace says that was asked; ``settings`` are the other fields of a ``Request``."""
+        settings = {name: own_copy(value) for name, value in settings.items()}
         own = {"prompt": self.prompt, "messages": self.messages, "inputs": self.inputs, "videos": self.videos}
         return Request(**own, question=self.words, system=self.system, template=self.template, **settings)
 

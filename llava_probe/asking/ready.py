@@ -1,4 +1,4 @@
-"""Inputs that somebody made ready, ready_inputs and copied: what is done to theirs later changes nothing here."""
+"""Inputs that somebody made ready, checked and copied: what is done to theirs later changes nothing here."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from llava_probe.inside.passes import alone_with, in_force
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
-from llava_probe.trace.explained import ANSWER, Tokens, placed, told
+from llava_probe.trace.explained import ANSWER, Tokens, seen, told
 from llava_probe.trace.trace import Trace
 
 __all__ = ["METHODS", "LocalisationHeads", "Method", "Target", "Task", "attribute", "find_heads"]
@@ -170,7 +170,7 @@ def prepared(
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
         tokens = ANSWER if tokens is None else tokens
     _warn_of_another(vlm, trace)
-    layout = placed(trace, image)
+    layout = seen(trace, image)
     found, answers = targets(vlm, trace, tokens, contrast)
     return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
 

@@ -58,7 +58,7 @@ class Limits:
             told = "" if self.least is None else f" of at least {self.least:,}"
             return told if self.above is None else f" above {self.above:,}"
         if self.above is not None:
-            return f" above {self.above:,}, at most {self.most:,}"
+            return f" above {self.above:,} and at most {self.most:,}"
         return f" of at most {self.most:,}" if self.least is None else f" from {self.least:,} to {self.most:,}"
 
 
@@ -236,6 +236,8 @@ def _sequence(entry: Kind) -> Kind:
         if isinstance(value, _NO_LISTS):
             return NO
         if getattr(value, "ndim", None) is not None:
+            if letter_of(getattr(value, "dtype", "")) in ("U", "T"):
+                return read(value.tolist())  # an array of texts is a list of them
             return value if value.ndim and type(reader(_sample(value))) is not Refused else NO
         return value if hasattr(value, "__len__") and hasattr(value, "__getitem__") else NO
 

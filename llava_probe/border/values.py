@@ -6,6 +6,7 @@ NumPy or torch is imported: arrays are known by their shape and dtype.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ _LISTS, _FILES = (list, tuple), (str, os.PathLike)
 _NO_NUMBERS = (bool, str, list, tuple, range, type(None))
 #: Of int64.
 _LARGEST = 2**63
+#: Entries of a broadcast array: making it whole would take gigabytes.
+_SPREAD = 2**27
 #: Of a nested list that stands for an array; deeper is no array of this package.
 _DEEPEST = 8
 
@@ -144,10 +147,19 @@ def read_array(value: Any, kinds: str = "biuf") -> Any:
         return value if isinstance(value, _LISTS) and _numbers(value) else NO
     if letter_of(dtype) not in kinds:
         return NO
+    if math.prod(value.shape) > _SPREAD and 0 in _strides(value):
+        return Refused("which is a few numbers spread over more than memory holds")
     where, layout = getattr(value, "device", None), str(getattr(value, "layout", "torch.strided"))
     if getattr(where, "type", "") == "meta" or layout != "torch.strided":
         return Refused("which is on no device" if layout == "torch.strided" else f"which is {layout}")
     return value
+
+
+def _strides(array: Any) -> Any:
+    try:
+        return array.strides if hasattr(array, "strides") else array.stride()
+    except Exception:  # a sparse tensor, somebody's own array
+        return ()
 
 
 def _numbers(given: Any, depth: int = 0) -> bool:

@@ -38,9 +38,9 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 
     def command(**given: Any) -> None:
-        for name, kind in bundles.items():
-            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
         with _plainly():
+            for name, kind in bundles.items():
+                given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
             verb(**given)
 
     command.__doc__ = verb.__doc__

@@ -43,6 +43,18 @@ class ModelOptions:
         str | None, of_model(help="sdpa, flash_attention_2, eager ...; the model's default if left.")
     ] = None
 
+    def __post_init__(self) -> None:
+        """A model that cannot be loaded is told before anything heavy is imported.
+
+        Raises:
+            BadModel, BadInput: what it is, and what to type instead.
+        """
+        from llava_probe.loading import check_quantize, look
+
+        settings = {} if self.revision is None else {"revision": self.revision}
+        check_quantize(self.quantize, settings, adapter=self.adapter, random_weights=None)
+        look(self.model, adapter=self.adapter, **settings)
+
     @property
     def is_tiny(self) -> bool:
         """Whether it is the model that ships inside, as it is."""

@@ -12,7 +12,6 @@ from typing import Annotated
 import numpy as np
 
 from llava_probe.border import Limits, Numeric, checked
-from llava_probe.errors import BadInput
 from llava_probe.evaluate.cells import wanted
 from llava_probe.maps.maps import ImageMap
 
@@ -31,8 +30,6 @@ def pointing(m: ImageMap, mask: Numeric, row: int | None = None, tolerance: Anno
         BadInput: the mask is of another size, or nothing of it could be seen; a tolerance below zero.
         OutOfRange: there is no such row.
     """
-    if not 0 <= tolerance < np.inf:
-        raise BadInput(f"tolerance={tolerance} is no distance in pixels; pass 0 or more")
     x, y = m.peak(row)
     down, across = np.nonzero(wanted(m.layout, mask))
     dx = np.maximum(np.maximum(across - x, x - across - 1), 0)

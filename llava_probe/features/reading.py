@@ -119,8 +119,6 @@ class Features:
 
     def batches(self, what: str, position: str, size: Count = 1024) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, ``size`` at a time, for what does not fit into memory: (which rows, [size, ...])."""
-        if size < 1:
-            raise BadInput(f"batches hold at least one row, not {size}")
         layer = self._rectangular(what, position)
         for start in range(0, len(layer), size):
             rows = slice(start, min(start + size, len(layer)))

@@ -16,7 +16,7 @@ from llava_probe.loading.quantized import check_quantize
 if TYPE_CHECKING:
     from llava_probe.model import VLM
 
-__all__ = ["load", "look"]
+__all__ = ["check_quantize", "load", "look"]
 
 
 @checked

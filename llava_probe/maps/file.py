@@ -19,10 +19,9 @@ from msgspec.structs import astuple
 from PIL import Image
 
 from llava_probe.errors import BadFile, first_line, shortened
-from llava_probe.layout import ImageLayout
 from llava_probe.pictures.images import MAX_PIXELS
 from llava_probe.stored import Stored, decoded, like, of_type, opened
-from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, wrong_layout
+from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, layout_of, wrong_layout
 from llava_probe.trace.tokens import Token
 from llava_probe.whole_file import Axes, check_tensors
 
@@ -60,8 +59,8 @@ def load_map(source: Path) -> dict[str, Any]:
     plain = decoded(StoredMap, header, f"what {source} says of the map")
     rows, beside = len(plain.tokens), len(plain.text_tokens)
     count = len(arrays.get("positions", np.empty(0)).flatten())
-    expected: dict[str, Axes | None] = {"values": Axes("f", (rows, count)), "size": Axes("iu", (2,))}
-    expected |= {"positions": Axes("iu", (count,)), "boxes": Axes("f", (count, 4)), "tiles": Axes("iu", (count,))}
+    expected: dict[str, Axes | None] = {"values": Axes("f", (rows, count)), "size": Axes("i", (2,))}
+    expected |= {"positions": Axes("i", (count,)), "boxes": Axes("f", (count, 4)), "tiles": Axes("i", (count,))}
     expected |= {"image": Axes("u", (None, None, 3))}
     expected |= {"marked": Axes("b", (rows, count))} if "marked" in arrays else {}
     expected |= {"text": Axes("f", (rows, beside))} if "text" in arrays or beside else {}
@@ -78,12 +77,7 @@ def load_map(source: Path) -> dict[str, Any]:
     _check_about(source, plain.about, rows)
     return {
         "values": tensors["values"],
-        "layout": ImageLayout(
-            layout.size,
-            **{name: tensors[name].numpy() for name in LAYOUT_ARRAYS},
-            grid=layout.grid,
-            frames=layout.frames,
-        ),
+        "layout": layout_of(layout, tensors),
         "image": Image.fromarray(arrays["image"]),
         "tokens": tuple(Token(*astuple(each)) for each in plain.tokens),
         "method": plain.method,

@@ -142,10 +142,14 @@ class ImageMap:
         return self.row(row).reshape(self.layout.grid).numpy()
 
     def peak(self, row: int | None = None) -> tuple[float, float]:
-        """(x, y) centre of the top token's box in pixels of the original; ties: their mean; NaN where no token is."""
+        """(x, y) centre of the top token's box in pixels of the original; ties: their mean.
+
+        Raises:
+            OutOfRange: the picture has no visual tokens: the sampling of a video's frames left it out.
+        """
         values = self.row(row)
         if not len(values):
-            return float("nan"), float("nan")
+            raise OutOfRange(f"this {self.method} map has no peak: its picture has no visual tokens, it was not seen")
         x0, y0, x1, y1 = self.layout.boxes[(values == values.max()).numpy()].mean(0).tolist()
         return (x0 + x1) / 2, (y0 + y1) / 2
 

@@ -159,10 +159,10 @@ def explained(written: Written, tokens: Tokens = None) -> tuple[tuple[Token, ...
     found = [span for span in spans(written, tokens) if span]
     if not found:
         raise BadInput(f"tokens={tokens!r} names no token; leave it out for the content words of the answer")
-    return tuple(joined(written, span) for span in found), found
+    return tuple(as_one(written, span) for span in found), found
 
 
-def joined(written: Written, positions: Sequence[int]) -> Token:
+def as_one(written: Written, positions: Sequence[int]) -> Token:
     """One token that stands for several: the first one's place, all their text."""
     parts = [written.tokens[position] for position in positions]
     return replace(parts[0], text="".join(part.text for part in parts))
@@ -191,7 +191,7 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
     """The layout of one picture of the prompt.
 
     Raises:
-        OutOfRange: there is no such picture, or it has no visual tokens.
+        OutOfRange: there is no such picture.
         BadInput: the places of this family's visual tokens are not known.
     """
     pictures = len(pictured.images)
@@ -206,13 +206,22 @@ def placed(pictured: Pictured, image: int = 0) -> ImageLayout:
             f"where the visual tokens of {pictured.provenance.get('class', 'this model')} lie on a picture is not known"
             f"{reason}; no map can be drawn, but trace.rows and trace.hidden still read them"
         )
-    layout = pictured.layouts[image]
+    return pictured.layouts[image]
+
+
+def seen(pictured: Pictured, image: int = 0) -> ImageLayout:
+    """The same of a picture that the model was shown.
+
+    Raises:
+        OutOfRange: it has no visual tokens.
+    """
+    layout = placed(pictured, image)
     if not len(layout):
-        seen = [number for number, each in enumerate(pictured.layouts) if len(each)]
-        there = f"those that have are {_numbered(seen)}" if seen else "none has"
+        shown = [number for number, each in enumerate(pictured.layouts) if len(each)]
+        there = f"those that have are {_numbered(shown)}" if shown else "none has"
         raise OutOfRange(
-            f"picture {image % pictures} has no visual tokens, so nothing can be said of it: a crop, or the sampling "
-            f"of a video's frames, left it out; {there}"
+            f"picture {image % len(pictured.layouts)} has no visual tokens, so nothing can be said of it: the sampling "
+            f"of a video's frames, or a crop, left it out; {there}"
         )
     return layout
 

@@ -32,6 +32,7 @@ from llava_probe.trace.header import (
     StoredSpellings,
     StoredTrace,
     check_trace,
+    layout_of,
     stored_sizes,
 )
 from llava_probe.trace.request import Request, from_plain, to_plain
@@ -165,8 +166,7 @@ def _layouts(trace: StoredTrace, prefix: str, held: Contents, images: tuple[Imag
             raise BadFile(
                 f"{held.source} is damaged: picture {number} is {image.size} pixels, its layout {layout.size}"
             )
-        arrays = {name: held.tensors[f"{prefix}layouts/{number}/{name}"].numpy() for name in LAYOUT_ARRAYS}
-        yield ImageLayout(layout.size, **arrays, grid=layout.grid, frames=layout.frames)
+        yield layout_of(layout, {name: held.tensors[f"{prefix}layouts/{number}/{name}"] for name in LAYOUT_ARRAYS})
 
 
 def _request(asked: StoredRequest, inputs: dict[str, Tensor], source: Path) -> Request:

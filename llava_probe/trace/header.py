@@ -18,6 +18,7 @@ from msgspec import Meta, field
 from torch import Tensor
 
 from llava_probe.errors import BadFile
+from llava_probe.layout import ImageLayout
 from llava_probe.pictures.images import MAX_PIXELS
 from llava_probe.stored import Natural, Stored, Whole, like, of_type
 from llava_probe.trace.capture import Capture
@@ -181,7 +182,7 @@ def _expected(prefix: str, one: StoredTrace, sizes: Sizes, tensors: Mapping[str,
     expected: dict[str, Axes | None] = {f"{prefix}inputs/{name}": None for name in one.request.inputs or ()}
     for number in range(len(one.layouts)):
         count = len(tensors.get(f"{prefix}layouts/{number}/positions", torch.empty(0)).flatten())
-        shapes = {"positions": Axes("iu", (count,)), "tiles": Axes("iu", (count,)), "boxes": Axes("f", (count, 4))}
+        shapes = {"positions": Axes("i", (count,)), "tiles": Axes("i", (count,)), "boxes": Axes("f", (count, 4))}
         expected |= {f"{prefix}layouts/{number}/{name}": shapes[name] for name in LAYOUT_ARRAYS}
     steps = one.generated
     kept: dict[str, Axes] = {}
@@ -236,6 +237,13 @@ def wrong_layout(picture: str, layout: StoredLayout, arrays: Mapping[str, Tensor
         yield f"the tiles of {picture} are no numbers from 0 on"
     if layout.grid is not None and math.prod(layout.grid) != len(arrays["positions"]):
         yield f"the grid {list(layout.grid)} of {picture} is none of {len(arrays['positions'])} visual tokens"
+
+
+def layout_of(layout: StoredLayout, arrays: Mapping[str, Tensor]) -> ImageLayout:
+    """The layout that a file holds, its numbers in the width that indexing and geometry take."""
+    positions, boxes, tiles = (arrays[name] for name in LAYOUT_ARRAYS)
+    places = {"positions": positions.long().numpy(), "tiles": tiles.long().numpy()}
+    return ImageLayout(layout.size, **places, boxes=boxes.double().numpy(), grid=layout.grid, frames=layout.frames)
 
 
 def _no_top(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +114,17 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):  # whatever else torch calls so is no setting
         raise ValueError(f"torch has no dtype {name!r}")
     return found
+
+
+def own_copy(value: Any) -> Any:
+    """A setting as it is now: what its owner does to it later does not change it. An object of theirs stays itself."""
+    if type(value) is dict:
+        return {key: own_copy(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(own_copy(part) for part in value)
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return deepcopy(value) if isinstance(value, GenerationConfig | np.ndarray) else value
 
 
 def settings(request: Request) -> Any:

@@ -149,7 +149,7 @@ def answer_data(trace: Trace, maps: Sequence[ImageMap] = ()) -> dict[str, Any]:
         "question": trace.question,
         "prompt": trace.request.prompt,
         **confidence(trace).to_dict(),
-        "peaks": [[m.peak(row) for row in range(len(m))] for m in maps],
+        "peaks": [[m.peak(row) if len(m.layout) else None for row in range(len(m))] for m in maps],
         "alternatives": [other.answer for other in trace.alternatives],
         "sequence_score": trace.sequence_score,
         "sizes": asdict(trace.sizes),
@@ -176,7 +176,7 @@ def attribution_data(trace: Trace, m: ImageMap, own: str | None = None) -> dict[
                 "word": token.text,
                 "label": m.label(row),
                 "position": token.position,
-                "peak": m.peak(row),
+                "peak": m.peak(row) if len(m.layout) else None,
                 "text": [
                     {"token": other.text, "position": other.position, "weight": weight}
                     for other, weight in heaviest(m, row)

@@ -148,7 +148,7 @@ def _said(answer: str | None) -> str:
 
 
 def _point(m: ImageMap, row: int) -> str:
-    return "{:.0f}, {:.0f}".format(*m.peak(row))
+    return "{:.0f}, {:.0f}".format(*m.peak(row)) if len(m.layout) else "not seen"
 
 
 def _kept(trace: Trace, written: Sequence[Path]) -> Text:

@@ -144,3 +144,15 @@ def test_one_contrast_stands_against_one_word(tiny_vlm):
         lp.attribute(tiny_vlm, trace, "gradient", contrast="bottom right")
     m = lp.attribute(tiny_vlm, trace, "gradient", tokens="bottom left", contrast="bottom right")
     assert m.label(0) == "bottom left rather than bottom right"
+
+
+def test_an_answer_with_the_image_token_in_it_is_refused_by_what_would_read_it():
+    vlm = lp.load()
+    others = [token for token in range(vlm.anatomy.vocabulary) if token != vlm.visual_ids[0]]
+    trace = vlm.generate(photo(), "what is it", max_new_tokens=2, suppress_tokens=others)
+    for method in ("relevance", "gradient", "tam"):
+        with pytest.raises(lp.BadInput, match="holds the image token"):
+            lp.attribute(vlm, trace, method, tokens="generated")
+    with pytest.raises(lp.BadInput, match="holds the image token"):
+        vlm.rerun(trace, answer=trace.generated_ids)
+    assert vlm.rerun(trace) == trace

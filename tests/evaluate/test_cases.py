@@ -214,9 +214,10 @@ def test_a_description_has_a_case_an_object_and_its_function_words():
 
 
 def test_kinds_that_rest_on_no_single_object_are_refused():
-    for kinds in (["count"], "colour"):
-        with pytest.raises(lp.BadInput, match="some of colour, shape, where, text, describe"):
-            tiny_cases([0], kinds)
+    with pytest.raises(lp.BadInput, match="some of colour, shape, where, text, describe"):
+        tiny_cases([0], ["count"])
+    with pytest.raises(lp.BadInput, match=r"takes a list of texts; got 'colour' \(str\)"):
+        tiny_cases([0], "colour")
 
 
 # --- writing ---

@@ -422,9 +422,9 @@ def test_a_map_that_looks_at_nothing_is_steady(vlm, trace, monkeypatch):
         ({"on": "patches"}, 'on= takes "tokens" or "pixels"; got \'patches\''),
         ({"baseline": "blur"}, "on tokens, baseline= takes 'mean' or 'zero'; got 'blur'"),
         ({"on": "pixels", "baseline": "noise"}, "on pixels, baseline= takes 'mean' or 'zero' or 'blur'; got 'noise'"),
-        ({"steps": 0}, "steps= takes a whole number of at least 1; got 0"),
-        ({"steps": 2.5}, "steps= takes a whole number of at least 1; got 2.5"),
-        ({"batch": 0}, "batch= takes a whole number of at least 1; got 0"),
+        ({"steps": 0}, "(steps=...) takes a whole number from 1 to 1,000,000; got 0"),
+        ({"steps": 2.5}, "(steps=...) takes a whole number from 1 to 1,000,000; got 2.5"),
+        ({"batch": 0}, "(batch=...) takes a whole number from 1 to 1,000,000; got 0"),
         ({"tokens": "answer"}, "tokens='answer' names those at"),
         ({"row": 4}, "row 4 is not there"),
         ({"image": 1}, "picture 1 is not there"),
@@ -461,15 +461,15 @@ def test_shares_are_shares(vlm, trace, shares):
 def test_wrong_options_of_the_others_are_told(vlm, trace):
     m = drawn(trace)
     for options, sentence in (
-        ({"samples": 0}, "samples= takes"),
+        ({"samples": 0}, "samples=.* takes"),
         ({"of": "chance"}, "of= takes"),
         ({"baseline": "blur"}, "baseline= takes"),
     ):
         with pytest.raises(lp.BadInput, match=sentence):
             infidelity(vlm, trace, m, **options)
     for options, sentence in (
-        ({"samples": 0}, "samples= takes"),
-        ({"radius": 0}, "radius= takes"),
+        ({"samples": 0}, "samples=.* takes"),
+        ({"radius": 0}, "radius=.* takes"),
         ({"method": "magic"}, "magic"),
         ({"options": {"stride": 2}}, "no option stride="),
     ):

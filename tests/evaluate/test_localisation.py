@@ -250,7 +250,7 @@ def test_thresholds_and_tolerances_that_mean_nothing_are_refused():
         with pytest.raises(lp.BadInput, match="'best' nor 'otsu' nor a number"):
             iou(m, mask, 0, threshold)
     for tolerance in (-1, float("inf"), float("nan")):
-        with pytest.raises(lp.BadInput, match="distance in pixels"):
+        with pytest.raises(lp.BadInput, match="tolerance="):
             pointing(m, mask, 0, tolerance)
     for values, weights in (([], None), ([1.0, np.nan], None), ([1.0, 2.0], [1.0]), ([1.0], [-1.0]), ([1.0], [0.0])):
         with pytest.raises(lp.BadInput, match="otsu takes"):

@@ -109,7 +109,7 @@ def test_batches_cover_all_rows_in_order(folder, whole):
 def test_ragged_positions_are_no_matrix(folder):
     with pytest.raises(lp.BadInput, match=r"layer_16/image is ragged"):
         Features(folder).numpy("layer_16", "image")
-    with pytest.raises(lp.BadInput, match="at least one row, not 0"):
+    with pytest.raises(lp.BadInput, match="a whole number from 1"):
         list(Features(folder).batches("layer_16", "last_prompt", size=0))
 
 

@@ -194,7 +194,8 @@ def test_a_frame_that_the_processor_left_out_is_unseen():
         assert layout.seen.any() == layout.seen.all()
     nothing = lp.attention_map(trace, image=1)
     assert np.isnan(nothing.pixels()).all()
-    assert np.isnan(nothing.peak()).all()
+    with pytest.raises(lp.OutOfRange, match="no peak: its picture has no visual tokens"):
+        nothing.peak()
     assert nothing.overlay().size == (90, 60)
 
 
@@ -243,3 +244,14 @@ def test_what_is_no_video_is_one_clear_sentence(tmp_path):
     for prompt in ("USER: what ASSISTANT:", "USER: <video><video> what ASSISTANT:"):
         with pytest.raises(lp.BadInput, match=r"for a video .* but 1 video was given"):
             vlm.generate(video=film((60, 40)), prompt=prompt, max_new_tokens=1)
+
+
+def test_a_frame_that_sampling_left_out_is_kept_and_refused_where_it_is_asked_about(tmp_path):
+    vlm = zoo.vlm("qwen2_vl")
+    sampled = {"do_sample_frames": True, "num_frames": 4}
+    trace = vlm.generate(video=film((64, 48), 8), question="what", max_new_tokens=1, processor_kwargs=sampled)
+    assert [len(layout) > 0 for layout in trace.layouts] == [True, False] * 4
+    assert lp.Trace.load(trace.save(tmp_path / "film.trace")) == trace
+    for method in ("occlusion", "gradient", "attention"):
+        with pytest.raises(lp.OutOfRange, match=r"picture 7 has no visual tokens.*those that have are 0, 2, 4, 6"):
+            lp.attribute(vlm, trace, method, image=-1)

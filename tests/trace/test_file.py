@@ -224,6 +224,11 @@ def tensors_with(**changes):
         ),
         (tensors_with(layouts__0__boxes=torch.full((196, 4), torch.nan)), "the boxes of picture 0 are no places"),
         (tensors_with(layouts__0__positions=torch.arange(196) + 999), "outside the prompt"),
+        (
+            tensors_with(layouts__0__positions=torch.arange(196).to(torch.uint8)),
+            "is uint8",
+        ),  # torch takes it for a mask
+        (tensors_with(records__logits=torch.zeros(2, 460).to(torch.float8_e5m2)), "is float8_e5m2"),
     ],
 )
 def test_a_crafted_trace_with_a_right_checksum_is_refused_in_a_sentence(crafted_trace, change, sentence):

@@ -27,7 +27,7 @@ from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Visitor, visiting
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
-from llava_probe.trace.explained import Tokens, joined, spans
+from llava_probe.trace.explained import Tokens, as_one, spans
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 
@@ -260,7 +260,7 @@ def targets(
     listed = isinstance(contrast, Iterable) and not isinstance(contrast, str)
     others: list[Any] = [*contrast] if listed and contrast is not None else [contrast] * len(words)
     if tokens is None and isinstance(contrast, str) and len(words) > 1:
-        said = ", ".join(repr(joined(trace, word).text.strip()) for word in words)
+        said = ", ".join(repr(as_one(trace, word).text.strip()) for word in words)
         raise BadInput(f"contrast= stands against one word, and this answer has {len(words)} ({said}); give tokens=")
     if not all(other is None or isinstance(other, str) for other in others):
         raise BadInput(f"contrast= takes the word that might have stood there, as text; got {contrast!r}")
@@ -272,7 +272,7 @@ def targets(
         terms = [Term(0, step, answers[0][step]) for step in span]
         if other is not None:
             terms += _against(vlm, trace, answers, span, other)
-        found.append(Target(joined(trace, word), tuple(word), tuple(terms), other))
+        found.append(Target(as_one(trace, word), tuple(word), tuple(terms), other))
     return tuple(found), tuple(answers)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import BaseImageProcessor, processing_utils
-from transformers.models.auto import video_processing_auto
 from transformers.utils import cached_file
 
 from llava_probe.errors import BadInput
 from llava_probe.inside.undo import undoing
+
+#: By its full name: asked of its package, it may be a stand-in that wants torchvision, by what was imported before.
+video_processing_auto = import_module("transformers.models.auto.video_processing_auto")
 
 #: Where a checkpoint keeps the settings of its part for videos, and under which name in that file.
 _SETTINGS = {"processor_config.json": "video_processor", "video_preprocessor_config.json": None}
