@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_probe.border.values import letter_of
-from llava_probe.errors import BadFile, first_line, shortened
-from llava_probe.stored import opened, path_of
+from llava_probe.errors import BadFile, shortened
+from llava_probe.stored import JSON_LIMIT, opened, place, refused, whole
 
 _KINDS = {"f": "floats", "i": "whole numbers", "u": "bytes", "b": "truth values"}
 
@@ -31,25 +28,27 @@ def write_tensors(what: str, path: str | Path, tensors: dict[str, Tensor], metad
         tensors, metadata: as safetensors takes them.
 
     Raises:
-        BadFile: the place cannot be written, or the disk is full; what was there before is still there.
+        BadFile: the place cannot be written, or the disk is full; what was there before is still there. Or the header
+            is longer than a reader takes.
     """
-    target = path_of(what, path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    except (OSError, SafetensorError, UnicodeError) as error:  # half a character among the metadata
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BadFile(f"the {what} could not be written to {target}: {error}") from error
+    target = place(what, path)
+    size = max(len(text.encode("utf-8", "replace")) for text in metadata.values())
+    if size > JSON_LIMIT:
+        raise BadFile(
+            f"the {what} could not be written to {target}: what it says of itself has {size:,} bytes, and no more than "
+            f"{JSON_LIMIT:,} are read again"
+        )
+    with whole(what, target) as part:
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except (SafetensorError, UnicodeError) as error:  # half a character among the metadata
+            raise BadFile(f"the {what} could not be written to {target}: {error}") from error
     return target
 
 
 def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     """Sha256 in hex of a header's text and of every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(header.encode())
+    digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
         if tensors[name].numel():  # an empty one may have strides that cannot be seen as bytes
@@ -85,18 +84,13 @@ def read_tensors(what: str, path: str | Path, *, key: str, header: str, newest: 
     Raises:
         BadFile: there is no such file, it is damaged, is none of this kind, or was written by a newer version.
     """
-    source = path_of(what, path)
-    with opened(what, source):
-        try:
-            with safe_open(source, framework="pt") as held:
-                metadata = held.metadata() or {}
-                found = _format(what, source, metadata.get(key), newest)
-                tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no mapping
-                right = header in metadata and checksum(metadata[header], tensors) == metadata.get("digest")
-        except BadFile:
-            raise
-        except Exception as error:  # safetensors and torch raise about anything, each of its own
-            raise BadFile(f"{source} is no {what}, or a damaged one: {shortened(first_line(error))}") from None
+    source = place(what, path)
+    sentence = f"{source} is no {what}, or a damaged one"
+    with opened(what, source), refused(sentence), safe_open(source, framework="pt") as held:
+        metadata = held.metadata() or {}
+        found = _format(what, source, metadata.get(key), newest)
+        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no mapping
+        right = header in metadata and checksum(metadata[header], tensors) == metadata.get("digest")
     if not right:
         raise BadFile(f"{source} is damaged: its checksum does not match its contents")
     return Contents(source, found, metadata[header], tensors)

@@ -68,7 +68,7 @@ def test_maps_are_of_content_words_and_of_a_stated_size(picture, tmp_path, tiny_
     expected = lp.attention_map(trace)
     for more, size in (((), (1200, 900)), (("--full-size",), (1800, 1350))):
         assert call(*words, *more).exit_code == 0
-        assert {Image.open(path).size for path in (tmp_path / "o" / "maps").glob("*.png")} == {size}
+        assert {Image.open(path).size for path in (tmp_path / "o" / "maps").glob("*_*")} == {size}
         again = lp.ImageMap.load(tmp_path / "o" / "maps")
         assert again.image.size == size
         assert [token.position for token in again.tokens] == [token.position for token in expected.tokens]

@@ -34,6 +34,7 @@ ORDER = (
         "errors.py",
         "escaping.py",
         "faults.py",
+        "described.py",
         "stored.py",
         "whole_file.py",
         "resampling.py",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -48,7 +47,7 @@ class Names(Mapping[str, Any]):
     """The names that annotations of one function may hold."""
 
     def __init__(self, function: Any) -> None:
-        self._globals = function.__globals__
+        self._globals = vars(inspect.getmodule(function))
 
     def resolved(self, annotation: Any) -> Any:
         """An annotation as an object, where it stands as text."""
@@ -57,7 +56,7 @@ class Names(Mapping[str, Any]):
     def beside(self, cls: type) -> Names:
         """The names in the module of ``cls``."""
         names = Names.__new__(Names)
-        names._globals = vars(sys.modules[cls.__module__])
+        names._globals = vars(import_module(cls.__module__))
         return names
 
     def __getitem__(self, name: str) -> Any:
@@ -80,7 +79,7 @@ class Names(Mapping[str, Any]):
 @cache
 def for_checkers(module: str) -> dict[str, str]:
     """The names that a module imports for type checkers only, and from where."""
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    tree = ast.parse(inspect.getsource(import_module(module)))
     blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
     return {alias.asname or alias.name: node.module or "" for node in imports for alias in node.names}

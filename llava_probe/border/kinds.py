@@ -333,7 +333,9 @@ def _class(cls: Any) -> Kind:
         return _PLAIN[cls]
     if cls.__name__ in _ARRAYS and cls.__module__.split(".")[0] in ("torch", "numpy"):
         return _ARRAYS[cls.__name__]
-    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
+    try:
+        isinstance(None, cls)
+    except TypeError:  # a protocol that says what a type checker sees, and nothing that an object shows
         return ANYTHING
     if issubclass(cls, os.PathLike):
         return _PATHS

@@ -28,12 +28,13 @@ from PIL import Image
 
 from llava_probe.arrays import BoolArray
 from llava_probe.border import checked
-from llava_probe.errors import BadFile, BadInput, shortened
+from llava_probe.errors import BadFile, BadInput, ProbeError, shortened
 from llava_probe.features.samples import Sample, Samples, read_samples
 from llava_probe.features.values import is_address
 from llava_probe.pictures.boxes import Box, unstated
 from llava_probe.pictures.images import fingerprint, open_image
 from llava_probe.pictures.regions import inside, needs_size, read_mask
+from llava_probe.stored import write_text
 
 _SUFFIXES = (".jsonl", ".ndjson")
 
@@ -142,13 +143,11 @@ def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
             mask = f"masks/{number:05d}.png"
             Image.fromarray(case.mask()).save(target / mask)
             lines.append(json.dumps(_line(case, pictures[case.picture], mask), ensure_ascii=False) + "\n")
-        written = target / "cases.jsonl"
-        written.write_text("".join(lines), encoding="utf-8")
-    except BadInput:  # a picture that cannot be read is an OSError too
+    except ProbeError:  # a picture that cannot be read is an OSError too
         raise
     except OSError as error:
         raise BadFile(f"the cases could not be written to {target}: {error}") from error
-    return written
+    return write_text("file of cases", target / "cases.jsonl", "".join(lines))
 
 
 def _line(case: Case, image: str, mask: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ColumnSettings:
     """What the user says of the columns, as ``read_samples`` takes it."""
 
     columns: Mapping[str, Any]
@@ -86,7 +86,7 @@ class Asked:
     box_format: str | None = None
 
 
-def settle(source: Source, asked: Asked, folder: Path) -> tuple[Columns, Iterator[Row], tuple[str, ...]]:
+def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns, Iterator[Row], tuple[str, ...]]:
     """What the columns mean, all rows after a look at the first, and what was settled by looking.
 
     Args:

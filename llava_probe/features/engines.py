@@ -12,7 +12,7 @@ import os
 import pickle
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ import torch
 from llava_probe.border import Count, Limits, checked
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.features import store
-from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe, Shard
+from llava_probe.features.extractor import Extractor, Recipe, Shard
 from llava_probe.features.portable import from_portable, portable
 from llava_probe.features.samples import Sample, digest
 from llava_probe.features.sending import packed, unpacked
+from llava_probe.features.trial import OF_A_SAMPLE, Sharing
 from llava_probe.inside.undo import Undo, undoing
 from llava_probe.loading import load
 from llava_probe.model import VLM
@@ -80,7 +81,8 @@ def run_here(extractor: Extractor, runs: Runs, folder: Path) -> None:
 
 
 def _write(folder: Path, shard: Shard) -> None:
-    store.write_shard(folder, shard.number, shard.tensors, shard.rows, shard.errors, digest(shard.samples))
+    made_of = digest(shard.samples)
+    store.write_shard(folder, shard.number, shard.tensors, shard.rows, shard.errors, made_of, shard.batch_size)
 
 
 def run_on_ray(
@@ -92,6 +94,8 @@ def run_on_ray(
     *,
     strict: bool,
     tick: Callable[[int], None],
+    sharing: Sharing | None = None,
+    sizes: Mapping[int, int] | None = None,
 ) -> None:
     """Let workers of a Ray cluster make and write the shards; each loads the model once a wave.
 
@@ -103,6 +107,7 @@ def run_on_ray(
         cluster: how many workers, and where.
         strict: end at the first sample that fails.
         tick: called with the number of samples of each finished shard.
+        sharing, sizes: as ``Extractor`` takes them; without ``sharing`` each worker tries for itself.
 
     Raises:
         ProbeError: what a worker's part of a strict run failed on, or the store cannot be written.
@@ -121,7 +126,7 @@ def run_on_ray(
         raise BadInput("the Ray engine needs Ray; pip install 'llava_probe[ray]'") from error
     with _connected(cluster):
         sent = ray.put(packed(model)) if isinstance(model, VLM) else model
-        arguments = (sent, recipe, str(folder.expanduser().absolute()), strict, cluster)
+        arguments = (sent, recipe, str(folder.expanduser().absolute()), strict, cluster, sharing, sizes)
         for wave in _waves(runs):
             made = ray.data.from_items(wave, override_num_blocks=len(wave)).map_batches(
                 _Worker,
@@ -202,8 +207,18 @@ def _waves(runs: Runs) -> Iterator[list[dict[str, Any]]]:
 class _Worker:
     """One model on one worker of the cluster."""
 
-    def __init__(self, model: Any, recipe: Recipe, folder: str, strict: bool, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        folder: str,
+        strict: bool,
+        cluster: Cluster,
+        sharing: Sharing | None = None,
+        sizes: Mapping[int, int] | None = None,
+    ) -> None:
         self._model, self._recipe, self._folder, self._strict = model, recipe, Path(folder), strict
+        self._sharing, self._sizes = sharing, sizes
         self._on_gpu = cluster.gpus > 0
         torch.set_num_threads(max(1, int(cluster.cpus)))
 
@@ -219,7 +234,7 @@ class _Worker:
             vlm = unpacked(ray.get(self._model))
             if self._on_gpu:
                 vlm.model.to("cuda")  # the one that Ray lets this process see
-        return Extractor(vlm, self._recipe, strict=self._strict)
+        return Extractor(vlm, self._recipe, strict=self._strict, sharing=self._sharing, sizes=self._sizes)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One shard. What goes wrong is an answer: of an exception Ray makes pages."""

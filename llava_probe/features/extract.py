@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.features import store
 from llava_probe.features.engines import Cluster, run_here, run_on_ray
-from llava_probe.features.extractor import OF_A_SAMPLE, Extractor, Recipe
+from llava_probe.features.extractor import LOOKED_AT, Extractor, Recipe
 from llava_probe.features.gathering import choose
+from llava_probe.features.manifest import read_manifest
 from llava_probe.features.packs import AskingSettings, batch_of
 from llava_probe.features.places import listed
 from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
+from llava_probe.features.trial import OF_A_SAMPLE, Sharing
 from llava_probe.inside.passes import in_force
 from llava_probe.loading import load
 from llava_probe.model import VLM
@@ -50,9 +52,6 @@ SHARD_ROWS = 4096
 
 #: Questions a pass by default, where memory is the computer's and where it is a card's.
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 32
-
-#: How many samples are tried for one whose size tells that of the others.
-_LOOKED_AT = 20
 
 #: What the names in a store mean, told with it.
 CONVENTIONS = {
@@ -166,12 +165,17 @@ def extract(
     )
     bar = tqdm(total=source.count, unit="sample", disable=None if progress else True, delay=1)
     extractor = Extractor(named, recipe, strict=strict, tick=bar.update)
-    stream, row_bytes = _sized(extractor, iter(source))
+    first, stream = _first(iter(source))
+    row_bytes = _sized(extractor, first)
     shard_rows = shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes)))
     if progress:
         print(*source.told, _told(source, out, row_bytes, shard_rows), sep="\n", file=sys.stderr)
     settings = _settings(extractor, shard_rows, source.box_format)
-    done = store.begin(out, settings)
+    done = store.begin(out, settings, lambda: asdict(extractor.decide(first)))
+    manifest = read_manifest(Path(out).expanduser())
+    sharing = extractor.sharing = Sharing(**manifest.told["decided"])
+    sizes = {shard.number: shard.batch_size for shard in manifest.shards}
+    extractor.sizes = sizes
     with bar:
         runs = _undone(stream, shard_rows, done, out, bar.update)
         if engine == "local":
@@ -179,7 +183,13 @@ def extract(
         else:
             del named, extractor  # of a model given by name: the workers have their own
             given = vlm if isinstance(vlm, VLM) else (str(vlm), load_kwargs)
-            run_on_ray(given, recipe, runs, Path(out), cluster or Cluster(), strict=strict, tick=bar.update)
+            run_on_ray(
+                *(given, recipe, runs, Path(out), cluster or Cluster()),
+                strict=strict,
+                tick=bar.update,
+                sharing=sharing,
+                sizes=sizes,
+            )
     store.finish(out)
     features = Features(out)
     if not len(features):
@@ -223,23 +233,21 @@ def _cut(samples: Iterable[Sample], rows: int) -> Iterator[list[Sample]]:
         yield run
 
 
-def _sized(extractor: Extractor, samples: Iterator[Sample]) -> tuple[Iterator[Sample], int]:
-    """The samples again, and about how many bytes a row takes, by the first that can be asked."""
-    seen: list[Sample] = []
-    for sample in samples:
-        seen.append(sample)
-        if len(seen) == _LOOKED_AT:
-            break
-    sound = [sample for sample in seen if sample.fault is None]
+def _first(samples: Iterator[Sample]) -> tuple[list[Sample], Iterator[Sample]]:
+    """The first samples of a source, and all of them."""
+    first = list(islice(samples, LOOKED_AT))
+    return first, chain(first, samples)
+
+
+def _sized(extractor: Extractor, first: Sequence[Sample]) -> int:
+    """About how many bytes a row takes, by the first sample that can be asked; 0 where none can."""
+    sound = [sample for sample in first if sample.fault is None]
     needs = extractor.wanted.needs("image_in_mask") and not any(
         sample.mask is not None or sample.boxes for sample in sound
     )
     if needs and (column := next((sample.unstated for sample in sound if sample.unstated), None)):
         raise unstated(column)
-    for sample in seen:
-        if sample.fault is None and (size := _row_bytes(extractor, sample)):
-            return chain(seen, samples), size
-    return chain(seen, samples), 0
+    return next((size for sample in sound if (size := _row_bytes(extractor, sample))), 0)
 
 
 def _row_bytes(extractor: Extractor, sample: Sample) -> int:

@@ -2,6 +2,9 @@
 
 A batch that fails is halved until what is left passes or is one sample, which becomes an error with its reason. That
 one way serves bad pictures, prompts that are too long, and memory that runs out.
+
+What a shard becomes depends on its samples, on what the store decided before its first shard, and on how many questions
+went through the model at once, which the shard tells: no run remembers anything that another one would not know.
 """
 
 from __future__ import annotations
@@ -12,9 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,13 +24,14 @@ from torch import Tensor
 
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.faults import of_the_machine, out_of_memory
+from llava_probe.features.batching import Groups, batches_of, halves_of
 from llava_probe.features.gathering import Gathered, choose, gather, joined, predicted, reading_of
-from llava_probe.features.packing import Unpackable, refusal
+from llava_probe.features.packing import refusal
 from llava_probe.features.packs import AskingSettings, Batch, batch_of, posed
 from llava_probe.features.passes import Activations, read
 from llava_probe.features.places import FeatureChoice
 from llava_probe.features.samples import Sample
-from llava_probe.features.trial import differs_beside, differs_packed
+from llava_probe.features.trial import OF_A_SAMPLE, Sharing, sharing_of
 from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
@@ -37,16 +40,11 @@ from llava_probe.trace.distributions import top_k
 #: Batches made ready ahead of the model.
 AHEAD = 3
 
-#: Pairs of samples that are tried for two that can be asked.
-_TRIALS = 5
-
-#: What a sample may be to blame for: what the processor, the model or the memory refuses of it.
-OF_A_SAMPLE = (ProbeError, OSError, RuntimeError, ValueError, MemoryError)
+#: How many samples are looked at for two that can be asked together.
+LOOKED_AT = 20
 
 #: So many samples of a batch are named.
 _TOLD = 8
-
-Groups = list[list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Shard:
         number: its place among the shards.
         tensors, rows, errors: as ``store.write_shard`` takes them.
         samples: what it was made of.
+        batch_size: how many questions shared a pass at most: the recipe's, or what memory held.
     """
 
     number: int
@@ -90,6 +89,7 @@ class Shard:
     rows: Sequence[Mapping[str, Any]]
     errors: Sequence[Mapping[str, Any]]
     samples: Sequence[Sample]
+    batch_size: int
 
 
 class Extractor:
@@ -99,26 +99,47 @@ class Extractor:
         vlm: the model.
         recipe: what to take.
         strict: the first sample that fails ends the run.
-        tick: called with the number of samples that are done.
-
-    Attributes:
-        unpacked: why questions about one picture are read apart, ``unbatched``: pictures; empty where they share a
-            pass, None where that is not known yet.
+        tick: called with the number of samples that are done; a negative one where a shard is begun anew.
+        sharing: what was decided of the store; by default tried on the first samples that come.
+        sizes: questions a pass of the shards that were made with other than the recipe's.
     """
 
     def __init__(
-        self, vlm: VLM, recipe: Recipe, *, strict: bool = False, tick: Callable[[int], None] | None = None
+        self,
+        vlm: VLM,
+        recipe: Recipe,
+        *,
+        strict: bool = False,
+        tick: Callable[[int], None] | None = None,
+        sharing: Sharing | None = None,
+        sizes: Mapping[int, int] | None = None,
     ) -> None:
         self.vlm, self.recipe, self._strict = vlm, recipe, strict
         self.wanted = FeatureChoice.of(vlm.anatomy, recipe.layers, recipe.positions)
+        self.sharing = sharing
         self._tick = tick or (lambda count: None)
-        self._limit = recipe.batch_size
-        self.unpacked = refusal(vlm.anatomy) if recipe.pack else "pack=False"
-        if recipe.pack and in_force(vlm.anatomy):
-            self.unpacked = "under an intervention, whose places are each question's own"
-        self.unbatched: str | None = None
-        if recipe.pack and self.unpacked:
-            _tell(_UNPACKED, self.unpacked)
+        self.sizes = sizes or {}
+        self._short = False
+
+    def decide(self, samples: Sequence[Sample]) -> Sharing:
+        """Find out what may share a pass, unless that is known, and say what may not.
+
+        Args:
+            samples: the first ones of the source.
+        """
+        if self.sharing is None:
+            unpacked = refusal(self.vlm.anatomy) if self.recipe.pack else "pack=False"
+            if self.recipe.pack and in_force(self.vlm.anatomy):
+                unpacked = "under an intervention, whose places are each question's own"
+            size = self.recipe.batch_size
+            first = samples[:LOOKED_AT]
+            self.sharing = sharing_of(self.vlm, first, self.recipe.asking, unpacked=unpacked, batch_size=size)
+            pictures = [sample.picture for sample in samples if sample.picture]
+            if self.recipe.pack and self.sharing.unpacked and len({*pictures}) < len(pictures):
+                _tell("each question is read with its picture anew", self.sharing.unpacked)
+            if min(size, len(samples)) > 1 and self.sharing.unbatched:
+                _tell("each picture is read alone", self.sharing.unbatched)
+        return self.sharing
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -143,48 +164,56 @@ class Extractor:
                 yield self._shard(pool, number, samples)
 
     def _shard(self, pool: ThreadPoolExecutor, number: int, samples: Sequence[Sample]) -> Shard:
+        size = self.sizes.get(number) or self.recipe.batch_size
+        while True:
+            counted = _Counted(self._tick)
+            try:
+                return self._shard_of(pool, number, samples, size, counted)
+            except _TooMany as error:
+                counted.take_back()
+                if not self._short:
+                    told = f"memory does not hold {size} questions at once"
+                    _tell(
+                        told, f"the manifest says how many each shard was made with; batch_size={error.held} is quicker"
+                    )
+                self._short, size = True, error.held
+
+    def _shard_of(
+        self, pool: ThreadPoolExecutor, number: int, samples: Sequence[Sample], size: int, counted: _Counted
+    ) -> Shard:
+        """The shard with ``size`` questions a pass.
+
+        Raises:
+            _TooMany: memory held fewer; nothing of what was made so far is kept.
+        """
         parts: list[Gathered] = []
         errors = [self._error(sample, sample.fault) for sample in samples if sample.fault is not None]
-        self._tick(len(errors))
+        counted(len(errors))
         waiting: deque[tuple[Groups, Future[Batch]]] = deque()
-        for groups in self.batches([sample for sample in samples if sample.fault is None]):
-            ready = pool.submit(copy_context().run, self._ready, groups)  # what is in force here is in force there
-            waiting.append((groups, ready))
-            if len(waiting) > AHEAD:
-                self._take_next(waiting, parts, errors)
-        while waiting:
-            self._take_next(waiting, parts, errors)
+
+        def take_next() -> None:
+            groups, ready = waiting.popleft()
+            self._take(groups, ready.result, parts, errors)
+            counted(sum(map(len, groups)))
+
+        try:
+            for groups in self.batches([sample for sample in samples if sample.fault is None], size):
+                ready = pool.submit(copy_context().run, self._ready, groups)  # what is in force here is in force there
+                waiting.append((groups, ready))
+                if len(waiting) > AHEAD:
+                    take_next()
+            while waiting:
+                take_next()
+        finally:
+            for _, ready in waiting:
+                ready.cancel()
         kept, tensors, columns = joined(parts)
         rows = [{**_carried(sample), **column} for sample, column in zip(kept, columns, strict=True)]
-        return Shard(number, tensors, rows, sorted(errors, key=lambda error: error["row"]), samples)
+        return Shard(number, tensors, rows, sorted(errors, key=lambda error: error["row"]), samples, size)
 
-    def _take_next(
-        self, waiting: deque[tuple[Groups, Future[Batch]]], parts: list[Gathered], errors: list[dict[str, Any]]
-    ) -> None:
-        groups, future = waiting.popleft()
-        self._take(groups, future.result, parts, errors)
-        self._tick(sum(map(len, groups)))
-
-    def batches(self, samples: Sequence[Sample]) -> Iterator[Groups]:
-        """Cut samples into batches of similar length; the questions about a picture stay together."""
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            groups.setdefault(sample.picture or f"row {sample.row}", []).append(sample)
-        packing, batching = self._tried(list(groups.values()))
-        size = self._limit
-        if packing:
-            cut = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
-        else:
-            cut = [[sample] for group in groups.values() for sample in group]
-        cut.sort(key=lambda group: (-len(group), _length(group)))
-        batch: Groups = []
-        for group in cut:
-            if batch and (not batching or sum(map(len, batch)) + len(group) > size):
-                yield batch
-                batch = []
-            batch.append(group)
-        if batch:
-            yield batch
+    def batches(self, samples: Sequence[Sample], size: int | None = None) -> list[Groups]:
+        """Samples of one shard as they go through the model, ``size`` questions at once; the recipe's by default."""
+        return batches_of(samples, size or self.recipe.batch_size, self.decide(samples))
 
     # --- one batch ---
 
@@ -214,13 +243,13 @@ class Extractor:
         """Run a batch, or its halves where it fails; returns whether every sample has its rows.
 
         What is no fault of a sample's goes through, with a note of the batch it came from.
+
+        Raises:
+            _TooMany: memory holds each half and not both.
         """
-        rows = sum(map(len, groups))
         try:
-            if rows > self._limit:
-                raise _TooMany
             part, failures = self._run(ready())
-        except (*OF_A_SAMPLE, _TooMany) as error:
+        except OF_A_SAMPLE as error:
             if of_the_machine(error) and not out_of_memory(error):
                 error.add_note(_taking(groups))
                 raise  # a device that failed once fails for every sample to come
@@ -233,17 +262,20 @@ class Extractor:
             errors += [self._error(sample, why) for sample, why in failures]
             return not failures
         if failed:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        halves = _halves(groups)
+            self._free()
+        halves = halves_of(groups)
         if not halves:
             errors.append(self._error(groups[0][0], reason))
             return False
         passed = [self._take(half, lambda half=half: self._ready(half), parts, errors) for half in halves]  # type: ignore[misc]
         if failed and all(passed):
-            self._limit = min(self._limit, max(sum(map(len, half)) for half in halves))
+            raise _TooMany(max(sum(map(len, half)) for half in halves))
         return all(passed)
+
+    def _free(self) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _run(self, batch: Batch) -> tuple[Gathered, list[tuple[Sample, str]]]:
         chosen = choose(self.vlm, self.wanted, batch)
@@ -286,46 +318,32 @@ class Extractor:
         told = {"id": sample.id, "row": sample.row, "picture": sample.picture, "question": sample.words}
         return {**told, "reason": reason}
 
-    # --- what may share a pass ---
-
-    def _tried(self, groups: Sequence[Sequence[Sample]]) -> tuple[bool, bool]:
-        """Whether questions about one picture, and pictures, may share a pass.
-
-        Each is tried once a run, on the first two samples that can be asked; where there are none, nothing is shared.
-        """
-        if self.unpacked is None:
-            self.unpacked = self._trial(differs_packed, [group[:2] for group in groups if len(group) > 1])
-            if self.unpacked:
-                _tell(_UNPACKED, self.unpacked)
-        if self.unbatched is None and self.recipe.batch_size > 1:
-            self.unbatched = self._trial(differs_beside, [(a[0], b[0]) for a, b in pairwise(groups)])
-            if self.unbatched:
-                _tell("each picture is read alone", self.unbatched)
-        return self.unpacked == "", self.unbatched == ""
-
-    def _trial(
-        self, differs: Callable[[VLM, Sequence[Sample], AskingSettings], str | None], pairs: Sequence[Sequence[Sample]]
-    ) -> str | None:
-        """Why two samples may not share a pass, empty where they may; None where each pair fails by itself."""
-        for two in pairs[:_TRIALS]:
-            try:
-                return differs(self.vlm, [replace(sample, answer=None) for sample in two], self.recipe.asking) or ""
-            except Unpackable as error:
-                return str(error)
-            except OF_A_SAMPLE:
-                continue  # a picture that is not there, say
-        return None
-
-
-_UNPACKED = "each question is read with its picture anew"
-
 
 def _tell(what: str, why: str) -> None:
     warnings.warn(f"{what}: {why}", stacklevel=4)
 
 
 class _TooMany(Exception):
-    """A batch made ready before memory ran out at its size."""
+    """Memory holds ``held`` questions a pass, and not twice as many."""
+
+    def __init__(self, held: int) -> None:
+        super().__init__(held)
+        self.held = held
+
+
+class _Counted:
+    """Samples that are done, told one batch at a time, and taken back where their shard is begun anew."""
+
+    def __init__(self, tick: Callable[[int], None]) -> None:
+        self._tick, self._count = tick, 0
+
+    def __call__(self, count: int) -> None:
+        self._tick(count)
+        self._count += count
+
+    def take_back(self) -> None:
+        """None of them is done."""
+        self._tick(-self._count)
 
 
 def _taking(groups: Groups) -> str:
@@ -339,18 +357,6 @@ def _reason(error: BaseException) -> str:
     if out_of_memory(error):
         return f"out of memory, alone in its batch: {first_line(error)}"
     return str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {first_line(error)}"
-
-
-def _halves(groups: Groups) -> list[Groups]:
-    if len(groups) > 1:
-        return [groups[: len(groups) // 2], groups[len(groups) // 2 :]]
-    (group,) = groups
-    return [[group[: len(group) // 2]], [group[len(group) // 2 :]]] if len(group) > 1 else []
-
-
-def _length(group: Sequence[Sample]) -> int:
-    """About how long a sequence becomes, by its letters."""
-    return sum(len(sample.words or "") + len(sample.answer or "") for sample in group)
 
 
 def _carried(sample: Sample) -> dict[str, Any]:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from llava_probe.border import Count, WholeNumeric, checked
-from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange
-from llava_probe.features import shards, store
+from llava_probe.errors import BadFile, BadInput, NotCaptured, OutOfRange, shortened
+from llava_probe.features import shards
+from llava_probe.features.manifest import read_manifest
 from llava_probe.features.sharded import Parts, ShardedTensor
-from llava_probe.features.tables import arrow, join, opened_table, read_errors
+from llava_probe.features.tables import arrow, join, read_errors, read_table
+from llava_probe.features.verifying import check_files, verify
 from llava_probe.trace.request import spelled
 
 if TYPE_CHECKING:
@@ -50,15 +52,18 @@ class Features:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.manifest: dict[str, Any] = store.read_manifest(self.folder)
-        self.complete: bool = self.manifest["complete"]
-        self._header = lru_cache(maxsize=None)(lambda number: shards.read_header(self.folder, number))
+        told = read_manifest(self.folder)
+        self.manifest: Mapping[str, Any] = told.told
+        self.complete: bool = told.complete
+        self._header = lru_cache(maxsize=None)(self._read_header)
         self._mapped = lru_cache(maxsize=MAPPED)(self._map)
         if self.complete:
-            self._rows = {shard["number"]: shard["rows"] for shard in self.manifest["shards"]}
+            check_files(self.folder, told)
+            self._rows = {shard.number: shard.rows for shard in told.shards}
             self._tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
         else:
-            headers = {number: self._header(number) for number in shards.shard_numbers(self.folder)}
+            numbers = shards.shard_numbers(self.folder)
+            headers = {number: shards.read_header(self.folder, number) for number in numbers}
             self._rows = {number: header.rows for number, header in headers.items()}
             self._tensors = shards.tensor_table(headers, self.folder)
 
@@ -95,21 +100,19 @@ class Features:
             BadFile: a shard is missing or cut short (also when rows are read).
         """
         if not isinstance(key, tuple) or len(key) != 2 or key not in self.keys():
-            asked = "/".join(map(str, key)) if isinstance(key, tuple) else repr(key)
+            asked = shortened("/".join(map(str, key)) if isinstance(key, tuple) else repr(key))
             raise NotCaptured(f"{asked} is not in {self.folder}; it holds {self._names()}")
         what, position = key
         if not self._tensors[f"{what}/{position}"]["ragged"]:
             return self._joined(f"{what}/{position}", self._rows)
-        values = {number: self._header(number).entries[f"{what}/{position}"].shape[0] for number in self._filled()}
+        name, held = f"{what}/{position}", f"positions/{position}"
+        values = {number: self._header(number).entries[name].shape[0] for number in self._filled()}
         starts = accumulate(values.values(), initial=0)
         spans = [
             self._mapped(number)[f"spans/{position}"] + start for number, start in zip(values, starts, strict=False)
         ]
-        held = f"positions/{position}"
         return Ragged(
-            self._joined(f"{what}/{position}", values),
-            torch.cat(spans),
-            self._joined(held, values) if held in self._tensors else None,
+            self._joined(name, values), torch.cat(spans), self._joined(held, values) if held in self._tensors else None
         )
 
     def numpy(self, what: str, position: str, rows: slice | Sequence[int] | WholeNumeric | None = None) -> np.ndarray:
@@ -132,12 +135,13 @@ class Features:
             BadFile: the index of a shard is missing or damaged.
         """
         tables, names = [], dict[str, None]()
-        for number in self._rows:
-            with opened_table(shards.index_path(self.folder, number)) as opened:
-                there = opened.schema_arrow.names
-                names |= dict.fromkeys(there)
-                wanted = [name for name in there if columns is None or name in columns or name == "shard_row"]
-                tables.append(opened.read(wanted))  # shard_row: a shard without these columns has its rows all the same
+
+        def chosen(there: list[str]) -> list[str]:
+            names.update(dict.fromkeys(there))  # shard_row: a shard without these columns has its rows all the same
+            return [name for name in there if columns is None or name in columns or name == "shard_row"]
+
+        for number, rows in self._rows.items():
+            tables.append(read_table(shards.index_path(self.folder, number), chosen, rows))
         if unknown := [name for name in columns or () if name not in names]:
             raise NotCaptured(f"the index of {self.folder} has no {', '.join(unknown)}; it has {', '.join(names)}")
         table = join(tables) if tables else arrow().table({})
@@ -151,8 +155,7 @@ class Features:
         """The samples that failed."""
         if not self.complete:
             return read_errors(self.folder, self._rows)
-        with opened_table(self.folder / "errors.parquet") as opened:
-            return opened.read()
+        return read_table(self.folder / "errors.parquet")
 
     def to_pandas(self) -> pandas.DataFrame:
         """The index as a DataFrame; row i belongs to row i of every tensor."""
@@ -173,20 +176,12 @@ class Features:
         return Dataset(table)
 
     def verify(self) -> None:
-        """Read every shard and compare with its checksum.
+        """Read every file and hold it to its checksum, and the manifest to what the files hold.
 
         Raises:
-            BadFile: the first one that is damaged.
+            BadFile: the first thing that is damaged, missing, of another run or not known to the manifest.
         """
-        told = {shard["number"]: shard for shard in self.manifest.get("shards", ())}
-        for number in self._rows:
-            path = shards.index_path(self.folder, number)
-            digest = store.file_sha256(path)
-            if number in told and digest != told[number]["index_sha256"]:
-                raise BadFile(f"{path} is damaged: its checksum is not that of the manifest; {shards.REPAIR}")
-            path = shards.tensors_path(self.folder, number)
-            if store.file_sha256(path) != store.tensors_sha256(self.folder, number):
-                raise BadFile(f"{path} is damaged: its checksum is not that of its index; {shards.REPAIR}")
+        verify(self.folder)
 
     def _names(self) -> str:
         return ", ".join("/".join(key) for key in self.keys()) or "no tensors"
@@ -200,16 +195,18 @@ class Features:
     def _filled(self) -> list[int]:
         return [number for number, rows in self._rows.items() if rows]
 
+    def _read_header(self, number: int) -> shards.Header:
+        """A shard's header, which holds what the manifest says."""
+        header, path = shards.read_header(self.folder, number), shards.tensors_path(self.folder, number)
+        if header.rows != self._rows[number]:
+            raise BadFile(f"{path} has {header.rows:,} rows, {self._rows[number]:,} were expected; {shards.REPAIR}")
+        if header.entries and (here := shards.tensor_table({number: header}, self.folder)) != self._tensors:
+            name = min(name for name in here.keys() | self._tensors if here.get(name) != self._tensors.get(name))
+            raise BadFile(f"the {name} of {path} is not what the manifest says; {shards.REPAIR}")
+        return header
+
     def _map(self, number: int) -> dict[str, Tensor]:
-        header, path = self._header(number), shards.tensors_path(self.folder, number)
-        try:
-            shards.check_size(path, path.stat().st_size, header.size)
-            storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.size)
-        except BadFile:
-            raise
-        except (OSError, RuntimeError) as error:
-            raise BadFile(f"{path} cannot be read: {error}; {shards.REPAIR}") from error
-        return {name: _at(storage, entry) for name, entry in header.entries.items()}
+        return shards.map_tensors(self.folder, number, self._header(number))
 
     def _joined(self, name: str, counts: Mapping[int, int]) -> Tensor:
         """The parts of a tensor that each shard holds, ``counts[number]`` rows, as one."""
@@ -274,12 +271,6 @@ class Ragged:
         if not -len(self) <= row < len(self):
             raise OutOfRange(f"row {row} is not there; there are {len(self)}")
         return slice(*self.spans[row].tolist())
-
-
-def _at(storage: Any, entry: shards.TensorSpan) -> Tensor:
-    """The tensor in a mapped file: no byte is read before it is used."""
-    flat = torch.empty(0, dtype=entry.dtype)
-    return flat.set_(storage, entry.start // entry.dtype.itemsize, entry.shape)  # type: ignore[call-overload]
 
 
 def _by_number(what: str) -> list[tuple[str, int]]:

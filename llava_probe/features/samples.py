@@ -24,7 +24,7 @@ from typing import Any
 
 from llava_probe.errors import BadInput, shortened
 from llava_probe.features import values
-from llava_probe.features.columns import ASKING, OURS, Asked, Columns, settle
+from llava_probe.features.columns import ASKING, OURS, Columns, ColumnSettings, settle
 from llava_probe.features.rows import Broken, Row, Source
 from llava_probe.features.sources import joined_with, open_source
 from llava_probe.pictures.boxes import Box, checked_format, read_boxes, unstated
@@ -116,7 +116,7 @@ class Samples:
         box_format: of its boxes, where rows do not say; None where nothing is stated.
     """
 
-    def __init__(self, source: Source, asked: Asked, folder: Path) -> None:
+    def __init__(self, source: Source, asked: ColumnSettings, folder: Path) -> None:
         self.name = source.name
         self._source = source
         self._folder = folder
@@ -207,7 +207,7 @@ def read_samples(
             pattern = values.located(os.path.expanduser(given), Path.cwd())  # noqa: PTH111  # braces, not a path yet
         else:
             folder = _folder(given)
-    return Samples(opened, Asked(columns or {}, question, prompt, pattern, box_format), folder)
+    return Samples(opened, ColumnSettings(columns or {}, question, prompt, pattern, box_format), folder)
 
 
 def _folder(images: str) -> Path:

@@ -102,8 +102,13 @@ class ShardedTensor(Tensor):
 
     def __getitem__(self, key: Any) -> Tensor:  # type: ignore[override]
         first, *rest = (key or (...,)) if isinstance(key, tuple) else (key,)
-        if isinstance(first, slice) and (first.step is None or first.step > 0):
-            return self._sliced(range(*first.indices(len(self))), rest)
+        if isinstance(first, slice):
+            try:
+                rows_of = range(*first.indices(len(self)))
+            except (TypeError, ValueError) as error:
+                raise BadInput(f"rows are picked by a slice of whole numbers, not by {first!r}") from error
+            if rows_of.step > 0:
+                return self._sliced(rows_of, rest)
         if first is None or first is Ellipsis or isinstance(first, (bool, np.bool_, slice)):
             return self._parts.whole()[key]
         rows = _indices(first, len(self))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.errors import BadInput, shortened
+from llava_probe.features.expanding import table_batches
 from llava_probe.features.hugging_face import is_dataset, is_saved_dataset, of_dataset, of_name, of_saved_dataset
 from llava_probe.features.rows import BATCH_ROWS, PICTURES, Broken, Row, Source, dict_row, listed_names, needed, reading
 from llava_probe.features.text_files import of_json, of_jsonl, of_table
@@ -105,8 +106,8 @@ def _of_parquet(path: Path, name: str) -> Source:
         count = opened.metadata.num_rows
 
     def rows() -> Iterator[Row]:
-        with reading(name), parquet.ParquetFile(path) as opened:
-            for batch in opened.iter_batches(BATCH_ROWS):
+        with reading(name):
+            for batch in table_batches(path, BATCH_ROWS):
                 yield from batch.to_pylist()
 
     return Source(name, rows, lambda: count, path.parent)

@@ -8,19 +8,15 @@
       errors.parquet             all of them, once finished
 
 Every file is written beside its place and moved there when complete, the index last: a killed run leaves whole shards
-and none in between, and the same command goes on from there. There is no clock and no path inside, so the same run
-gives the same bytes. One shard's files are ``shards.py`` and ``tables.py``; ``reading.Features`` reads it all.
+and none in between, and the same command goes on from there. There is no clock and no path inside, and what was decided
+for all shards stands in the manifest before the first one, so the same run gives the same bytes. One shard's files are
+``shards.py`` and ``tables.py``; ``reading.Features`` reads it all, ``verifying.py`` holds it to its checksums.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +25,13 @@ from torch import Tensor
 
 from llava_probe.asking.identity import differences
 from llava_probe.errors import BadFile, BadInput, first_line, shortened
+from llava_probe.features.drafts import TEMPORARY, Drafts, alone, sweep
+from llava_probe.features.manifest import manifest_bytes, manifest_path, read_manifest
 from llava_probe.features.shards import (
     CODES,
     REPAIR,
     errors_path,
+    file_sha256,
     index_path,
     is_ragged,
     read_header,
@@ -41,24 +40,21 @@ from llava_probe.features.shards import (
     tensor_table,
     tensors_path,
 )
-from llava_probe.features.tables import arrow, opened_table, parquet, read_errors, table_of
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that somebody has open cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
-
-STORE_FORMAT = "llava_probe.features"
-VERSION = 1
+from llava_probe.features.tables import ShardNote, arrow, parquet, read_errors, read_note, table_of
 
 _ADDED = ("shard", "shard_row")
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-_DIGEST = b"llava_probe.tensors_sha256"
-_SOURCE = b"llava_probe.source"
 
 
-def begin(folder: str | Path, settings: Mapping[str, Any]) -> dict[int, str]:
+def begin(
+    folder: str | Path, settings: Mapping[str, Any], decide: Callable[[], Mapping[str, Any]] = dict
+) -> dict[int, str]:
     """Make a store for ``settings``, or go on with the one that is there.
+
+    Args:
+        folder: where.
+        settings: what JSON can hold; all that decides what the numbers are.
+        decide: called where the store is new: what holds for all of its shards and is found out by trying. It stands in
+            the manifest, as ``decided``, before the first shard, and is not asked again.
 
     Returns:
         The numbers of the shards that are whole already, each with the ``source`` that it was written with.
@@ -72,21 +68,22 @@ def begin(folder: str | Path, settings: Mapping[str, Any]) -> dict[int, str]:
     asked = _plain(settings)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        there = sorted(entry.name for entry in target.iterdir() if not _TEMPORARY.fullmatch(entry.name))
+        there = sorted(entry.name for entry in target.iterdir() if not TEMPORARY.fullmatch(entry.name))
     except FileExistsError:
         raise BadFile(f"{target} is a file; a feature store is a folder") from None
     except OSError as error:
         raise BadFile(f"{target} cannot hold a feature store: {error.strerror}") from error
-    if (target / "manifest.json").exists():
-        _compare(target, read_manifest(target)["settings"], asked)
-    elif there:
+    if there and "manifest.json" not in there:
         raise BadInput(f"{target} holds {shortened(', '.join(there))} and no manifest.json; choose an empty folder")
-    else:
-        with _Drafts(target) as drafts:
-            drafts.add(target / "manifest.json", [_manifest_bytes({"settings": asked, "complete": False})])
-            drafts.move()
-    _sweep(target)
-    return {number: _source(target, number) for number in shard_numbers(target) if _is_whole(target, number)}
+    if not there:
+        begun = {"settings": asked, "decided": _plain(decide()), "complete": False}
+        with Drafts(target) as drafts:
+            drafts.add(manifest_path(target), [manifest_bytes(begun)])
+            drafts.move_first()
+    _compare(target, read_manifest(target).told["settings"], asked)
+    sweep(target)
+    whole = {number: _whole(target, number) for number in shard_numbers(target)}
+    return {number: note.source for number, note in whole.items() if note is not None}
 
 
 def write_shard(
@@ -96,6 +93,7 @@ def write_shard(
     rows: Sequence[Mapping[str, Any]],
     errors: Sequence[Mapping[str, Any]] = (),
     source: str = "",
+    batch_size: int = 0,
 ) -> None:
     """Write one shard, whole or not at all. One that is whole already stays as it is.
 
@@ -107,6 +105,8 @@ def write_shard(
         rows: the samples' columns; ``shard`` and ``shard_row`` are added.
         errors: samples that failed; ``shard`` is added.
         source: says what the shard was made of; ``begin`` tells it again.
+        batch_size: how many questions went through the model at once, which decides how its sums were rounded; the
+            manifest tells it.
 
     Raises:
         BadInput: tensors and rows do not fit together.
@@ -118,14 +118,13 @@ def write_shard(
     index = [{**row, "shard": number, "shard_row": place} for place, row in enumerate(rows)]
     failed = [{**row, "shard": number} for row in errors]
     failed_path = errors_path(target, number)
-    with _Drafts(target) as drafts:
+    with Drafts(target) as drafts:
         digest = drafts.add(tensors_path(target, number), safetensors(tensors if rows else {}))
-        if failed:
-            drafts.add(failed_path, [parquet(table_of(failed, ("shard",)))])
-        notes = {_DIGEST: digest.encode(), _SOURCE: source.encode()}
-        drafts.add(index_path(target, number), [parquet(table_of(index, _ADDED), notes)])
-        with _alone(target):
-            if _is_whole(target, number):  # another process was first: its files belong together, ours are dropped
+        of_errors = drafts.add(failed_path, [parquet(table_of(failed, ("shard",)))]) if failed else None
+        note = ShardNote(digest, of_errors, source, batch_size)
+        drafts.add(index_path(target, number), [parquet(table_of(index, _ADDED), note)])
+        with alone(manifest_path(target)):
+            if _whole(target, number) is not None:  # another process was first: its files belong together
                 return
             if not failed:
                 failed_path.unlink(missing_ok=True)  # of an attempt that was killed before its index
@@ -139,95 +138,40 @@ def finish(folder: str | Path) -> None:
         BadFile: a shard is missing or cut short, the shards do not fit together, or the disk is full.
     """
     target = Path(folder).expanduser()
-    manifest = read_manifest(target)
-    _sweep(target)
+    manifest = read_manifest(target).told
+    sweep(target)
     found = shard_numbers(target)
-    shards = []
+    if gaps := sorted({*range(max(found, default=-1) + 1)} - {*found}):
+        raise BadFile(f"{index_path(target, gaps[0])} is missing; {REPAIR}")
+    headers = {number: read_header(target, number) for number in found}
+    shards: list[dict[str, Any]] = []
     for number in found:
-        with opened_table(index_path(target, number)) as index:
-            rows = index.metadata.num_rows
-        checksum = file_sha256(index_path(target, number))
-        digest = tensors_sha256(target, number)
-        shards.append({"number": number, "rows": rows, "tensors_sha256": digest, "index_sha256": checksum})
-    tensors = tensor_table({number: read_header(target, number) for number in found}, target)
+        note, rows = read_note(target, number)
+        if rows != headers[number].rows:
+            raise BadFile(f"{index_path(target, number)} has {rows:,} rows, its tensors {headers[number].rows:,}")
+        shards.append(
+            {
+                "number": number,
+                "rows": rows,
+                "batch_size": note.batch_size,
+                "tensors_sha256": note.tensors_sha256,
+                "index_sha256": file_sha256(index_path(target, number)),
+                "errors_sha256": note.errors_sha256,
+            }
+        )
     told = {
         "settings": manifest["settings"],
+        "decided": manifest["decided"],
         "complete": True,
         "rows": sum(shard["rows"] for shard in shards),
         "shards": shards,
-        "tensors": tensors,
+        "tensors": tensor_table(headers, target),
     }
-    with _Drafts(target) as drafts:
-        drafts.add(target / "errors.parquet", [parquet(read_errors(target, found))])
-        drafts.add(target / "manifest.json", [_manifest_bytes(told)])
+    failed = [number for number, shard in enumerate(shards) if shard["errors_sha256"] is not None]
+    with Drafts(target) as drafts:
+        digest = drafts.add(target / "errors.parquet", [parquet(read_errors(target, failed))])
+        drafts.add(manifest_path(target), [manifest_bytes({**told, "errors_sha256": digest})])
         drafts.move()
-
-
-# What reading needs too: the manifest and the checksums.
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``manifest.json`` says.
-
-    Raises:
-        BadFile: there is no such folder or manifest, or the manifest is damaged, foreign or newer.
-    """
-    path = folder / "manifest.json"
-    if not folder.is_dir():
-        raise BadFile(f"{folder} is {'a file' if folder.exists() else 'not there'}; a feature store is a folder")
-    try:
-        told = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadFile(f"{folder} holds no manifest.json: it is no feature store") from None
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise BadFile(f"{path} is damaged, or no JSON: {first_line(error)}") from error
-    if not isinstance(told, dict) or told.get("format") != STORE_FORMAT:
-        raise BadFile(f"{path} is of something else: it has no format {STORE_FORMAT!r}")
-    if not isinstance(told.get("version"), int) or told["version"] > VERSION:
-        raise BadFile(f"{path} was written by a newer llava_probe (version {told.get('version')}, here {VERSION})")
-    needed = {"settings": dict, "complete": bool}
-    if told.get("complete"):
-        needed |= {"rows": int, "shards": list, "tensors": dict}
-    for name, kind in needed.items():
-        if not isinstance(told.get(name), kind):
-            raise BadFile(f"{path} is damaged: its {name!r} is missing or no {kind.__name__}")
-    entries = {"number": int, "rows": int, "tensors_sha256": str, "index_sha256": str}
-    for shard in told.get("shards", ()):
-        if not isinstance(shard, dict) or not all(isinstance(shard.get(name), kind) for name, kind in entries.items()):
-            raise BadFile(f"{path} is damaged: a shard in it is {shortened(json.dumps(shard))}")
-    return told
-
-
-def tensors_sha256(folder: Path, number: int) -> str:
-    """The checksum of a shard's tensors, as its index has kept it."""
-    return _note(folder, number, _DIGEST)
-
-
-def _source(folder: Path, number: int) -> str:
-    return _note(folder, number, _SOURCE)
-
-
-def _note(folder: Path, number: int, name: bytes) -> str:
-    with opened_table(index_path(folder, number)) as opened:
-        return (opened.schema_arrow.metadata or {}).get(name, b"").decode()
-
-
-def file_sha256(path: Path) -> str:
-    """The checksum of a file, read piece by piece.
-
-    Raises:
-        BadFile: it is missing or cannot be read.
-    """
-    try:
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror}; {REPAIR}") from error
-
-
-# What only writing needs.
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,11 +180,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(settings)))
     except (TypeError, ValueError) as error:
         raise BadInput(f"settings of a feature store are what JSON can hold: {first_line(error)}") from error
-
-
-def _manifest_bytes(told: Mapping[str, Any]) -> bytes:
-    everything = {"format": STORE_FORMAT, "version": VERSION, **told}
-    return (json.dumps(everything, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _compare(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -283,80 +222,12 @@ def _check_spans(name: str, spans: Tensor, values: Mapping[str, int]) -> None:
         raise BadInput(f"{name} leaves the {held} values that are there")
 
 
-def _is_whole(folder: Path, number: int) -> bool:
+def _whole(folder: Path, number: int) -> ShardNote | None:
+    """What a shard says of itself; None where its files are not all there or do not belong together."""
     try:
-        return index_path(folder, number).exists() and bool(read_header(folder, number))
+        note, rows = read_note(folder, number)
+        failed = errors_path(folder, number)
+        kept = file_sha256(failed) if note.errors_sha256 is not None else None
+        return note if rows == read_header(folder, number).rows and kept == note.errors_sha256 else None
     except BadFile:
-        return False
-
-
-class _Drafts:
-    """Files written beside their places, to be moved there together; what was not moved is removed at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: list[tuple[Any, Path]] = []
-
-    def add(self, target: Path, pieces: Iterable[memoryview | bytes]) -> str:
-        """Write a draft for ``target`` and return its checksum; it stays locked, so that no other run sweeps it."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        opened = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part").open("xb")
-        self.written.append((opened, target))
-        _lock(opened, wait=True)
-        digest = hashlib.sha256()
-        for piece in pieces:
-            opened.write(piece)
-            digest.update(piece)
-        opened.flush()
-        os.fsync(opened.fileno())
-        return digest.hexdigest()
-
-    def move(self) -> None:
-        for opened, target in self.written:
-            if fcntl is None:
-                opened.close()
-            Path(opened.name).replace(target)
-
-    def __enter__(self) -> _Drafts:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        for opened, _ in self.written:
-            with suppress(OSError):
-                Path(opened.name).unlink(missing_ok=True)
-            with suppress(OSError):  # closing tries once more to write what the full disk refused
-                opened.close()
-        if isinstance(error, OSError) and not isinstance(error, BadFile):
-            reason = error.strerror or first_line(error)
-            kept = "finished shards are kept, and the same command goes on from there"
-            raise BadFile(f"{self.folder} could not be written: {reason}; {kept}") from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time moves its files in, where the file system knows locks."""
-    with (folder / "manifest.json").open("rb+") as manifest:
-        _lock(manifest, wait=True)
-        yield
-
-
-def _lock(opened: Any, *, wait: bool) -> bool:
-    """Whether the lock was got; True where the file system knows none."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left half written; what a living one writes is locked."""
-    for leftover in folder.rglob(".*.part"):
-        if _TEMPORARY.fullmatch(leftover.name):
-            with suppress(OSError), leftover.open("rb+") as opened:
-                if _lock(opened, wait=False):
-                    leftover.unlink()
+        return None

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llava_probe.errors import BadFile, BadInput, first_line
-from llava_probe.features.shards import REPAIR, errors_path
+import msgspec
 
+from llava_probe.errors import BadFile, BadInput, ProbeError, first_line, shortened
+from llava_probe.features.expanding import table_batches
+from llava_probe.features.shards import REPAIR, WholeNumber, errors_path, index_path, opened_file
+
+_NOTE = b"llava_probe.shard"
 _JSON = {b"llava_probe": b"json"}  # marks a column whose values are JSON text
 
 
@@ -34,32 +38,87 @@ def arrow() -> Any:
     return pyarrow
 
 
+class ShardNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the index of a shard keeps of the other files and of how they were made.
+
+    Attributes:
+        tensors_sha256: of its tensors; errors_sha256: of its samples that failed, None where none did.
+        source: what it was made of.
+        batch_size: how many questions went through the model at once.
+    """
+
+    tensors_sha256: str
+    errors_sha256: str | None
+    source: str
+    batch_size: WholeNumber
+
+
 @contextmanager
-def opened_table(path: Path) -> Iterator[Any]:
+def opened_table(path: Path, **options: Any) -> Iterator[Any]:
     """A ``pyarrow.parquet.ParquetFile``.
 
     Raises:
-        BadFile: it is missing, or damaged where it is read.
+        BadFile: it is missing, no file, or damaged where it is read.
     """
     pyarrow = arrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as opened:
+        with opened_file(path):
+            pass  # it is a file
+        with pyarrow.parquet.ParquetFile(path, **options) as opened:
             yield opened
-    except FileNotFoundError:
-        raise BadFile(f"{path} is missing; {REPAIR}") from None
-    except BadFile:
+    except ProbeError:
         raise
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BadFile(f"{path} is damaged, or no parquet file: {first_line(error)}") from error
+    except Exception as error:  # a damaged file makes the library raise about anything
+        raise BadFile(f"{path} is damaged, or no parquet file: {shortened(first_line(error))}; {REPAIR}") from error
+
+
+def read_note(folder: Path, number: int) -> tuple[ShardNote, int]:
+    """What a shard's index says of its files, and how many rows it has.
+
+    Raises:
+        BadFile: it is missing or damaged.
+    """
+    path = index_path(folder, number)
+    with opened_table(path) as opened:
+        told = (opened.schema_arrow.metadata or {}).get(_NOTE, b"")
+        try:
+            return msgspec.json.decode(told, type=ShardNote), opened.metadata.num_rows
+        except msgspec.MsgspecError as error:
+            raise BadFile(f"{path} is damaged: it does not say what belongs to it ({error}); {REPAIR}") from None
+
+
+def read_table(path: Path, columns: Callable[[list[str]], list[str]] = list, rows: int | None = None) -> Any:
+    """A whole parquet file of a store as a ``pyarrow.Table``.
+
+    Args:
+        path: of the file.
+        columns: which of the names that are there to read.
+        rows: how many there have to be.
+
+    Raises:
+        BadFile: it is missing or damaged, or expands beyond what ``table_batches`` allows.
+    """
+    with opened_table(path) as opened:
+        names = opened.schema_arrow.names
+        if len({*names}) < len(names):
+            raise BadFile(f"{path} is damaged: two of its columns have one name; {REPAIR}")
+        if rows is not None and opened.metadata.num_rows != rows:
+            raise BadFile(f"{path} is damaged: {opened.metadata.num_rows:,} rows where {rows:,} belong; {REPAIR}")
+        wanted = columns(names)
+        try:
+            for _ in table_batches(path, columns=wanted):
+                pass
+        except BadInput as error:
+            raise BadFile(f"{error}; {REPAIR}") from None
+        table = opened.read(wanted)
+        table.validate(full=True)
+        return table
 
 
 def read_errors(folder: Path, found: Iterable[int]) -> Any:
     """The failed samples of these shards as one ``pyarrow.Table``, in order; empty where none failed."""
-    tables = []
-    for path in (errors_path(folder, number) for number in found):
-        if path.exists():
-            with opened_table(path) as opened:
-                tables.append(opened.read())
+    paths = (errors_path(folder, number) for number in found)
+    tables = [read_table(path) for path in paths if path.exists()]
     return join(tables) if tables else table_of([], ("shard",))
 
 
@@ -122,8 +181,9 @@ def _texts(name: str, values: list[Any]) -> tuple[Any, Any]:
     return pyarrow.field(name, pyarrow.string(), metadata=_JSON), pyarrow.array(texts, pyarrow.string())
 
 
-def parquet(table: Any, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
-    """A table as the bytes of a parquet file, with ``metadata`` as its only notes."""
+def parquet(table: Any, note: ShardNote | None = None) -> bytes:
+    """A table as the bytes of a parquet file, with ``note`` as all that it says besides."""
     written = io.BytesIO()
+    metadata = None if note is None else {_NOTE: msgspec.json.encode(note)}
     arrow().parquet.write_table(table.replace_schema_metadata(metadata), written)
     return written.getvalue()

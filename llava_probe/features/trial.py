@@ -1,4 +1,7 @@
-"""Whether samples may share a pass, found out on two of them before a run: what differs is read alone.
+"""Whether samples may share a pass, found out once for a store before its first shard: what differs is read alone.
+
+It is a matter of the model, not of the data. So it is tried with pictures of our own, asked as the first samples are:
+which of their files are there today, and where a run went on, has no say in it.
 
 Hidden states alone cannot tell in 16 bits, whose rounding is larger than what a misplaced token does. So the positions
 that the model gives its tokens are compared exactly, and a change of one question must leave the other as it was.
@@ -6,22 +9,142 @@ that the model gives its tokens are compared exactly, and a change of one questi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from llava_probe.errors import ProbeError, first_line, shortened
+from llava_probe.features.packing import Unpackable
 from llava_probe.features.packs import AskingSettings, Batch, Unshared, batch_of
 from llava_probe.features.passes import ActivationChoice, read
 from llava_probe.features.samples import Sample
+from llava_probe.features.values import shows_pictures
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.tolerance import STATES
 from llava_probe.model import VLM
 
+#: What a sample may be to blame for: what the processor, the model or the memory refuses of it.
+OF_A_SAMPLE = (ProbeError, OSError, RuntimeError, ValueError, MemoryError)
+
 #: How far one question's states may move with another one's words, in epsilons: not at all, up to a kernel's sums.
 ISOLATION = 4.0
+
+
+#: Pairs of questions that are tried for two that can be asked.
+_TRIALS = 5
+
+#: Width and height in pixels of the pictures; a family may refuse two shapes in a pass and take two of one.
+_SHAPES = (((120, 90), (90, 120)), ((120, 90), (120, 90)))
+
+
+_ALONE = "there is one sample"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What may share a pass.
+
+    Attributes:
+        unpacked: why questions about one picture are read apart; empty where they share its prefix.
+        unbatched: why each picture is read alone; empty where several share a pass.
+    """
+
+    unpacked: str
+    unbatched: str
+
+
+def sharing_of(
+    vlm: VLM, samples: Sequence[Sample], asking: AskingSettings, *, unpacked: str | None, batch_size: int
+) -> Sharing:
+    """Try what may share a pass.
+
+    Args:
+        vlm: the model.
+        samples: the first of the source; how they ask is taken from them, not their pictures.
+        asking: what is the same for all of them.
+        unpacked: why questions are read apart, where that is known.
+        batch_size: questions a pass.
+    """
+    if len(samples) < 2:
+        return Sharing(_ALONE, _ALONE)
+    whole = [sample for sample in samples if sample.fault is None]
+    whole = [sample for sample in whole if sample.picture] or whole
+    if unpacked is None:
+        bare = [sample if sample.picture else replace(sample, image=[None]) for sample in whole]
+        unpacked = _tried(vlm, differs_packed, bare, asking, _SHAPES[1:])
+    unbatched = "batch_size=1"
+    if batch_size > 1:
+        unbatched = _tried(vlm, differs_beside, whole, asking, _SHAPES)
+    return Sharing(unpacked, unbatched)
+
+
+def _tried(
+    vlm: VLM,
+    differs: Callable[[VLM, Sequence[Sample], AskingSettings], str | None],
+    samples: Sequence[Sample],
+    asking: AskingSettings,
+    shapes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+) -> str:
+    """Why two samples may not share a pass; empty where they may."""
+    why = "no sample to try it with"
+    for sample in samples[:_TRIALS]:
+        like = (other for other in samples if other.words != sample.words and _form(other) == _form(sample))
+        other = next(like, _otherwise(sample))
+        for sizes in shapes:
+            two = [_shown(each, size, row) for row, (each, size) in enumerate(zip((sample, other), sizes, strict=True))]
+            try:
+                return differs(vlm, two, asking) or ""
+            except Unpackable as error:
+                return str(error)
+            except OF_A_SAMPLE as error:
+                why = f"two questions could not be asked together: {shortened(first_line(error))}"
+    return why
+
+
+def _form(sample: Sample) -> tuple[bool, bool, int]:
+    return sample.prompt is None, sample.messages is None, len(sample.images)
+
+
+def _otherwise(sample: Sample) -> Sample:
+    """The same picture asked something else; a chat as it is."""
+    if sample.prompt is not None:
+        return replace(sample, prompt=f"{sample.prompt} Why?")
+    return sample if sample.question is None else replace(sample, question=f"{sample.question} Why?")
+
+
+def _shown(sample: Sample, size: tuple[int, int], row: int) -> Sample:
+    """A sample with pictures of our own in the places of its pictures."""
+    image = [_slope(size, number) for number in range(len(sample.images))] or None
+    messages = sample.messages
+    if messages is not None:
+        number = iter(range(10**6))
+        messages = [_shown_in(message, size, number) for message in messages]
+    return replace(sample, image=image, messages=messages, answer=None, mask=None, row=row)
+
+
+def _shown_in(message: Mapping[str, Any], size: tuple[int, int], numbers: Iterator[int]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {"type": "image", "image": _slope(size, next(numbers))} if shows_pictures([{"content": [part]}]) else part
+        for part in content
+    ]
+    return {**message, "content": parts}
+
+
+def _slope(size: tuple[int, int], number: int) -> Image.Image:
+    """A picture, one of many: a slope of colours of its own."""
+    width, height = size
+    across, down = np.linspace(0, 1, width)[None, :], np.linspace(0, 1, height)[:, None]
+    share = (across * (number + 1) + down * width / height) % 1
+    pixels = np.stack([share, 1 - share, (share * 3) % 1], axis=-1) * 255
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def differs_packed(vlm: VLM, two: Sequence[Sample], asking: AskingSettings | None = None) -> str | None:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
+from llava_probe.inside.forks import whole_at_forks
 from llava_probe.inside.scene import Enough, PassScene, scene_of
 from llava_probe.inside.undo import Undo
 from llava_probe.inside.visitor import Others, Visitor
@@ -57,7 +58,7 @@ class _Put:
 
 
 _put: WeakKeyDictionary[nn.Module, dict[Any, _Put]] = WeakKeyDictionary()
-_putting = threading.RLock()
+_putting = whole_at_forks(threading.RLock())
 
 #: A module, whether the hook comes before it, and the hook.
 _Wanted = tuple[nn.Module, bool, Callable[..., Any]]

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from llava_probe.errors import BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.forks import whole_at_forks
 from llava_probe.inside.rows import Call
 from llava_probe.inside.scene import PassScene, scenes_here
 from llava_probe.inside.undo import Undo, undoing
@@ -33,7 +34,7 @@ Twin = Callable[[Any, str], Any]
 
 _FLEX = "attention cannot be read beside flex_attention; set_attn_implementation('sdpa') first"
 
-_switching = threading.RLock()
+_switching = whole_at_forks(threading.RLock())
 _users: dict[tuple[int, str], set[int]] = {}
 _kernels: dict[tuple[int, str], Any] = {}
 _reachers: set[object] = set()

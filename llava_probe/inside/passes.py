@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llava_probe.errors import BadModel, NotActed
 from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.forks import at_forks
 from llava_probe.inside.hooks import ENTRY, put_hooks
 from llava_probe.inside.kernels import twins
 from llava_probe.inside.scene import Enough, Visit, scene_of, visits
@@ -44,6 +45,15 @@ __all__ = [
 ]
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def _locks_anew() -> None:
+    """In a forked child, where the runs that held the locks do not go on."""
+    global _locks
+    _locks = WeakKeyDictionary()
+
+
+at_forks(_locks_anew)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from llava_probe.evaluate.summary import Difference, Score, difference, summary
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES
 from llava_probe.leaderboard.lines import CaseScores, read_scores
 from llava_probe.leaderboard.run import made_with
-from llava_probe.stored import path_of
+from llava_probe.stored import place
 
 #: Measures of one case, all better when larger.
 MEASURES = tuple(CaseScores.__annotations__)
@@ -54,7 +54,7 @@ class Leaderboard:
             BadInput: there are none.
             BadFile: a line of them is damaged.
         """
-        source = path_of("folder of scores", folder)
+        source = place("folder of scores", folder)
         found = {line["question"]: line for line in read_scores(sorted(source.glob("scores-*.jsonl")))}
         if not found:
             raise BadInput(f"{source} holds no scores; make them with llava-probe leaderboard")

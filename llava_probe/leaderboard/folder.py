@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.attribution import LocalisationHeads, explained_by, find_heads, prepared
-from llava_probe.errors import BadFile, BadInput, ProbeError
+from llava_probe.errors import BadInput, ProbeError
 from llava_probe.evaluate.cases import Case, read_cases
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.board import Leaderboard, is_description
@@ -28,6 +28,7 @@ from llava_probe.leaderboard.page import leaderboard_page
 from llava_probe.leaderboard.scoring import score_cases, spans_of
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
+from llava_probe.stored import write_text
 from llava_probe.view.canvas import save_figure
 from llava_probe.view.folder import made
 
@@ -114,11 +115,7 @@ def write_leaderboard(
     if example is not None:
         figures[save_figure(example[0], target / "leaderboard_maps.png")] = example[1]
     page = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
-    try:
-        (target / "leaderboard.md").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"the page could not be written to {target}: {error}") from error
-    return [target / "leaderboard.md", *figures]
+    return [write_text("page", target / "leaderboard.md", page), *figures]
 
 
 def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads | None:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from llava_probe.described import Natural
 from llava_probe.errors import BadFile
-from llava_probe.stored import Natural, contents, decoded, of_type, opened
+from llava_probe.stored import converted, decoded, opened, read_bytes
 
 #: Bytes of one line, of a description with all methods some 100 kB; and of run.json.
 _LONGEST, _MOST = 50_000_000, 10_000_000
@@ -122,7 +123,7 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    plain = decoded(dict[str, Any], line, what)
+                    plain = decoded(f"{what} is damaged", line, dict[str, Any])
                 except BadFile:
                     if line.endswith(b"\n"):
                         raise
@@ -152,8 +153,9 @@ def read_made(path: Path) -> dict[str, Any]:
         BadFile: it is not there, damaged, or says something else.
     """
     what = f"{path} (delete it, or give another folder for the scores)"
-    plain = decoded(dict[str, Any], contents("note of how scores were made", path, _MOST), what)
-    of_type(Made, plain, what)
+    data = read_bytes("note of how scores were made", path, _MOST)
+    plain = decoded(f"{what} is damaged", data, dict[str, Any])
+    converted(f"{what} is damaged", plain, Made)
     return plain
 
 
@@ -166,7 +168,7 @@ def _warn_of_a_cut(path: Path) -> None:
 
 
 def _check_line(plain: dict[str, Any], what: str) -> None:
-    line = of_type(Line, plain, what)
+    line = converted(f"{what} is damaged", plain, Line)
     if any(not abs(number) <= _LARGEST for number in _floats(plain) if not math.isnan(number)):
         raise BadFile(f"{what} is damaged: it holds a number beyond {_LARGEST:.0e}")
     if line["right"] and not any("cases" in found for found in line.get("entries", {}).values()):

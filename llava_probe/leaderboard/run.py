@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.leaderboard.lines import read_made
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
+from llava_probe.stored import write_text
 
 RUN = "run.json"
 
@@ -37,9 +37,7 @@ def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
     mine = json.loads(json.dumps({"model": model, **under, **_told(plan)}, default=_plain))
     path = folder / RUN
     if not path.exists():
-        whole = folder / f".{RUN}-{os.getpid()}"  # other parts may look at any moment
-        whole.write_text(json.dumps(mine, indent=1, ensure_ascii=False), encoding="utf-8")
-        whole.replace(path)
+        write_text("run of scores", path, json.dumps(mine, indent=1, ensure_ascii=False))
     theirs = read_made(path)
     if other := differences(theirs, mine, "{name}: {there}, here {here}"):
         told = "; ".join(other)

@@ -44,7 +44,7 @@ from llava_probe.leaderboard.run import asked, claim
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
-from llava_probe.stored import path_of
+from llava_probe.stored import place
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.trace import Trace
@@ -85,7 +85,7 @@ def score_cases(
     number, parts = part
     if not 1 <= number <= parts:
         raise BadInput(f"part= takes (1, n) to (n, n); got {part}")
-    target = path_of("folder of scores", folder)
+    target = place("folder of scores", folder)
     groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.question))]
     if not groups:
         raise BadInput("there are no cases to score")

@@ -10,17 +10,18 @@ import math
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from msgspec.structs import astuple
-from PIL import Image
+from torch import Tensor
 
-from llava_probe.errors import BadFile, first_line, shortened
-from llava_probe.pictures.images import MAX_PIXELS
-from llava_probe.stored import Stored, decoded, like, of_type, opened
+from llava_probe.described import Stored, like
+from llava_probe.errors import BadFile, shortened
+from llava_probe.pictures.images import MAX_PIXELS, open_stored
+from llava_probe.stored import converted, decoded, opened, refused
 from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, layout_of, wrong_layout
 from llava_probe.trace.tokens import Token
 from llava_probe.whole_file import Axes, check_tensors
@@ -42,6 +43,16 @@ class StoredMap(Stored, frozen=True):
     frames: tuple[int, ...]
     tokens: tuple[_StoredToken, ...]
     text_tokens: tuple[_StoredToken, ...] = ()
+    overlays: Literal[".png", ".jpg"] = ".png"
+
+
+def map_header(source: Path) -> StoredMap:
+    """What a saved map tells of itself, without its arrays.
+
+    Raises:
+        BadFile: as for ``load_map``.
+    """
+    return _read(source, only="told")[0]
 
 
 def load_map(source: Path) -> dict[str, Any]:
@@ -50,26 +61,17 @@ def load_map(source: Path) -> dict[str, Any]:
     Raises:
         BadFile: there is no such file, or it is damaged or no map.
     """
-    with opened("map", source, _MOST) as file:
-        try:
-            arrays = _members(file)
-            header = str(arrays.pop("told")[()])
-        except Exception as error:  # zipfile, zlib and numpy raise about anything
-            raise BadFile(f"{source} is no map of llava_probe: {shortened(first_line(error))}") from None
-    plain = decoded(StoredMap, header, f"what {source} says of the map")
+    plain, tensors = _read(source)
     rows, beside = len(plain.tokens), len(plain.text_tokens)
-    count = len(arrays.get("positions", np.empty(0)).flatten())
+    count = len(tensors.get("positions", torch.empty(0)).flatten())
     expected: dict[str, Axes | None] = {"values": Axes("f", (rows, count)), "size": Axes("i", (2,))}
     expected |= {"positions": Axes("i", (count,)), "boxes": Axes("f", (count, 4)), "tiles": Axes("i", (count,))}
-    expected |= {"image": Axes("u", (None, None, 3))}
-    expected |= {"marked": Axes("b", (rows, count))} if "marked" in arrays else {}
-    expected |= {"text": Axes("f", (rows, beside))} if "text" in arrays or beside else {}
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array.dtype.kind in "fiub"}
+    expected |= {"image": Axes("u", (None,))}
+    expected |= {"marked": Axes("b", (rows, count))} if "marked" in tensors else {}
+    expected |= {"text": Axes("f", (rows, beside))} if "text" in tensors or beside else {}
     check_tensors(source, tensors, expected)
-    if arrays["image"].dtype != np.uint8:
-        raise BadFile(f"{source} is damaged: its picture is {arrays['image'].dtype}, not uint8")
     placed = {"size": tensors["size"].tolist(), "grid": plain.grid, "frames": plain.frames}
-    layout = of_type(StoredLayout, placed, f"what {source} says of its layout")
+    layout = converted(f"what {source} says of its layout is damaged", placed, StoredLayout)
     if math.prod(layout.size) > MAX_PIXELS:
         raise BadFile(f"{source} is damaged: a picture of {layout.size} pixels is larger than any that is opened")
     for wrong in wrong_layout("its picture", layout, {name: tensors[name] for name in LAYOUT_ARRAYS}):
@@ -78,7 +80,7 @@ def load_map(source: Path) -> dict[str, Any]:
     return {
         "values": tensors["values"],
         "layout": layout_of(layout, tensors),
-        "image": Image.fromarray(arrays["image"]),
+        "image": open_stored(tensors["image"].numpy().tobytes(), f"the photograph of {source}"),
         "tokens": tuple(Token(*astuple(each)) for each in plain.tokens),
         "method": plain.method,
         "marked": tensors.get("marked"),
@@ -88,26 +90,29 @@ def load_map(source: Path) -> dict[str, Any]:
     }
 
 
-def _members(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that are read, by name."""
-    file.seek(max(os.fstat(file.fileno()).st_size - _END, 0))
-    end = file.read(_END)
-    if end[:4] != b"PK\x05\x06" or int.from_bytes(end[12:16], "little") > _LISTED:
-        raise ValueError("it does not end as such a file does")
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    with zipfile.ZipFile(file) as packed:
-        for info in packed.infolist():
-            name = info.filename.removesuffix(".npy")
-            if name in _BESIDE:
-                continue
-            if name in arrays:
-                raise ValueError(f"it holds {name!r} twice")
-            if info.file_size > _MEMBER or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"its {name!r} unpacks to {info.file_size:,} bytes; at most {_MEMBER:,} are read")
-            arrays[name] = _array(name, packed.read(info))
-    if "told" not in arrays or arrays["told"].dtype.kind != "U" or arrays["told"].ndim:
-        raise ValueError("it does not tell what it holds")
-    return arrays
+def _read(source: Path, only: str | None = None) -> tuple[StoredMap, dict[str, Tensor]]:
+    """What is told of a map, and its arrays by name; only that one where it is named."""
+    with opened("map", source, _MOST) as file, refused(f"{source} is no map of llava_probe"):
+        file.seek(max(os.fstat(file.fileno()).st_size - _END, 0))
+        end = file.read(_END)
+        if end[:4] != b"PK\x05\x06" or int.from_bytes(end[12:16], "little") > _LISTED:
+            raise ValueError("it does not end as such a file does")
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        with zipfile.ZipFile(file) as packed:
+            for info in packed.infolist():
+                name = info.filename.removesuffix(".npy")
+                if name in _BESIDE or (only is not None and name != only):
+                    continue
+                if name in arrays:
+                    raise ValueError(f"it holds {name!r} twice")
+                if info.file_size > _MEMBER or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"its {name!r} unpacks to {info.file_size:,} bytes; at most {_MEMBER:,} are read")
+                arrays[name] = _array(name, packed.read(info))
+        if "told" not in arrays or arrays["told"].dtype.kind != "U" or arrays["told"].ndim:
+            raise ValueError("it does not tell what it holds")
+        header = str(arrays.pop("told")[()])
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return decoded(f"what {source} says of the map is damaged", header, StoredMap), tensors
 
 
 def _array(name: str, data: bytes) -> npt.NDArray[Any]:

@@ -3,7 +3,7 @@
     m = lp.attention_map(trace)
     m.pixels(0)              # [height, width] on the original, NaN where the model saw nothing
     m.overlay(0).show()      # the photograph with the map over it, token by token, nothing smoothed
-    m.save("maps/")          # a PNG a row, and one .npz that plots again
+    m.save("maps/")          # an overlay a row, and one .npz that plots again
 
 Rows count the tokens that were asked for, from 0; leaving the row out takes their mean.
 """
@@ -29,9 +29,10 @@ from llava_probe.arrays import FloatArray
 from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
-from llava_probe.maps.file import load_map
+from llava_probe.maps.file import load_map, map_header
 from llava_probe.maps.overlay import backdrop, is_copy
-from llava_probe.stored import path_of
+from llava_probe.pictures.images import open_image, stored_bytes
+from llava_probe.stored import place, together
 from llava_probe.trace.tokens import Token
 
 #: Longer side of saved overlays, in pixels: finer than any model's patches, and a megabyte in place of ten.
@@ -40,6 +41,7 @@ SIDE = 1200
 _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
 _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
+_QUALITY = 80  # of JPEG, colours at full resolution: nearer to the pixels, and smaller, than 88 with halved colours
 
 
 @checked
@@ -182,12 +184,14 @@ class ImageMap:
     def save(self, folder: str | Path, side: int | None = SIDE) -> list[Path]:
         """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
 
-        The overlays of a map that was saved there before are removed; nothing else in the folder is.
+        The overlays of a map that was saved there before are removed; nothing else in the folder is. Whatever stops
+        it, ``map.npz`` is the earlier map's or this one's.
 
         Args:
             folder: where to; made where it is not there.
             side: pixels along the longer side of the overlays, and of the photograph in ``map.npz``, at most; those of
-                the original when None. Values and places are the original's either way.
+                the original when None. Values and places are the original's either way. Overlays are PNG, every pixel
+                its own, and JPEG where the photograph was shrunken to be looked at.
 
         Returns:
             The files written, in that order.
@@ -195,20 +199,18 @@ class ImageMap:
         Raises:
             BadFile: the folder cannot be written to.
         """
-        target = path_of("map's folder", folder)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            remove_saved(target)
-            written = [target / name for name in _file_names(token.text for token in self.tokens)]
-            photograph = backdrop(self.image, self.layout, side)
-            rows = list(zip(self.values, written, strict=True))
-            for values, path in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
-                Image.fromarray(photograph.paint(values)).save(path)
-            written.append(target / "map.npz")
-            np.savez_compressed(written[-1], **self._arrays(photograph.picture))
-        except OSError as error:
-            raise BadFile(f"the map could not be written to {target}: {error}") from error
-        return written
+        target = place("map", folder)
+        photograph = backdrop(self.image, self.layout, side)
+        suffix = ".png" if photograph.picture.shape[1::-1] == tuple(self.layout.size) else ".jpg"
+        names = _file_names((token.text for token in self.tokens), suffix)
+        with together("map", target, "map.npz", earlier=_saved_names(target)) as part:
+            rows = list(zip(self.values, names, strict=True))
+            for values, name in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
+                (part / name).write_bytes(_encoded(photograph.paint(values), suffix))
+            kept = self._kept_photograph(photograph.picture, suffix)
+            with (part / "map.npz").open("wb") as file:
+                np.savez_compressed(file, **self._arrays(np.frombuffer(kept, np.uint8), suffix))
+        return [target / name for name in [*names, "map.npz"]]
 
     @classmethod
     def load(cls, path: str | Path) -> ImageMap:
@@ -217,7 +219,7 @@ class ImageMap:
         Raises:
             BadFile: it is not there, or is no map.
         """
-        source = path_of("map", path)
+        source = place("map", path)
         source = source / "map.npz" if source.is_dir() else source
         try:
             return cls(**load_map(source))
@@ -231,7 +233,12 @@ class ImageMap:
             raise OutOfRange(f"row {row} is not there: this map has rows 0 to {len(self) - 1}, one for each token")
         return row % len(self)
 
-    def _arrays(self, photograph: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def _kept_photograph(self, picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
+        """The map's own picture as a file, or where it was shrunken the smaller one."""
+        same = picture.shape[1::-1] == self.image.size
+        return stored_bytes(open_image(self.image)) if same else _encoded(picture, suffix)
+
+    def _arrays(self, photograph: npt.NDArray[np.uint8], suffix: str) -> dict[str, Any]:
         told = {
             "method": self.method,
             "about": self.about,
@@ -239,6 +246,7 @@ class ImageMap:
             "frames": self.layout.frames,
             "tokens": [asdict(token) for token in self.tokens],
             "text_tokens": [asdict(token) for token in self.text_tokens],
+            "overlays": suffix,
         }
         beside = {name: tensor.numpy() for name in ("marked", "text") if (tensor := getattr(self, name)) is not None}
         return {
@@ -264,17 +272,31 @@ def remove_saved(folder: Path) -> bool:
     Raises:
         OSError: a file cannot be removed.
     """
-    source = folder / "map.npz"
-    try:
-        names = _file_names(token.text for token in load_map(source)["tokens"])
-    except BadFile:
-        return False
-    for name in [*names, source.name]:
+    names = _saved_names(folder)
+    for name in names:
         (folder / name).unlink(missing_ok=True)
-    return True
+    return bool(names)
 
 
-def _file_names(texts: Iterable[str]) -> list[str]:
+def _saved_names(folder: Path) -> list[str]:
+    """What ``ImageMap.save`` wrote there, as its own ``map.npz`` tells; nothing without one."""
+    try:
+        told = map_header(folder / "map.npz")
+    except BadFile:
+        return []
+    return [*_file_names((token.text for token in told.tokens), told.overlays), "map.npz"]
+
+
+def _file_names(texts: Iterable[str], suffix: str) -> list[str]:
     """Of each row's overlay: its number and its token's text, fit for any file system."""
     plain = (re.sub(r"[^\w-]+", "_", text).strip("_")[:_NAME_LENGTH] or "token" for text in texts)
-    return [f"{row:03d}_{text}.png" for row, text in enumerate(plain)]
+    return [f"{row:03d}_{text}{suffix}" for row, text in enumerate(plain)]
+
+
+def _encoded(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
+    file = io.BytesIO()
+    if suffix == ".jpg":
+        Image.fromarray(picture).save(file, "JPEG", quality=_QUALITY, subsampling="4:4:4", optimize=True)
+    else:
+        Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()

@@ -23,7 +23,12 @@ if TYPE_CHECKING:  # at run time only inside the functions that need them: this 
 MAX_BYTES = 50_000_000  # several times a large camera's JPEG, and harmless in memory
 MAX_REDIRECTS = 5  # real hosts need one or two: http to https, then to a storage host
 WAIT_SECONDS = 10.0  # the longest silence of a server: to connect, to shake hands, between two packets
+_PIECE = (
+    65536  # read at a time: http.client's own read keeps each chunk as an object, 90 bytes for one of a single byte
+)
 TOTAL_SECONDS = 30.0  # for one URL with its redirects (the system's name look-up keeps its own time)
+
+_PIECE = 65536  # bytes at a time: http.client's own read keeps every chunk as an object, 90 bytes for one of one
 
 
 def download(url: str, allow_private: bool = False) -> bytes:
@@ -121,13 +126,18 @@ def _get(parts: SplitResult, wire: _Wire) -> http.client.HTTPResponse:
 def _body(response: http.client.HTTPResponse, name: str) -> bytes:
     if response.status != 200:
         raise BadImage(f"{name} answered {response.status} {shortened(response.reason)}, no picture")
+    packed = response.getheader("Content-Encoding") or "identity"
+    if packed.strip().lower() != "identity":
+        raise BadImage(f"{name} came packed ({shortened(packed)}), though not asked for so; download it, pass the path")
     claimed = response.length or 0
-    data = response.read(MAX_BYTES + 1) if claimed <= MAX_BYTES else b""
+    data, piece = bytearray(), memoryview(bytearray(_PIECE))
+    while max(claimed, len(data)) <= MAX_BYTES and (count := response.readinto(piece)):
+        data += piece[:count]
     if max(claimed, len(data)) > MAX_BYTES:
         raise BadImage(f"{name} is larger than {MAX_BYTES:,} bytes; download it and pass the path")
     if len(data) < claimed:
         raise BadImage(f"{name} was cut short: {len(data):,} of {claimed:,} bytes arrived")
-    return data
+    return bytes(data)
 
 
 class _Wire(io.RawIOBase):

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
+from llava_probe.described import Stored
 from llava_probe.errors import BadFile
-from llava_probe.stored import Stored, decoded
+from llava_probe.stored import decoded
 from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
 
 PROBE_FORMAT = 1
@@ -50,7 +51,7 @@ def load_probe(path: str | Path) -> dict[str, Any]:
         BadFile: there is no such file, it is damaged, is no probe, or was written by a newer version.
     """
     held = read_tensors("probe", path, key="llava_probe.probe", header="probe", newest=PROBE_FORMAT)
-    plain = decoded(StoredProbe, held.header, f"the header of {held.source}")
+    plain = decoded(f"the header of {held.source} is damaged", held.header, StoredProbe)
     count = len(plain.classes)
     if not count:
         raise BadFile(f"{held.source} is damaged: a probe has classes, or names of numbers")

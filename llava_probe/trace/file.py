@@ -1,13 +1,12 @@
 """A trace as one file: tensors, pictures and provenance, readable without the model.
 
-The file is a safetensors file (never pickle): tensors under their record names, pictures as PNG bytes, everything
-else as JSON in its header beside a checksum. It is written next to its place and moved there when complete, so a
-full disk or a kill leaves the old file or none.
+The file is a safetensors file (never pickle): tensors under their record names, pictures as the photographs' own
+files (PNG where those would give other pixels), everything else as JSON in its header beside a checksum. It is written
+next to its place and moved there when complete, so a full disk or a kill leaves the old file or none.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict as as_dict
@@ -20,10 +19,10 @@ from msgspec.structs import asdict
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.errors import BadFile, first_line, shortened
+from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
-from llava_probe.pictures.images import open_stored
-from llava_probe.stored import decoded
+from llava_probe.pictures.images import open_stored, stored_bytes
+from llava_probe.stored import decoded, refused
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.header import (
     LAYOUT_ARRAYS,
@@ -68,7 +67,7 @@ def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
     """
     held = read_tensors("trace", path, key="llava_probe.format", header="trace", newest=TRACE_FORMAT)
-    trace = decoded(StoredTrace, held.header, f"the header of {held.source}")
+    trace = decoded(f"the header of {held.source} is damaged", held.header, StoredTrace)
     check_trace(held, trace)
     pictures = [held.tensors[f"images/{number}"].numpy().tobytes() for number in range(trace.images)]
     images = tuple(
@@ -94,9 +93,7 @@ def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
         spelled |= {"special": sorted(trace.spellings.special), "whole": trace.spellings.whole}
         tensors["spellings"] = _bytes(json.dumps(spelled, ensure_ascii=False, separators=(",", ":")).encode())
         for number, image in enumerate(trace.images):
-            png = io.BytesIO()
-            image.save(png, format="PNG", compress_level=1)
-            tensors[f"images/{number}"] = _bytes(png.getvalue())
+            tensors[f"images/{number}"] = _bytes(stored_bytes(image))
     return {
         **{name: getattr(trace, name) for name in (*_PLAIN, *_AXES)},
         "tokens": [[token.id, token.text, token.role] for token in trace.tokens],
@@ -170,7 +167,7 @@ def _layouts(trace: StoredTrace, prefix: str, held: Contents, images: tuple[Imag
 
 
 def _request(asked: StoredRequest, inputs: dict[str, Tensor], source: Path) -> Request:
-    try:
+    with refused(f"what {source} says of the request is damaged"):  # settings are torch's and transformers'
         return Request(
             prompt=asked.prompt,
             messages=from_plain(asked.messages),
@@ -187,8 +184,6 @@ def _request(asked: StoredRequest, inputs: dict[str, Tensor], source: Path) -> R
             system=asked.system,
             template={name: from_plain(value) for name, value in asked.template.items()},
         )
-    except Exception as error:  # settings are made by torch and transformers, which raise about anything
-        raise BadFile(f"what {source} says of the request is damaged: {shortened(first_line(error))}") from None
 
 
 def _bytes(data: bytes) -> Tensor:
@@ -198,5 +193,5 @@ def _bytes(data: bytes) -> Tensor:
 @lru_cache(maxsize=4)
 def _spellings(data: bytes, what: str) -> Spellings:
     """Read once for all the traces of one model: a vocabulary's strings take megabytes."""
-    found = decoded(StoredSpellings, data, what)
+    found = decoded(f"{what} are damaged", data, StoredSpellings)
     return Spellings(found.texts, frozenset(found.special), found.whole)

@@ -17,10 +17,11 @@ import torch
 from msgspec import Meta, field
 from torch import Tensor
 
+from llava_probe.described import Natural, Stored, Whole, like
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
 from llava_probe.pictures.images import MAX_PIXELS
-from llava_probe.stored import Natural, Stored, Whole, like, of_type
+from llava_probe.stored import converted
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.distributions import TopK
 from llava_probe.trace.sizes import Sizes
@@ -113,7 +114,7 @@ def stored_sizes(trace: StoredTrace, source: Path) -> Sizes:
         names = {"layers": "layer_count", "heads": "head_count", "vocabulary": "vocabulary", "dtype": "dtype"}
         plain = {name: trace.provenance.get(key) for name, key in names.items()}
         plain |= {"width": None, "other_layers": trace.provenance.get("other_layers") or {}}
-        sizes = of_type(_StoredSizes, plain, f"what {source} says of the model's sizes")
+        sizes = converted(f"what {source} says of the model's sizes is damaged", plain, _StoredSizes)
     if not isinstance(getattr(torch, sizes.dtype, None), torch.dtype):
         raise BadFile(f"{source} is damaged: torch has no dtype {sizes.dtype!r}")
     return Sizes(sizes.layers, sizes.heads, sizes.vocabulary, sizes.width, sizes.dtype, sizes.other_layers)

@@ -17,8 +17,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from llava_probe.border import checked
-from llava_probe.errors import BadFile, BadInput
-from llava_probe.stored import path_of
+from llava_probe.errors import BadInput
+from llava_probe.stored import place, whole
 
 #: Dots per inch of a saved PNG, and of the picture that a notebook shows.
 SAVED_DPI, SHOWN_DPI = 200, 80
@@ -47,15 +47,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         BadInput: another suffix.
         BadFile: the place cannot be written.
     """
-    target = path_of("figure", path)
+    target = place("figure", path)
     suffix = target.suffix.lower()
     if suffix not in _TIMELESS:
         raise BadInput(f"a figure is written as {', '.join(_TIMELESS)}; got {target.name!r}")
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "llava_probe", "svg.fonttype": "none", "pdf.fonttype": 42}):
-            figure.savefig(target, dpi=SAVED_DPI, metadata=_TIMELESS[suffix])
-    except OSError as error:
-        raise BadFile(f"the figure could not be written to {target}: {error}") from error
+    plain = matplotlib.rc_context({"svg.hashsalt": "llava_probe", "svg.fonttype": "none", "pdf.fonttype": 42})
+    with whole("figure", target) as part, plain:
+        figure.savefig(part, format=suffix[1:], dpi=SAVED_DPI, metadata=_TIMELESS[suffix])
     return target
 
 

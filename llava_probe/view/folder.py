@@ -30,7 +30,7 @@ from llava_probe.analyzers.heads import heads as head_shares
 from llava_probe.errors import BadFile, shortened
 from llava_probe.maps.maps import SIDE, ImageMap, remove_saved
 from llava_probe.probes import Sweep
-from llava_probe.stored import path_of
+from llava_probe.stored import write_text
 from llava_probe.trace.explained import GENERATED, Tokens
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
@@ -112,13 +112,11 @@ def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
     """
     target = made(folder)
     best = sweep.best
-    try:
-        (target / "sweep.txt").write_text(f"{sweep}\n", encoding="utf-8")
-        plain = json.dumps(sweep.to_dicts(), indent=1, ensure_ascii=False)
-        (target / "sweep.json").write_text(f"{plain}\n", encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"the sweep could not be written to {target}: {error}") from error
-    written = [target / "sweep.txt", target / "sweep.json"]
+    plain = json.dumps(sweep.to_dicts(), indent=1, ensure_ascii=False)
+    written = [
+        write_text("sweep", target / "sweep.txt", f"{sweep}\n"),
+        write_text("sweep", target / "sweep.json", f"{plain}\n"),
+    ]
     written.append(save_figure(sweep_figure(sweep), target / "layers.png"))
     if sweep.task == "classification":
         written.append(save_figure(confusion_figure(sweep, best.layer, best.position), target / "confusion.png"))
@@ -132,7 +130,7 @@ def made(folder: str | Path) -> Path:
     Raises:
         BadFile: it cannot be made.
     """
-    target = path_of("folder", folder)
+    target = Path(folder).expanduser()
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -209,10 +207,7 @@ def _write_answer(trace: Trace, maps: Sequence[ImageMap], path: Path) -> Path:
 
 
 def _write_json(told: dict[str, Any], path: Path) -> None:
-    try:
-        path.write_text(json.dumps(told, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"{path.name} could not be written to {path.parent}: {error}") from error
+    write_text(path.stem, path, json.dumps(told, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _remove_earlier(target: Path) -> None:

@@ -13,6 +13,7 @@ from llava_probe import tiny
 from llava_probe.cli import app
 from llava_probe.features.extractor import Extractor, Recipe
 from llava_probe.features.samples import read_samples
+from llava_probe.features.trial import Sharing
 
 LAYERS = (2, 6)
 
@@ -267,7 +268,7 @@ def test_a_sample_that_is_too_long_fails_alone(vlm, rows, tmp_path):
     long = {**rows[1], "question": "what " * most}
     found = lp.extract(vlm, [rows[0], long, rows[2]], tmp_path / "f", layers=[2])
     assert found.column("row") == [0, 2]
-    assert found.errors()["reason"][0].as_py().startswith("tokens:")
+    assert f"reads {most:,} (max_position_embeddings)" in found.errors()["reason"][0].as_py()
 
 
 def test_the_manifest_tells_how_the_store_was_made(vlm, features):
@@ -283,15 +284,13 @@ def test_the_manifest_tells_how_the_store_was_made(vlm, features):
 
 
 def test_a_picture_that_is_not_there_decides_nothing_about_packing(vlm, rows):
-    """The first pair cannot be tried: the next one is, and nothing is shared before that."""
+    """What may share a pass is tried with pictures of our own, so it is known where no picture is there at all."""
     gone = [{**row, "image": "nowhere.png"} for row in rows[:2]]
-    extractor = Extractor(vlm, Recipe((1,), ("last_prompt",)))
-    batches = list(extractor.batches(list(read_samples([*gone, *rows]))))
-    assert (extractor.unpacked, extractor.unbatched) == ("", "")
-    assert max(len(group) for batch in batches for group in batch) > 1
-    alone = Extractor(vlm, Recipe((1,), ("last_prompt",)))
-    assert [len(batch) for batch in alone.batches(list(read_samples(gone)))] == [1, 1]
-    assert (alone.unpacked, alone.unbatched) == (None, None)
+    for some in ([*gone, *rows], gone):
+        extractor = Extractor(vlm, Recipe((1,), ("last_prompt",)))
+        batches = extractor.batches(list(read_samples(some)))
+        assert extractor.sharing == Sharing("", "")
+        assert max(len(group) for batch in batches for group in batch) > 1
 
 
 def test_strict_names_the_sample(vlm, rows, tmp_path):
@@ -327,7 +326,7 @@ def test_a_position_that_is_not_there_fails_its_sample_alone(vlm, rows, tmp_path
         ({"positions": "patches"}, "patches belong to the vision tower"),
         ({"store_dtype": "int8"}, "features are float32, bfloat16 or float16"),
         ({"engine": "spark"}, 'there are "local" and "ray"'),
-        ({"batch_size": 0}, "a whole number from 1"),
+        ({"batch_size": 0}, "takes a whole number from 1 to 1,000,000 or None; got 0"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(vlm, rows, tmp_path, asked, told):

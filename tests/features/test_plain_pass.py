@@ -56,9 +56,9 @@ def test_features_are_a_plain_forward_pass(name):
         (shard,) = extractor.shards([(0, samples)])
     assert not shard.errors
     if name in _WHY:
-        assert _WHY[name] in extractor.unpacked
+        assert _WHY[name] in extractor.sharing.unpacked
     else:
-        assert extractor.unpacked == ""
+        assert extractor.sharing.unpacked == ""
     for row, (picture, question) in enumerate(asked):
         inputs, _ = vlm.model_inputs(picture, question)
         with torch.inference_mode():

@@ -181,5 +181,5 @@ def test_without_ray_one_sentence_says_what_to_install(rows, tmp_path, monkeypat
 
 
 def test_a_cluster_has_workers(rows, tmp_path):
-    with pytest.raises(lp.BadInput, match="at least one worker; got workers=0"):
+    with pytest.raises(lp.BadInput, match=r"takes a whole number from 1 to .*; got 0"):
         lp.extract("tiny", rows[:2], tmp_path / "f", engine="ray", cluster=Cluster(workers=0), layers=[2])

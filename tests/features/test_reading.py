@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import llava_probe as lp
 from llava_probe.features import store
+from llava_probe.features.manifest import manifest_bytes
 from llava_probe.features.reading import Features, Ragged
 from llava_probe.features.sharded import ShardedTensor
 from tests.features.written_store import COUNTS, MASK, ROWS, truth, write
@@ -109,7 +110,7 @@ def test_batches_cover_all_rows_in_order(folder, whole):
 def test_ragged_positions_are_no_matrix(folder):
     with pytest.raises(lp.BadInput, match=r"layer_16/image is ragged"):
         Features(folder).numpy("layer_16", "image")
-    with pytest.raises(lp.BadInput, match="a whole number from 1"):
+    with pytest.raises(lp.BadInput, match=r"a whole number from 1 to .*; got 0"):
         list(Features(folder).batches("layer_16", "last_prompt", size=0))
 
 
@@ -174,9 +175,22 @@ def test_an_empty_store_opens(tmp_path):
 
 def test_a_key_that_is_not_there_is_named_with_those_that_are(folder):
     features = Features(folder)
-    for key in (("layer_3", "last_prompt"), "layer_3", ("spans", "image")):
+    for key in (("layer_3", "last_prompt"), ("spans", "image")):
         with pytest.raises(lp.NotCaptured, match=r"is not in .*; it holds image_attention/last_prompt, layer_8/last_p"):
             features[key]
+    with pytest.raises(lp.BadInput, match="takes a pair"):
+        features["layer_3"]
+
+
+SHARD = {"number": 0, "rows": 2, "batch_size": 8, "errors_sha256": None}
+SHARD |= {"tensors_sha256": 64 * "0", "index_sha256": 64 * "0"}
+TENSOR = {"dtype": "float32", "shape": [None, 3], "ragged": False}
+
+
+def told(**changed):
+    """The manifest of a finished store without a shard, with its hash, of which something is otherwise."""
+    made = {"settings": {}, "decided": {}, "complete": True, "rows": 0, "shards": [], "tensors": {}}
+    return manifest_bytes({**made, "errors_sha256": 64 * "0", **changed}).decode()
 
 
 @pytest.mark.parametrize(
@@ -187,17 +201,24 @@ def test_a_key_that_is_not_there_is_named_with_those_that_are(folder):
         ("\udcff", r"manifest\.json is damaged, or no JSON"),
         ('{"format": "zarr"}', r"is of something else"),
         ("[]", r"is of something else"),
-        ('{"format": "llava_probe.features", "version": 9}', r"newer llava_probe \(version 9, here 1\)"),
-        ('{"format": "llava_probe.features", "version": 1}', r"damaged: its 'settings' is missing or no dict"),
+        ('{"format": "llava_probe.features", "version": 9}', r"a newer llava_probe \(version 9, here 2\)"),
+        ('{"format": "llava_probe.features", "version": 1}', r"an older llava_probe \(version 1, here 2\)"),
+        ('{"format": "llava_probe.features", "version": 2}', r"damaged: Object missing required field `sha256`"),
+        (told(shards=[{"number": 0}]), r"damaged: Object missing required field `rows` - at `\$.shards\[0\]`"),
+        (told(rows="3"), r"damaged: Expected `int`, got `str` - at `\$.rows`"),
+        (told(surprise=1), r"damaged: Object contains unknown field `surprise`"),
+        (told(rows=3), r"contradicts itself: it has 3 rows, its shards 0"),
+        (told(tensors={"layer_1/x": TENSOR}), r"contradicts itself: it has 0 rows and 1 tensors"),
+        (told(rows=2, shards=[{**SHARD, "number": 1}]), r"contradicts itself: its shards are numbered 1"),
         (
-            '{"format": "llava_probe.features", "version": 1, "settings": {}, "complete": true, "rows": 3,'
-            ' "tensors": {}, "shards": [{"number": 0}]}',
-            r'damaged: a shard in it is {"number": 0}',
+            told(rows=2, shards=[SHARD], tensors={"layer_1": TENSOR}),
+            r"contradicts itself: no store has a tensor layer_1 of float32",
         ),
         (
-            '{"format": "llava_probe.features", "version": 1, "settings": {}, "complete": true, "rows": 3}',
-            r"damaged: its 'shards' is missing or no list",
+            told(rows=2, shards=[SHARD], tensors={"layer_1/x": {**TENSOR, "ragged": True}}),
+            r"contradicts itself: layer_1/x does not fit the others",
         ),
+        (told().replace('"rows": 0', '"rows": 1'), r"damaged or was changed: its sha256 is not that of its contents"),
     ],
 )
 def test_what_is_no_store_says_why(tmp_path, manifest, message):
@@ -228,7 +249,12 @@ def test_a_cut_shard_is_named_when_it_is_read(folder, size):
 def test_a_shard_of_another_shape_is_named(folder, tmp_path):
     other = write(tmp_path / "other", (4,))
     (other / "shards/00000.safetensors").rename(folder / "shards/00002.safetensors")
-    with pytest.raises(lp.BadFile, match=r"layer_16/last_prompt of .*00002\.safetensors is not what the manifest says"):
+    with pytest.raises(lp.BadFile, match=r"00002\.safetensors has 4 rows, 3 were expected"):
+        Features(folder)["layer_16", "last_prompt"].sum()
+    kept = load_file(folder / "shards/00002.safetensors")
+    kept = {name: tensor[:3].half() if name == "layer_8/last_prompt" else tensor[:3] for name, tensor in kept.items()}
+    save_file({name: kept[name] for name in kept if "/image" not in name}, folder / "shards/00002.safetensors")
+    with pytest.raises(lp.BadFile, match=r"the layer_16/image of .*00002\.safetensors is not what the manifest says"):
         Features(folder)["layer_16", "last_prompt"].sum()
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import llava_probe as lp
 from llava_probe.features import store
+from llava_probe.features.drafts import Drafts
 
 SETTINGS = {"layers": [8, 16], "positions": ("last_prompt", "image"), "model": {"name": "m", "dtype": "bfloat16"}}
 
@@ -153,7 +154,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
 
 def test_what_a_living_run_writes_is_not_swept(tmp_path):
     store.begin(tmp_path, SETTINGS)
-    with store._Drafts(tmp_path) as drafts:
+    with Drafts(tmp_path) as drafts:
         drafts.add(tmp_path / "shards/00000.safetensors", [b"half"])
         store.begin(tmp_path, SETTINGS)
         assert len(list(tmp_path.rglob("*.part"))) == 1

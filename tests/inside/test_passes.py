@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
-from threading import Thread
+import signal
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -271,6 +273,35 @@ def test_two_vlms_on_one_model_and_four_threads_are_answered_each_its_own(tiny_v
         assert trace.tokens == truth.tokens and trace.interventions == truth.interventions
         torch.testing.assert_close(trace.logits, truth.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(trace.attention, truth.attention, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_while_another_thread_runs_does_not_wait_for_it(vlm, inputs):
+    inside, done, told = Event(), Event(), Note()
+    with visiting(vlm.anatomy, told), torch.no_grad():
+        vlm.model(**inputs)
+
+    def run():
+        with visiting(vlm.anatomy, Note("other")):
+            inside.set()
+            done.wait(20)
+
+    thread = Thread(target=run)
+    thread.start()
+    inside.wait(20)
+    child = os.fork()
+    if child == 0:  # os._exit: nothing of pytest's may run twice
+        signal.alarm(10)
+        torch.set_num_threads(1)
+        with visiting(vlm.anatomy, mine := Note()), torch.no_grad():
+            vlm.model(**inputs)
+        os._exit(0 if mine.heard == told.heard else 1)
+    try:
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda vlm: unpacked(packed(vlm))], ids=["deep", "sent"])

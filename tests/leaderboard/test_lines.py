@@ -21,16 +21,16 @@ def changed(**changes) -> str:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("1", "expected `object`, got `int`"),
-        ("{", "no JSON"),
+        ("1", "Expected `object`, got `int`"),
+        ("{", "JSON|truncated"),
         (changed(question=...), "missing required field `question`"),
-        (changed(right=1), "expected `bool`, got `int` - at `right`"),
+        (changed(right=1), r"Expected `bool`, got `int` - at `\$.right`"),
         (changed(entries={}), "no entry has scores"),
         (changed(entries={"x": {"cases": [{}]}}), "missing required field"),
         (changed(entries=GOOD["entries"] | {"x": {"seconds": 1}}), "'x' has seconds without passes"),
         (changed(entries=GOOD["entries"] | {"x": {"deletion": 1e308}}), "a number beyond"),
         (changed(agreement={"names": ["a"], "values": [[1, 2]]}), "its agreement is not of 1 entries"),
-        (changed(question="\ud800"), "half a character"),
+        (changed(question="\ud800"), "surrogate"),
     ],
 )
 def test_a_line_of_another_form_is_refused_by_its_number(tmp_path, line, sentence):

@@ -40,7 +40,8 @@ def crafted(tmp_path):
         ({"values": np.full((1, 6), np.nan)}, "not all finite numbers"),
         ({"values": np.array([[object()] * 6])}, "has other bytes than object"),
         ({"image": np.zeros((20, 50), np.uint8)}, r"'image' is uint8 \[20, 50\]"),
-        ({"image": np.zeros((7, 50, 3), np.uint8)}, "the layout is of a picture of"),
+        ({"image": np.zeros(9, np.uint8)}, "the photograph of"),
+        ({"values": np.zeros((1, 6), np.longdouble)}, "is no map of llava_probe: can't convert"),
         ({"size": np.array([10**6, 10**6])}, "larger than any that is opened"),
         ({"size": np.array([-1, 20])}, "`int` >= 1"),
         ({"boxes": np.full((6, 4), np.inf)}, "the boxes of its picture are no places"),
@@ -48,7 +49,7 @@ def crafted(tmp_path):
         ({"told": {"tokens": ...}}, "missing required field `tokens`"),
         ({"told": {"grid": [3, 3]}}, r"the grid \[3, 3\] of its picture is none of 6"),
         ({"told": {"about": {"contrast": 3}}}, "its contrast is no list of 1 words"),
-        ({"told": {"text_tokens": [{"id": 1}]}}, r"at `text_tokens\[0\]`"),
+        ({"told": {"text_tokens": [{"id": 1}]}}, r"at `\$.text_tokens\[0\]`"),
         ({"more": np.zeros(1)}, "nothing is known of its tensor 'more'"),
     ],
 )

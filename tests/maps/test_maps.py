@@ -1,8 +1,12 @@
 """A map lies on the right pixels of the original photograph, says so in pictures and files, and comes back equal."""
 
 import dataclasses
+import io
 import json
+import os
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -171,8 +175,8 @@ def test_saving_writes_pictures_and_everything_to_plot_again(tmp_path):
         np.testing.assert_array_equal(held["boxes"], m.layout.boxes)
         np.testing.assert_array_equal(held["positions"], m.layout.positions)
         np.testing.assert_array_equal(held["seen"], m.layout.seen)
-        np.testing.assert_array_equal(held["image"], np.asarray(m.image))
-        assert held["image"].dtype == np.uint8
+        np.testing.assert_array_equal(Image.open(io.BytesIO(held["image"].tobytes())), np.asarray(m.image))
+        assert (held["image"].dtype, held["image"].ndim) == (np.uint8, 1)
         assert held["texts"].tolist() == [token.text for token in m.tokens]
         assert held["token_positions"].tolist() == [token.position for token in m.tokens]
         assert json.loads(str(held["told"]))["method"] == "attention"
@@ -207,6 +211,53 @@ def test_a_folder_with_a_foreign_map_file_is_not_cleared(tmp_path):
     assert (tmp_path / "000_co.png").read_text() == "mine"
 
 
+def test_overlays_are_jpeg_only_where_the_photograph_was_shrunken(tmp_path):
+    m = map_of(one_hot(0, 4))
+    near = []
+    for side, suffix in ((max(SIZE), ".png"), (max(SIZE) - 1, ".jpg"), (None, ".png")):
+        *overlays, held = m.save(tmp_path, side)
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in [*overlays, held]}
+        assert {path.suffix for path in overlays} == {suffix}
+        shown, true = (np.asarray(each).ravel() for each in (Image.open(overlays[1]), m.overlay(1, side=side)))
+        near.append(1 if np.array_equal(shown, true) else np.corrcoef(shown, true)[0, 1])
+        again = lp.ImageMap.load(held)
+        assert torch.equal(again.values, m.values)
+        assert again.layout == m.layout
+        assert max(again.image.size) == min(max(SIZE), side or max(SIZE))
+    assert near[0] == near[2] == 1
+    assert 0.9 < near[1] < 1, "colours and hatching are those of the overlay"
+
+
+def test_a_photograph_in_a_map_is_opened_as_guardedly_as_any(tmp_path):
+    *_, path = map_of(one_hot(0)).save(tmp_path)
+    with np.load(path) as held:
+        arrays = dict(held)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    np.savez(path, **arrays | {"image": np.frombuffer(eps, np.uint8)})
+    with pytest.raises(lp.BadFile, match="is not PNG, JPEG, WEBP"):
+        lp.ImageMap.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_kill_leaves_the_old_map_or_the_new_one(tmp_path):
+    maps = [map_of(one_hot(0, 1)), map_of(one_hot(2, 3, 4))]
+    maps[0].save(tmp_path)
+    for wait in (0.005, 0.02, 0.05, 0.08, 0.11):
+        child = os.fork()
+        if child == 0:
+            while True:
+                for m in maps[::-1]:
+                    m.save(tmp_path)
+        time.sleep(wait)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = lp.ImageMap.load(tmp_path)
+        assert any(torch.equal(found.values, m.values) for m in maps)
+    written = maps[1].save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}, "no leftovers"
+
+
 def test_saving_that_takes_long_shows_its_progress(tmp_path, capsys, monkeypatch):
     map_of(one_hot(0, 1)).save(tmp_path)
     assert capsys.readouterr().err == ""
@@ -227,5 +278,5 @@ def test_what_cannot_be_read_or_written(tmp_path):
         lp.ImageMap.load(tmp_path)
     with pytest.raises(lp.BadFile):
         lp.ImageMap.load(tmp_path / "nothing.npz")
-    with pytest.raises(lp.BadFile, match="could not be written"):
+    with pytest.raises(lp.BadFile, match="cannot be made"):
         map_of(one_hot(0)).save(tmp_path / "file" / "maps")

@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from llava_probe.errors import BadImage, BadInput, ProbeError
+from llava_probe.errors import BadFile, BadImage, BadInput, ProbeError
 from llava_probe.pictures import images
-from llava_probe.pictures.images import fingerprint, open_image
+from llava_probe.pictures.images import fingerprint, open_image, open_stored, stored_bytes
 from tests.encoded import encode, noise, pixels, refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # of damaged files
@@ -535,3 +536,93 @@ def test_a_fingerprint_stays_the_same_from_version_to_version() -> None:
     assert fingerprint(Image.frombytes("RGB", (2, 1), bytes([1, 2, 3, 4, 5, 6]))) == known
     with pytest.raises(BadImage, match="open_image"):
         fingerprint(Image.new("L", (2, 1)))
+
+
+# --- inside our own files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(noise(), "BMP"),
+        encode(noise(), "GIF"),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+        encode(noise())[:-40],
+        b"",
+    ],
+    ids=["bmp", "gif", "eps", "cut", "empty"],
+)
+def test_a_stored_picture_is_of_the_formats_that_we_write_or_refused(data: bytes) -> None:
+    with pytest.raises(BadFile, match=r"^picture 3 of a trace "):
+        open_stored(data, "picture 3 of a trace")
+
+
+def test_a_stored_picture_has_the_same_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", noise().shape[0] * noise().shape[1] - 1)
+    with pytest.raises(BadFile, match="more than"):
+        open_stored(encode(noise()), "the picture")
+
+
+def test_no_program_is_run_for_a_lazy_pil_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo 10.0 && exit\ntouch {tmp_path}/called\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(BadImage, match="Ghostscript"):
+        open_image(Image.open(io.BytesIO(eps)))
+    assert not (tmp_path / "called").exists()
+
+
+def camera_file(orientation: int = 1, **options: Any) -> bytes:
+    """A JPEG (or what ``format`` says) of 90 × 60 soft colours, as a camera of that orientation writes it."""
+    soft = Image.fromarray(noise()).resize((90, 60), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    soft.save(file, **{"format": "JPEG", "exif": exif, **options})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("way", ["upright", "turned", "webp", "webp with alpha", "opened twice", "kept once already"])
+def test_a_photograph_is_stored_as_the_file_it_came_in(way: str) -> None:
+    data = {
+        "turned": camera_file(6),
+        "webp": camera_file(format="WEBP", quality=70),
+        "webp with alpha": encode_see_through(),
+    }.get(way, camera_file())
+    image = open_image(data)
+    image = open_image(image) if way == "opened twice" else image
+    image = open_stored(stored_bytes(image), "it") if way == "kept once already" else image
+    assert image.size == ((60, 90) if way == "turned" else (90, 60))
+    assert stored_bytes(image) == data
+    assert open_stored(data, "it").tobytes() == image.tobytes()
+
+
+def encode_see_through() -> bytes:
+    """A lossy WebP of 90 × 60 that is half see-through."""
+    soft = Image.open(io.BytesIO(camera_file())).convert("RGB")
+    soft.putalpha(Image.linear_gradient("L").resize(soft.size))
+    file = io.BytesIO()
+    soft.save(file, "WEBP", quality=60)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("way", ["painted on", "lossless", "lossless webp", "turned later", "copied", "animated"])
+def test_a_picture_that_is_not_its_file_is_stored_as_png(way: str) -> None:
+    frames = [Image.new("RGB", (90, 60), colour) for colour in (RED, BLUE)]
+    animation = io.BytesIO()
+    frames[0].save(animation, "WEBP", save_all=True, append_images=frames[1:])
+    data = {
+        "lossless": camera_file(format="PNG"),
+        "lossless webp": camera_file(format="WEBP", lossless=True),
+        "animated": animation.getvalue(),
+    }.get(way, camera_file())
+    image = open_image(data)
+    if way == "painted on":
+        image.putpixel((1, 1), (1, 2, 3))
+    image = image.transpose(Image.Transpose.ROTATE_90) if way == "turned later" else image
+    image = image.copy() if way == "copied" else image
+    kept = stored_bytes(image)
+    assert Image.open(io.BytesIO(kept)).format == "PNG"
+    assert open_stored(kept, "it").tobytes() == image.tobytes()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -93,6 +95,18 @@ class Handler(BaseHTTPRequestHandler):
         while True:
             self.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
 
+    def crumbs(self, rest: str) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            self.wfile.write(b"1\r\nx\r\n" * 20000)
+
+    def crumbled(self, rest: str) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.wfile.write(b"".join(b"1\r\n%c\r\n" % byte for byte in PHOTO) + b"0\r\n\r\n")
+
+    def packed(self, rest: str) -> None:
+        self.answer(body=gzip.compress(bytes(10**6)), Content_Encoding="gzip")
+
     def silent(self, rest: str) -> None:
         time.sleep(1)
 
@@ -146,7 +160,8 @@ def url(server: ThreadingHTTPServer) -> Callable[[str], str]:
     return lambda path: f"http://127.0.0.1:{server.server_port}/{path}"
 
 
-PATHS = ["photo", "until-closed", "chunked", "to?/photo", "to?photo", "to?//127.0.0.1:{}/photo", "to?/to?/to?/photo"]
+PATHS = ["photo", "until-closed", "chunked", "crumbled", "to?/photo", "to?photo", "to?//127.0.0.1:{}/photo"]
+PATHS += ["to?/to?/to?/photo"]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "count?5"])
@@ -201,6 +216,20 @@ def test_the_size_limit_holds_whatever_the_server_claims(url, path: str, monkeyp
     if path == "photo":
         monkeypatch.setattr(urls, "MAX_BYTES", len(PHOTO))
         assert np.array_equal(pixels(url(path), allow_private=True), noise())
+
+
+def test_a_chunk_of_one_byte_takes_one_byte(url, monkeypatch) -> None:
+    monkeypatch.setattr(urls, "MAX_BYTES", 60_000)
+    tracemalloc.start()
+    try:
+        assert "larger" in refusal(url("crumbs"), allow_private=True)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_body_that_came_packed_is_not_unpacked(url) -> None:
+    assert "came packed (gzip)" in refusal(url("packed"), allow_private=True)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ WIDE = {"weights": torch.zeros(4, 2, dtype=torch.float64), "bias": torch.zeros(2
     [
         ({"classes": ...}, WIDE, "missing required field `classes`"),
         ({"more": 1}, WIDE, "unknown field `more`"),
-        ({"task": "guessing"}, WIDE, "at `task`"),
-        ({"classes": [["a"], "b"]}, WIDE, r"at `classes\[0\]`"),
+        ({"task": "guessing"}, WIDE, r"at `\$.task`"),
+        ({"classes": [["a"], "b"]}, WIDE, r"at `\$.classes\[0\]`"),
         ({"classes": []}, WIDE, "a probe has classes"),
         ({"classes": ["a", "b", "c"]}, WIDE, r"'weights' is float64 \[4, 2\]; expected floats \[any, 3\]"),
         ({}, {"weights": WIDE["weights"]}, "its tensor 'bias' is missing"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -85,7 +86,7 @@ def test_a_cut_file_is_refused(trace, tmp_path, share):
 def test_foreign_and_missing_files_are_named_as_such(tmp_path):
     with pytest.raises(lp.BadFile, match="there is no trace at"):
         lp.Trace.load(tmp_path / "nothing.trace")
-    with pytest.raises(lp.BadFile, match="no trace"):
+    with pytest.raises(lp.BadFile, match="is a folder; a trace is a regular file"):
         lp.Trace.load(tmp_path)
     (tmp_path / "text").write_text("hello, I am a text of some length and no trace at all")
     with pytest.raises(lp.BadFile, match="no trace"):
@@ -122,6 +123,36 @@ def test_a_place_that_cannot_be_written_is_one_sentence(trace, tmp_path):
 class Nothing(LogitsProcessor):
     def __call__(self, input_ids, scores):
         return scores
+
+
+def test_a_photograph_is_kept_as_its_file_and_comes_back_turned_alike(tiny_vlm, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, read from its side
+    photo(96, 40).save(tmp_path / "phone.jpg", exif=exif)
+    trace = tiny_vlm.generate(str(tmp_path / "phone.jpg"), QUESTION, max_new_tokens=2)
+    path = trace.save(tmp_path / "run.trace")
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("images/0").numpy().tobytes() == (tmp_path / "phone.jpg").read_bytes()
+    back = lp.Trace.load(path)
+    assert back == trace
+    assert back.images[0].size == (40, 96)
+    assert back.images[0].tobytes() == trace.images[0].tobytes()
+    with safe_open(back.save(tmp_path / "again.trace"), "pt") as file:
+        assert file.get_tensor("images/0").numpy().tobytes() == (tmp_path / "phone.jpg").read_bytes()
+    trace.images[0].putpixel((0, 0), (1, 2, 3))  # no longer what the file holds
+    assert lp.Trace.load(trace.save(path)).images[0].tobytes() == trace.images[0].tobytes()
+
+
+def test_a_picture_that_is_no_picture_of_ours_is_refused_and_runs_nothing(trace, tmp_path, monkeypatch):
+    path = trace.save(tmp_path / "run.trace")
+    with safe_open(path, "pt") as file:
+        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    tensors["images/0"] = torch.frombuffer(bytearray(eps), dtype=torch.uint8)
+    save_file(tensors, path, metadata=told | {"digest": checksum(told["trace"], tensors)})
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_args, **_kwargs: pytest.fail("was run"))
+    with pytest.raises(lp.BadFile, match=r"picture 0 .* is not PNG, JPEG, WEBP"):
+        lp.Trace.load(path)
 
 
 def test_a_setting_that_no_file_holds_is_named_when_run_again(random_vlm, tmp_path):
@@ -190,6 +221,10 @@ def header_with(**changes):
     return change
 
 
+def nested(header):
+    return header.replace('"messages": null', f'"messages": {"[" * 100_000}{"]" * 100_000}', 1)
+
+
 def tensors_with(**changes):
     def change(header, tensors, _metadata):
         named = {name.replace("__", "/"): value for name, value in changes.items()}
@@ -204,30 +239,24 @@ def tensors_with(**changes):
         (header_with(answer=...), "missing required field `answer`"),
         (header_with(more=1), "unknown field `more`"),
         (header_with(images=2), "has 2 pictures and layouts of 1"),
-        (header_with(tokens=[[1]]), r"at `tokens\[0\]"),
-        (header_with(prompt_length=10**30), "at `prompt_length`"),
+        (header_with(tokens=[[1]]), r"at `\$.tokens\[0\]"),
+        (header_with(prompt_length=10**30), r"at `\$.prompt_length`|out of range"),
         (header_with(prompt_length=1), "its answer does not begin at token 1"),
         (header_with(hidden_layers=[0, 99]), "its hidden_layers reach 99, of 0 to 6"),
         (header_with(hidden_positions=[5, 3]), "its hidden_positions do not rise"),
         (header_with(interventions=[{}]), "an intervention has no kind"),
-        (header_with(sizes={"layers": 6}), "`sizes`"),
-        (lambda _, tensors, __: ("[]", tensors), "expected `object`, got `array`"),
-        (lambda _, tensors, __: ("[" * 100_000, tensors), "nested too deep"),
+        (header_with(sizes={"layers": 6}), r"missing required field `heads` - at `\$.sizes`"),
+        (lambda _, tensors, __: ("[]", tensors), "Expected `object`, got `array`"),
+        (lambda header, tensors, _: (nested(header), tensors), "nested too deep"),
         (lambda header, tensors, told: (told.update({"llava_probe.format": "x"}) or header, tensors), "format is 'x'"),
         (lambda header, tensors, told: (told.update({"llava_probe.format": "²"}) or header, tensors), "format is '²'"),
         (tensors_with(spellings=None), "its tensor 'spellings' is missing"),
         (tensors_with(extra=torch.zeros(1)), "nothing is known of its tensor 'extra'"),
         (tensors_with(images__0=torch.zeros(9, dtype=torch.uint8)), r"picture 0 of \S+ is"),
-        (
-            tensors_with(records__logits=torch.zeros(2, 3)),
-            r"'records/logits' is float32 \[2, 3\]; expected floats \[2, 4",
-        ),
+        (tensors_with(records__logits=torch.zeros(2, 3)), r"'records/logits' is float32 \[2, 3\]; expected floats"),
         (tensors_with(layouts__0__boxes=torch.full((196, 4), torch.nan)), "the boxes of picture 0 are no places"),
         (tensors_with(layouts__0__positions=torch.arange(196) + 999), "outside the prompt"),
-        (
-            tensors_with(layouts__0__positions=torch.arange(196).to(torch.uint8)),
-            "is uint8",
-        ),  # torch takes it for a mask
+        (tensors_with(layouts__0__positions=torch.arange(196).to(torch.uint8)), "is uint8"),  # a mask, to torch
         (tensors_with(records__logits=torch.zeros(2, 460).to(torch.float8_e5m2)), "is float8_e5m2"),
     ],
 )
