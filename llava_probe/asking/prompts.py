@@ -94,6 +94,8 @@ def pose(
             something that the template would leave out.
         BadImage: a picture that cannot be opened.
     """
+    if question == "" and any(way is not None for way in (prompt, messages, inputs)):
+        question = None  # where a command has a place for one, people leave it empty
     given = [name for name, value in _ways(question, prompt, messages, inputs) if value is not None]
     if len(given) != 1:
         told = "nothing" if not given else " and ".join(given)

@@ -55,7 +55,7 @@ REFUSED = {
         lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(positions="imagge")),
         "'imagge'",
     ),
-    "a capture that is none": (lambda vlm: vlm.generate(photo(), QUESTION, capture="all"), r"lp\.Capture"),
+    "a capture that is none": (lambda vlm: vlm.generate(photo(), QUESTION, capture="all"), "takes a Capture"),
     "top 0 of the logits": (lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(logits=0)), "logits="),
     "more than the vocabulary": (
         lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(logits=10**6)),
@@ -75,14 +75,14 @@ REFUSED = {
         lambda vlm: vlm.generate(photo(), QUESTION, processor_kwargs={"image_mean": "grey"}),
         "LlavaProcessor refused",
     ),
-    "an answer of numbers that are none": (lambda vlm: vlm.score(photo(), QUESTION, ["yes"]), "flat list of token ids"),
+    "an answer of numbers that are none": (lambda vlm: vlm.score(photo(), QUESTION, ["yes"]), "whole numbers"),
     "an answer in two dimensions": (lambda vlm: vlm.score(photo(), QUESTION, torch.ones(1, 3).long()), "flat list"),
-    "an answer that is one number": (lambda vlm: vlm.score(photo(), QUESTION, 5), "flat list"),
+    "an answer that is one number": (lambda vlm: vlm.score(photo(), QUESTION, 5), "whole numbers"),
     "an answer beyond the vocabulary": (lambda vlm: vlm.score(photo(), QUESTION, [10**6]), "ids 0 to 397"),
     "a negative id": (lambda vlm: vlm.score(photo(), QUESTION, [-1]), "holds id -1"),
     "a picture in an answer": (lambda vlm: vlm.score(photo(), QUESTION, [3]), "image token"),
-    "inputs that are no dict": (lambda vlm: vlm.generate(inputs=5), "dict of model inputs"),
-    "inputs of words": (lambda vlm: vlm.generate(inputs={"input_ids": "ab"}), "no tensor"),
+    "inputs that are no dict": (lambda vlm: vlm.generate(inputs=5), "a dict of arrays"),
+    "inputs of words": (lambda vlm: vlm.generate(inputs={"input_ids": "ab"}), "a dict of arrays"),
     "inputs of floats": (lambda vlm: vlm.generate(inputs={"input_ids": torch.rand(1, 3)}), "no whole numbers"),
     "a mask of another shape": (
         lambda vlm: vlm.generate(inputs={"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 3)}),
@@ -105,11 +105,11 @@ REFUSED = {
     "half a head": (lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(heads=0.5)), "whole numbers"),
     "half a position": (
         lambda vlm: vlm.generate(photo(), QUESTION, capture=lp.Capture(positions=1.5)),
-        "takes numbers",
+        "takes text, a whole number",
     ),
     "an answer of nothing": (lambda vlm: vlm.score(photo(), QUESTION, "  "), "answer to score is empty"),
     "an answer of no ids": (lambda vlm: vlm.score(photo(), QUESTION, []), "no tokens"),
-    "a batch of something else": (lambda vlm: vlm.generate_batch([photo()]), "sample 0 of the batch"),
+    "a batch of something else": (lambda vlm: vlm.generate_batch([photo()]), "entry 0 is an Image"),
 }
 
 
