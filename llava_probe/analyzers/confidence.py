@@ -181,8 +181,8 @@ class Confidence:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of minus the mean: how many equally likely tokens it was like choosing from."""
-        return math.exp(-self.mean)
+        """Exponential of minus the mean: how many equally likely tokens it was like choosing from; or infinity."""
+        return float(torch.tensor(-self.mean, dtype=torch.float64).exp())
 
     # --- as data, as text, as a figure ---
 

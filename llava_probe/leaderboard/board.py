@@ -25,11 +25,12 @@ from llava_probe.border import checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES
+from llava_probe.leaderboard.lines import CaseScores, read_scores
 from llava_probe.leaderboard.run import made_with
-from llava_probe.leaderboard.scoring import read_scores
+from llava_probe.stored import place
 
 #: Measures of one case, all better when larger.
-MEASURES = ("touches", "inside", "precision", "energy", "iou", "otsu")
+MEASURES = tuple(CaseScores.__annotations__)
 
 
 @checked
@@ -51,13 +52,13 @@ class Leaderboard:
 
         Raises:
             BadInput: there are none.
+            BadFile: a line of them is damaged.
         """
-        found = {
-            line["question"]: line for line in read_scores(sorted(Path(folder).expanduser().glob("scores-*.jsonl")))
-        }
+        source = place("folder of scores", folder)
+        found = {line["question"]: line for line in read_scores(sorted(source.glob("scores-*.jsonl")))}
         if not found:
-            raise BadInput(f"{folder} holds no scores; make them with llava-probe leaderboard")
-        return cls(tuple(found.values()), made_with(Path(folder).expanduser()))
+            raise BadInput(f"{source} holds no scores; make them with llava-probe leaderboard")
+        return cls(tuple(found.values()), made_with(source))
 
     def only(self, questions: Iterable[str]) -> Leaderboard:
         """The same of some questions alone, by their ids, in their order; ids without scores are passed over."""

@@ -121,7 +121,7 @@ def _places(board: Leaderboard) -> str:
     counts = ", ".join(
         f"{score.cases} {_named(kind)}"
         for kind in board.kinds
-        if (score := board.score(board.names[0], "inside", kind))
+        if board.names and (score := board.score(board.names[0], "inside", kind))
     )
     some = [name for name in board.methods if (score := board.score(name, "inside")) and score.cases < most]
     fewer = (
@@ -154,6 +154,8 @@ def _best(board: Leaderboard, kind: str) -> str:
     """The method that puts its peak inside most often, or those that share that place."""
     means = {name: _mean(board.score(name, "inside", kind)) for name in board.methods}
     first = [name for name, mean in means.items() if mean == max(means.values())]
+    if not first:
+        return "none"
     who = first[0] if len(first) == 1 else f"{len(first)} methods alike, {first[0]} and {first[1]} among them"
     return f"{who} ({_interval(board.score(first[0], 'inside', kind))})"
 

@@ -17,6 +17,7 @@ from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
 from llava_probe.inside.passes import in_force
 from llava_probe.leaderboard.entries import ScoringPlan
+from llava_probe.leaderboard.lines import read_made
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
 from llava_probe.stored import write_text
@@ -29,6 +30,7 @@ def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
 
     Raises:
         BadInput: the folder holds scores of another model or plan.
+        BadFile: what it says of that is damaged.
     """
     model = model_of(vlm.anatomy, vlm.model, in_full=True)
     under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
@@ -36,21 +38,19 @@ def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
     path = folder / RUN
     if not path.exists():
         write_text("run of scores", path, json.dumps(mine, indent=1, ensure_ascii=False))
-    try:
-        theirs = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged; delete it, or give another folder for the scores") from error
+    theirs = read_made(path)
     if other := differences(theirs, mine, "{name}: {there}, here {here}"):
         told = "; ".join(other)
         raise BadInput(f"{folder} holds scores that were made in another way ({told}); give another folder")
 
 
 def made_with(folder: Path) -> Mapping[str, Any]:
-    """What ``claim`` noted in a folder; empty where nothing is."""
-    try:
-        return dict(json.loads((folder / RUN).read_bytes()))
-    except (OSError, ValueError):
-        return {}
+    """What ``claim`` noted in a folder; empty where nothing is.
+
+    Raises:
+        BadFile: what is there is no such note.
+    """
+    return read_made(folder / RUN) if (folder / RUN).exists() else {}
 
 
 def asked(group: Sequence[Case]) -> str:

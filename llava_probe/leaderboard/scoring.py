@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -39,10 +39,12 @@ from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.ranks import agreement
 from llava_probe.evaluate.tam import tam_scores
 from llava_probe.leaderboard.entries import ScoringPlan
+from llava_probe.leaderboard.lines import drop_cut_line, read_scores
 from llava_probe.leaderboard.run import asked, claim
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
+from llava_probe.stored import place
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.trace import Trace
@@ -77,13 +79,13 @@ def score_cases(
     Raises:
         BadInput: no cases, two of one name, one whose mask does not fit its picture, a part that is not there, or a
             folder with scores of another model, plan or set of cases.
-        BadFile: the folder cannot be written to.
+        BadFile: the folder cannot be written to, or what it holds is damaged.
     """
     plan = plan or ScoringPlan()
     number, parts = part
     if not 1 <= number <= parts:
         raise BadInput(f"part= takes (1, n) to (n, n); got {part}")
-    target = Path(folder).expanduser()
+    target = place("folder of scores", folder)
     groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.question))]
     if not groups:
         raise BadInput("there are no cases to score")
@@ -96,7 +98,8 @@ def score_cases(
     try:
         target.mkdir(parents=True, exist_ok=True)
         claim(target, vlm, plan)
-        _drop_cut_line(path)
+        if path.exists():
+            drop_cut_line(path)
         done = {line["question"]: line.get("asked") for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
         if other := [name for name, digest in questions.items() if done.get(name, digest) != digest]:
             raise BadInput(
@@ -115,25 +118,6 @@ def score_cases(
             raise
         raise BadFile(f"the scores could not be written to {target}: {error}") from error
     return path
-
-
-def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The finished questions of some files; a line that was cut off is none."""
-    for path in paths:
-        if not path.is_file():
-            continue
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                yield json.loads(line)
-            except ValueError:  # cut off, perhaps inside a letter
-                continue
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Take away the end of a line that was being written when a run was killed: the next would be stuck to it."""
-    written = path.read_bytes() if path.is_file() else b""
-    if not written.endswith(b"\n") and written:
-        path.write_bytes(written[: written.rfind(b"\n") + 1])
 
 
 def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, another: Sequence[Case]) -> dict[str, Any]:

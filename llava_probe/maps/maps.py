@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +29,9 @@ from llava_probe.arrays import FloatArray
 from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
+from llava_probe.maps.file import load_map, map_header
 from llava_probe.maps.overlay import backdrop, is_copy
-from llava_probe.pictures.images import open_image, open_stored, stored_bytes
+from llava_probe.pictures.images import open_image, stored_bytes
 from llava_probe.stored import place, together
 from llava_probe.trace.tokens import Token
 
@@ -42,7 +42,6 @@ _LAYOUT = ("positions", "boxes", "tiles")
 _NAME_LENGTH = 24  # of a token's text in a file name
 _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
 _QUALITY = 80  # of JPEG, colours at full resolution: nearer to the pixels, and smaller, than 88 with halved colours
-_UNREADABLE = (OSError, KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile)
 
 
 @checked
@@ -220,30 +219,12 @@ class ImageMap:
         Raises:
             BadFile: it is not there, or is no map.
         """
-        source = Path(path).expanduser()
+        source = place("map", path)
         source = source / "map.npz" if source.is_dir() else source
         try:
-            with np.load(source, allow_pickle=False) as held:
-                told = json.loads(str(held["told"]))
-                grid = None if told["grid"] is None else tuple(told["grid"])
-                return cls(
-                    values=torch.from_numpy(held["values"]),
-                    layout=ImageLayout(
-                        tuple(held["size"].tolist()),
-                        **{name: held[name] for name in _LAYOUT},
-                        grid=grid,
-                        frames=tuple(told["frames"]),
-                    ),
-                    image=open_stored(held["image"].tobytes(), f"the photograph of {source}"),
-                    tokens=tuple(Token(**token) for token in told["tokens"]),
-                    method=told["method"],
-                    marked=torch.from_numpy(held["marked"]) if "marked" in held else None,
-                    about=told["about"],
-                    text=torch.from_numpy(held["text"]) if "text" in held else None,
-                    text_tokens=tuple(Token(**token) for token in told.get("text_tokens", ())),
-                )
-        except _UNREADABLE as error:
-            raise BadFile(f"{source} is no map of llava_probe: {error}") from error
+            return cls(**load_map(source))
+        except (BadInput, NotANumber) as error:
+            raise BadFile(f"{source} is damaged: {error}") from None
 
     # --- details ---
 
@@ -300,12 +281,10 @@ def remove_saved(folder: Path) -> bool:
 def _saved_names(folder: Path) -> list[str]:
     """What ``ImageMap.save`` wrote there, as its own ``map.npz`` tells; nothing without one."""
     try:
-        with np.load(folder / "map.npz", allow_pickle=False) as held:
-            told = json.loads(str(held["told"]))
-            suffix = ".jpg" if told.get("overlays") == ".jpg" else ".png"
-            return [*_file_names((token["text"] for token in told["tokens"]), suffix), "map.npz"]
-    except _UNREADABLE:
+        told = map_header(folder / "map.npz")
+    except BadFile:
         return []
+    return [*_file_names((token.text for token in told.tokens), told.overlays), "map.npz"]
 
 
 def _file_names(texts: Iterable[str], suffix: str) -> list[str]:

@@ -225,9 +225,7 @@ class Probe:
         Raises:
             BadFile: it is not there, damaged, or no probe.
         """
-        tensors, told = saved.load_probe(path)
-        told["classes"] = tuple(told["classes"])
-        return cls(tensors["weights"], tensors["bias"], **told)
+        return cls(**saved.load_probe(path))
 
     # --- details ---
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+import msgspec
 from torch import Tensor
 
+from llava_probe.described import Stored
 from llava_probe.errors import BadFile
-from llava_probe.whole_file import checksum, write_tensors
+from llava_probe.stored import decoded
+from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
 
 PROBE_FORMAT = 1
 
 _TENSORS = ("weights", "bias")
-_PLAIN = ("label", "task", "kind", "classes", "layer", "position", "about")
+
+
+class StoredProbe(Stored, frozen=True):
+    """A ``Probe`` without its tensors; ``kind`` is open: read-outs to come need no other format."""
+
+    label: str
+    task: Literal["classification", "regression"]
+    kind: str
+    classes: tuple[str | int | float | bool | None, ...]
+    layer: str
+    position: str
+    about: dict[str, Any]
 
 
 def save_probe(probe: Any, path: str | Path) -> Path:
@@ -25,30 +38,25 @@ def save_probe(probe: Any, path: str | Path) -> Path:
         BadFile: the place cannot be written; what was there before is still there.
     """
     tensors = {name: getattr(probe, name).contiguous() for name in _TENSORS}
-    told = json.dumps({name: getattr(probe, name) for name in _PLAIN}, ensure_ascii=False, default=str)
-    metadata = {"llava_probe.probe": str(PROBE_FORMAT), "probe": told, "digest": checksum(told, tensors)}
+    plain = {name: getattr(probe, name) for name in StoredProbe.__struct_fields__}
+    header = json.dumps(plain, ensure_ascii=False, default=str)
+    metadata = {"llava_probe.probe": str(PROBE_FORMAT), "probe": header, "digest": checksum(header, tensors)}
     return write_tensors("probe", path, tensors, metadata)
 
 
-def load_probe(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the plain fields of a saved probe.
+def load_probe(path: str | Path) -> dict[str, Any]:
+    """The fields of a saved probe.
 
     Raises:
         BadFile: there is no such file, it is damaged, is no probe, or was written by a newer version.
     """
-    source = Path(path).expanduser()
-    try:
-        with safe_open(source, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except FileNotFoundError as error:
-        raise BadFile(f"there is no probe at {source}") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise BadFile(f"{source} is no probe, or a damaged one: {error}") from error
-    if "llava_probe.probe" not in metadata:
-        raise BadFile(f"{source} is a safetensors file but no probe of llava_probe")
-    if int(metadata["llava_probe.probe"]) > PROBE_FORMAT:
-        raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.probe']})")
-    if checksum(metadata.get("probe", ""), tensors) != metadata.get("digest"):
-        raise BadFile(f"{source} is damaged: its checksum does not match its contents")
-    return tensors, json.loads(metadata["probe"])
+    held = read_tensors("probe", path, key="llava_probe.probe", header="probe", newest=PROBE_FORMAT)
+    plain = decoded(f"the header of {held.source} is damaged", held.header, StoredProbe)
+    count = len(plain.classes)
+    if not count:
+        raise BadFile(f"{held.source} is damaged: a probe has classes, or names of numbers")
+    check_tensors(held.source, held.tensors, {"weights": Axes("f", (None, count)), "bias": Axes("f", (count,))})
+    wide: dict[str, Tensor] = {name: held.tensors[name].double() for name in _TENSORS}
+    if not all(bool(tensor.isfinite().all()) for tensor in wide.values()):
+        raise BadFile(f"{held.source} is damaged: its weights are not all finite numbers")
+    return {**wide, **msgspec.structs.asdict(plain)}

@@ -8,35 +8,42 @@ next to its place and moved there when complete, so a full disk or a kill leaves
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict as as_dict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from msgspec.structs import asdict
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
 from llava_probe.pictures.images import open_stored, stored_bytes
+from llava_probe.stored import decoded, refused
 from llava_probe.trace.capture import Capture
+from llava_probe.trace.header import (
+    LAYOUT_ARRAYS,
+    SHARED,
+    StoredRequest,
+    StoredSpellings,
+    StoredTrace,
+    check_trace,
+    layout_of,
+    stored_sizes,
+)
 from llava_probe.trace.request import Request, from_plain, to_plain
-from llava_probe.trace.sizes import Sizes
 from llava_probe.trace.spellings import Spellings
 from llava_probe.trace.tokens import Token
-from llava_probe.whole_file import checksum, write_tensors
+from llava_probe.whole_file import Contents, checksum, read_tensors, write_tensors
 
 #: 2 keeps the question in plain words, the model's sizes, what ends an answer and interventions; 1 is still read.
 TRACE_FORMAT = 2
 
 Kept = TypeVar("Kept")
 
-_SHARED = ("vision_hidden", "vision_attention")
-
-_LAYOUT_ARRAYS = ("positions", "boxes", "tiles")
 _PLAIN = ("answer", "prompt_length", "sequence_score", "provenance")
 _AXES = ("hidden_layers", "hidden_positions", "attention_layers", "attention_heads", "attention_positions")
 
@@ -59,46 +66,32 @@ def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
     Raises:
         BadFile: there is no such file, it is damaged, is no trace, or was written by a newer version.
     """
-    source = Path(path).expanduser()
-    try:
-        with safe_open(source, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if "llava_probe.format" not in metadata:
-                raise BadFile(f"{source} is a safetensors file but no trace of llava_probe, or a damaged one")
-            if int(metadata["llava_probe.format"]) > TRACE_FORMAT:
-                raise BadFile(f"{source} was written by a newer llava_probe (format {metadata['llava_probe.format']})")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except FileNotFoundError as error:
-        raise BadFile(f"there is no trace at {source}") from error
-    except BadFile:
-        raise
-    except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
-        raise BadFile(f"{source} is no trace, or a damaged one: {error}") from error
-    if checksum(metadata.get("trace", ""), tensors) != metadata.get("digest"):
-        raise BadFile(f"{source} is damaged: its checksum does not match its contents")
-    told = json.loads(metadata["trace"])
+    held = read_tensors("trace", path, key="llava_probe.format", header="trace", newest=TRACE_FORMAT)
+    trace = decoded(f"the header of {held.source} is damaged", held.header, StoredTrace)
+    check_trace(held, trace)
+    pictures = [held.tensors[f"images/{number}"].numpy().tobytes() for number in range(trace.images)]
     images = tuple(
-        open_stored(tensors[f"images/{number}"].numpy().tobytes(), f"picture {number} of {source}")
-        for number in range(told["images"])
+        open_stored(picture, f"picture {number} of {held.source}") for number, picture in enumerate(pictures)
     )
-    return _restored(kind, told, "", tensors, images)
+    spelled = _spellings(held.tensors["spellings"].numpy().tobytes(), f"the spellings of {held.source}")
+    return _restored(kind, trace, "", held, images, spelled)
 
 
 def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The trace's plain data; its tensors go into ``tensors`` under ``prefix``."""
     request = trace.request
     for name, tensor in trace.records.items():
-        if not prefix or name not in _SHARED:  # alternatives share the pictures and what the tower made of them
+        if not prefix or name not in SHARED:  # alternatives share the pictures and what the tower made of them
             tensors[f"{prefix}records/{name}"] = tensor.contiguous()
     for name, tensor in (request.inputs or {}).items():
         tensors[f"{prefix}inputs/{name}"] = tensor.contiguous().clone()  # alternatives hold the very same
     for number, layout in enumerate(trace.layouts):
-        for array in _LAYOUT_ARRAYS:
+        for array in LAYOUT_ARRAYS:
             tensors[f"{prefix}layouts/{number}/{array}"] = torch.tensor(getattr(layout, array))
     if not prefix:  # alternatives share the pictures and the spellings
-        told: dict[str, Any] = {"texts": {str(token): text for token, text in trace.spellings.texts.items()}}
-        told |= {"special": sorted(trace.spellings.special), "whole": trace.spellings.whole}
-        tensors["spellings"] = _bytes(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
+        spelled: dict[str, Any] = {"texts": {str(token): text for token, text in trace.spellings.texts.items()}}
+        spelled |= {"special": sorted(trace.spellings.special), "whole": trace.spellings.whole}
+        tensors["spellings"] = _bytes(json.dumps(spelled, ensure_ascii=False, separators=(",", ":")).encode())
         for number, image in enumerate(trace.images):
             tensors[f"images/{number}"] = _bytes(stored_bytes(image))
     return {
@@ -117,12 +110,12 @@ def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
             "seed": request.seed,
             "batch": request.batch,
             "sequence": request.sequence,
-            "capture": asdict(request.capture),
+            "capture": as_dict(request.capture),
             "question": request.question,
             "system": request.system,
             "template": {name: to_plain(value) for name, value in request.template.items()},
         },
-        "sizes": asdict(trace.sizes),
+        "sizes": as_dict(trace.sizes),
         "ends": sorted(trace.ends),
         "interventions": trace.interventions,
         "alternatives": [
@@ -134,70 +127,63 @@ def _described(trace: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
 
 def _restored(
     kind: Callable[..., Kept],
-    told: dict[str, Any],
+    trace: StoredTrace,
     prefix: str,
-    tensors: Mapping[str, Tensor],
+    held: Contents,
     images: tuple[Image.Image, ...],
+    spelled: Spellings,
 ) -> Kept:
     def under(folder: str) -> dict[str, Tensor]:
         start = f"{prefix}{folder}/"
-        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        return {name.removeprefix(start): value for name, value in held.tensors.items() if name.startswith(start)}
 
-    asked, spelled = told["request"], _spellings(tensors["spellings"].numpy().tobytes())
-    plain: dict[str, Any] = {name: told[name] for name in _PLAIN} | {name: tuple(told[name]) for name in _AXES}
-    layouts = tuple(
-        ImageLayout(
-            tuple(layout["size"]),
-            **{array: tensors[f"{prefix}layouts/{number}/{array}"].numpy() for array in _LAYOUT_ARRAYS},
-            grid=None if layout["grid"] is None else tuple(layout["grid"]),
-            frames=tuple(layout["frames"]),
-        )
-        for number, layout in enumerate(told["layouts"])
-    )
+    plain: dict[str, Any] = {name: getattr(trace, name) for name in (*_PLAIN, *_AXES)}
     return kind(
         **plain,
-        tokens=tuple(Token(token, text, role, at) for at, (token, text, role) in enumerate(told["tokens"])),
+        tokens=tuple(Token(token, text, role, at) for at, (token, text, role) in enumerate(trace.tokens)),
         images=images,
-        layouts=layouts,
-        request=Request(
-            prompt=asked["prompt"],
-            messages=from_plain(asked["messages"]),
-            inputs=None if asked["inputs"] is None else under("inputs"),
-            videos=tuple(asked["videos"]),
-            answer=None if asked["answer"] is None else tuple(asked["answer"]),
-            generate={name: from_plain(value) for name, value in asked["generate"].items()},
-            processor={name: from_plain(value) for name, value in asked["processor"].items()},
-            seed=asked["seed"],
-            batch=asked["batch"],
-            sequence=asked["sequence"],
-            capture=Capture(**asked["capture"]),
-            question=asked.get("question"),
-            system=asked.get("system"),
-            template={name: from_plain(value) for name, value in asked.get("template", {}).items()},
-        ),
-        sizes=_sizes(told),
+        layouts=tuple(_layouts(trace, prefix, held, images)),
+        request=_request(trace.request, under("inputs"), held.source),
+        sizes=stored_sizes(trace, held.source),
         records=under("records")
-        | {name: tensors[f"records/{name}"] for name in _SHARED if f"records/{name}" in tensors},
+        | {name: held.tensors[f"records/{name}"] for name in SHARED if f"records/{name}" in held.tensors},
         spellings=spelled,
-        ends=frozenset(told["ends"]) if "ends" in told else spelled.special,
-        interventions=tuple(told.get("interventions", ())),
+        ends=spelled.special if trace.ends is None else frozenset(trace.ends),
+        interventions=trace.interventions,
         alternatives=tuple(
-            _restored(kind, other, f"{prefix}alternatives/{number}/", tensors, images)
-            for number, other in enumerate(told["alternatives"])
+            _restored(kind, other, f"{prefix}alternatives/{number}/", held, images, spelled)
+            for number, other in enumerate(trace.alternatives)
         ),
     )
 
 
-def _sizes(told: Mapping[str, Any]) -> Sizes:
-    """The model's sizes; the first format had them, but for the width, among the provenance."""
-    if "sizes" not in told:
-        made = told["provenance"]
-        others = made.get("other_layers") or {}
-        sizes = {"layers": made["layer_count"], "heads": made["head_count"], "vocabulary": made["vocabulary"]}
-        sizes |= {"width": None, "dtype": made["dtype"], "other_layers": others}
-    else:
-        sizes = told["sizes"]
-    return Sizes(**sizes | {"other_layers": {int(layer): kind for layer, kind in sizes["other_layers"].items()}})
+def _layouts(trace: StoredTrace, prefix: str, held: Contents, images: tuple[Image.Image, ...]) -> Iterator[ImageLayout]:
+    for number, (layout, image) in enumerate(zip(trace.layouts, images, strict=bool(trace.layouts))):
+        if layout.size != image.size:
+            raise BadFile(
+                f"{held.source} is damaged: picture {number} is {image.size} pixels, its layout {layout.size}"
+            )
+        yield layout_of(layout, {name: held.tensors[f"{prefix}layouts/{number}/{name}"] for name in LAYOUT_ARRAYS})
+
+
+def _request(asked: StoredRequest, inputs: dict[str, Tensor], source: Path) -> Request:
+    with refused(f"what {source} says of the request is damaged"):  # settings are torch's and transformers'
+        return Request(
+            prompt=asked.prompt,
+            messages=from_plain(asked.messages),
+            inputs=None if asked.inputs is None else inputs,
+            videos=asked.videos,
+            answer=asked.answer,
+            generate={name: from_plain(value) for name, value in asked.generate.items()},
+            processor={name: from_plain(value) for name, value in asked.processor.items()},
+            seed=asked.seed,
+            batch=asked.batch,
+            sequence=asked.sequence,
+            capture=Capture(**asdict(asked.capture)),
+            question=asked.question,
+            system=asked.system,
+            template={name: from_plain(value) for name, value in asked.template.items()},
+        )
 
 
 def _bytes(data: bytes) -> Tensor:
@@ -205,8 +191,7 @@ def _bytes(data: bytes) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _spellings(data: bytes) -> Spellings:
+def _spellings(data: bytes, what: str) -> Spellings:
     """Read once for all the traces of one model: a vocabulary's strings take megabytes."""
-    told = json.loads(data)
-    texts = {int(token): text for token, text in told["texts"].items()}
-    return Spellings(texts, frozenset(told["special"]), told["whole"])
+    found = decoded(f"{what} are damaged", data, StoredSpellings)
+    return Spellings(found.texts, frozenset(found.special), found.whole)

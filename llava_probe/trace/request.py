@@ -99,14 +99,21 @@ def from_plain(value: Any) -> Any:
         case {"__items__": pairs}:
             return {from_plain(key): from_plain(part) for key, part in pairs}
         case {"__tensor__": numbers, "dtype": dtype}:
-            return torch.tensor(numbers, dtype=getattr(torch, dtype))
+            return torch.tensor(numbers, dtype=_dtype(dtype))
         case {"__dtype__": dtype}:
-            return getattr(torch, dtype)
+            return _dtype(dtype)
         case {"__generation_config__": settings}:
             return GenerationConfig.from_dict(settings)
         case {"__unsaved__": what}:
             return Unsaved(what)
     return {key: from_plain(part) for key, part in value.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):  # whatever else torch calls so is no setting
+        raise ValueError(f"torch has no dtype {name!r}")
+    return found
 
 
 def own_copy(value: Any) -> Any:

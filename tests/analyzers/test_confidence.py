@@ -14,7 +14,7 @@ import llava_probe as lp
 from llava_probe.analyzers.confidence import Confidence
 from llava_probe.trace.distributions import top_k
 from tests.models import llava_processor, photo, random_llava
-from tests.synthetic import TEXTS, P, synthetic_trace
+from tests.synthetic import TEXTS, P, T, synthetic_trace
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
@@ -297,3 +297,10 @@ def test_as_data_and_as_text(vlm):
     assert len({len(line) for line in c.table().splitlines()}) == 1
     frame = c.to_pandas()
     assert frame["rank"].tolist() == c.rank.tolist()
+
+
+def test_an_answer_beyond_all_belief_has_an_infinite_perplexity():
+    """Its exponential is no float."""
+    logits = torch.full((T, len(TEXTS)), 2000.0)
+    logits[torch.arange(T), synthetic_trace().generated_ids] = 0.0
+    assert lp.confidence(synthetic_trace(logits=logits)).perplexity == float("inf")

@@ -15,10 +15,11 @@ from llava_probe.cli import app
 from llava_probe.evaluate.cases import Case, write_cases
 from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
-from llava_probe.leaderboard.board import Leaderboard
+from llava_probe.leaderboard.board import MEASURES, Leaderboard
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
+from llava_probe.leaderboard.lines import LineRemoval, read_scores
 from llava_probe.leaderboard.page import leaderboard_page
-from llava_probe.leaderboard.scoring import read_scores, score_cases, spans_of
+from llava_probe.leaderboard.scoring import score_cases, spans_of
 
 CHEAP = {name: ENTRIES[name] for name in ("attention", "gradient", "gradient of pixels", "relevance")}
 
@@ -64,7 +65,8 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
     lines = whole.splitlines()
     path = tmp_path / "scores-1-of-1.jsonl"
     path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], encoding="utf-8")
-    score_cases(tiny_vlm, cases, tmp_path, ScoringPlan(CHEAP, closer=3, random=3))
+    with pytest.warns(UserWarning, match="is not whole: a run was killed"):
+        score_cases(tiny_vlm, cases, tmp_path, ScoringPlan(CHEAP, closer=3, random=3))
     again = {line["question"]: line for line in read_scores([path])}
     before = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
     assert again.keys() == before.keys()
@@ -140,11 +142,12 @@ def test_differences_are_paired(scored):
 
 def test_questions_that_need_no_picture_are_apart(tmp_path):
     """Two lines by hand: one answered alike about a blank picture."""
-    rows = [{"inside": 1.0}, {"inside": 0.0}]
+    rows = [dict.fromkeys(MEASURES, 1.0), dict.fromkeys(MEASURES, 0.0)]
     lines = [
         {"question": str(i), "picture": str(i), "kind": "colour", "right": True, "blind": i == 1}
+        | {"answer": "red", "cases": [str(i)]}
         | {"entries": {"attention": {"cases": [rows[i]], "deletion": i, "insertion": i}}}
-        | {"random": {"attention": [rows[i]]}, "removal": {"whole": i}}
+        | {"random": {"attention": [rows[i]]}, "removal": dict.fromkeys(LineRemoval.__annotations__, i)}
         | {"agreement": {"names": ["attention"], "values": [[i]]}}
         for i in range(2)
     ]
@@ -159,9 +162,11 @@ def test_questions_that_need_no_picture_are_apart(tmp_path):
 
 def test_lines_that_were_cut_inside_a_letter_or_hold_a_line_separator(tmp_path):
     path = tmp_path / "scores-1-of-2.jsonl"
-    line = json.dumps({"question": "a\u2028b"}, ensure_ascii=False)
+    plain = {"question": "a\u2028b", "picture": "p", "kind": "k", "answer": "a", "right": False, "blind": False}
+    line = json.dumps(plain | {"cases": ["a"]}, ensure_ascii=False)
     path.write_bytes(line.encode() + b"\n" + '{"question": "é'.encode()[:-1])
-    assert [line["question"] for line in read_scores([path])] == ["a\u2028b"]
+    with pytest.warns(UserWarning, match="is not whole: a run was killed"):
+        assert [line["question"] for line in read_scores([path])] == ["a\u2028b"]
 
 
 def test_a_folder_of_scores_belongs_to_one_model_plan_and_set_of_cases(tiny_vlm, random_vlm, cases, tmp_path):

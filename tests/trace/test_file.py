@@ -86,7 +86,7 @@ def test_a_cut_file_is_refused(trace, tmp_path, share):
 def test_foreign_and_missing_files_are_named_as_such(tmp_path):
     with pytest.raises(lp.BadFile, match="there is no trace at"):
         lp.Trace.load(tmp_path / "nothing.trace")
-    with pytest.raises(lp.BadFile, match="no trace"):
+    with pytest.raises(lp.BadFile, match="is a folder; a trace is a regular file"):
         lp.Trace.load(tmp_path)
     (tmp_path / "text").write_text("hello, I am a text of some length and no trace at all")
     with pytest.raises(lp.BadFile, match="no trace"):
@@ -211,3 +211,81 @@ def test_what_a_trace_stands_on_does_not_know_it(name):
     code = ast.parse((Path(lp.__file__).parent / "trace" / f"{name}.py").read_text())
     imported = {node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)}
     assert "llava_probe.trace.trace" not in imported
+
+
+def header_with(**changes):
+    def change(header, tensors, _metadata):
+        plain = json.loads(header) | changes
+        return json.dumps({name: value for name, value in plain.items() if value is not ...}), tensors
+
+    return change
+
+
+def nested(header):
+    return header.replace('"messages": null', f'"messages": {"[" * 100_000}{"]" * 100_000}', 1)
+
+
+def tensors_with(**changes):
+    def change(header, tensors, _metadata):
+        named = {name.replace("__", "/"): value for name, value in changes.items()}
+        return header, {name: value for name, value in (tensors | named).items() if value is not None}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (header_with(answer=...), "missing required field `answer`"),
+        (header_with(more=1), "unknown field `more`"),
+        (header_with(images=2), "has 2 pictures and layouts of 1"),
+        (header_with(tokens=[[1]]), r"at `\$.tokens\[0\]"),
+        (header_with(prompt_length=10**30), r"at `\$.prompt_length`|out of range"),
+        (header_with(prompt_length=1), "its answer does not begin at token 1"),
+        (header_with(hidden_layers=[0, 99]), "its hidden_layers reach 99, of 0 to 6"),
+        (header_with(hidden_positions=[5, 3]), "its hidden_positions do not rise"),
+        (header_with(interventions=[{}]), "an intervention has no kind"),
+        (header_with(sizes={"layers": 6}), r"missing required field `heads` - at `\$.sizes`"),
+        (lambda _, tensors, __: ("[]", tensors), "Expected `object`, got `array`"),
+        (lambda header, tensors, _: (nested(header), tensors), "nested too deep"),
+        (lambda header, tensors, told: (told.update({"llava_probe.format": "x"}) or header, tensors), "format is 'x'"),
+        (lambda header, tensors, told: (told.update({"llava_probe.format": "²"}) or header, tensors), "format is '²'"),
+        (tensors_with(spellings=None), "its tensor 'spellings' is missing"),
+        (tensors_with(extra=torch.zeros(1)), "nothing is known of its tensor 'extra'"),
+        (tensors_with(images__0=torch.zeros(9, dtype=torch.uint8)), r"picture 0 of \S+ is"),
+        (tensors_with(records__logits=torch.zeros(2, 3)), r"'records/logits' is float32 \[2, 3\]; expected floats"),
+        (tensors_with(layouts__0__boxes=torch.full((196, 4), torch.nan)), "the boxes of picture 0 are no places"),
+        (tensors_with(layouts__0__positions=torch.arange(196) + 999), "outside the prompt"),
+        (tensors_with(layouts__0__positions=torch.arange(196).to(torch.uint8)), "is uint8"),  # a mask, to torch
+        (tensors_with(records__logits=torch.zeros(2, 460).to(torch.float8_e5m2)), "is float8_e5m2"),
+    ],
+)
+def test_a_crafted_trace_with_a_right_checksum_is_refused_in_a_sentence(crafted_trace, change, sentence):
+    with pytest.raises(lp.BadFile, match=sentence) as told:
+        lp.Trace.load(crafted_trace(change))
+    assert "\n" not in str(told.value)
+
+
+@pytest.fixture
+def crafted_trace(tiny_vlm, tmp_path):
+    """Changes a good file as somebody would who knows the format."""
+    path = tiny_vlm.generate(tiny.scene(34).image, "Describe the image.", max_new_tokens=2).save(tmp_path / "x.trace")
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+    def crafted(change):
+        metadata["trace"], changed = change(metadata["trace"], tensors, metadata)
+        save_file(changed, path, metadata=metadata | {"digest": checksum(metadata["trace"], changed)})
+        return path
+
+    return crafted
+
+
+def test_a_setting_in_a_file_is_no_name_of_anything_else_in_torch(crafted_trace):
+    def change(header, tensors, _metadata):
+        plain = json.loads(header)
+        plain["request"]["generate"]["dtype"] = {"__dtype__": "load"}
+        return json.dumps(plain), tensors
+
+    with pytest.raises(lp.BadFile, match="torch has no dtype 'load'"):
+        lp.Trace.load(crafted_trace(change))
