@@ -63,8 +63,8 @@ MUTATIONS = (
     ),
     Mutation(
         "explained: a generated token's own row, not the one that predicted it",
-        "token.position - (token.position >=",
-        "token.position - 0 * (token.position >=",
+        "position - (position >=",
+        "position - 0 * (position >=",
         ("tests/analyzers/test_attention.py",),
     ),
     Mutation(
@@ -111,8 +111,8 @@ MUTATIONS = (
     ),
     Mutation(
         "tower: its windows in another order",
-        "runs[-1].append(weights.cpu())",
-        "runs[-1].insert(0, weights.cpu())",
+        'runs[-1].append(weights.detach().to("cpu", copy=True))',
+        'runs[-1].insert(0, weights.detach().to("cpu", copy=True))',
         ("tests/asking/test_tower.py",),
     ),
     Mutation(

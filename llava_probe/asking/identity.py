@@ -39,8 +39,8 @@ _NOTES = {
     "active_adapter",  # told as the adapter's
 }
 
-#: What belongs to a model and what to how it is run: a kernel and a folder's name make no other model.
-_MODEL = ("class", "dtype", "quantization", "adapter", "changed", "config", "modules", "weights")
+#: What belongs to a model and not to how it is run: a kernel, a precision and a folder's name make no other model.
+_MODEL = ("class", "quantization", "adapter", "config", "modules", "weights")
 
 #: What a record has under a name that is not in it.
 _NOTHING = object()
@@ -92,8 +92,13 @@ def differences(there: Any, here: Any, words: str = "{name}: {there} | {here}") 
 
 
 def other_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In what the model of one record is another than that of the other, as far as both tell."""
-    shared = [name for name in _MODEL if (name in there and name in here) or (name == "changed" and "weights" in there)]
+    """In what the model of one record is another than that of the other, as far as both tell.
+
+    The same model in another precision is no other one, and its bits cannot be compared; nor is one with a hook on it,
+    which may do no more than look.
+    """
+    told = [name for name in _MODEL if name != "weights" or there.get("dtype") == here.get("dtype")]
+    shared = [name for name in told if name in there and name in here]
     one, other = ({name: record[name] for name in shared if name in record} for record in (there, here))
     return differences(one, other)
 

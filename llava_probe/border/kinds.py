@@ -241,7 +241,8 @@ def _sequence(entry: Kind) -> Kind:
             return value if value.ndim and type(reader(_sample(value))) is not Refused else NO
         return value if hasattr(value, "__len__") and hasattr(value, "__getitem__") else NO
 
-    of = "" if entry is ANYTHING else f" of {entry.many}"
+    entries = f"({entry.many})" if " or " in entry.many else entry.many
+    of = "" if entry is ANYTHING else f" of {entries}"
     return Kind(read, f"a list{of}", f"lists{of}")
 
 

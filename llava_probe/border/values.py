@@ -144,6 +144,8 @@ def read_array(value: Any, kinds: str = "biuf") -> Any:
     """An array, a tensor or nested lists of numbers; an array's dtype is of one of ``kinds``."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or getattr(value, "shape", None) is None:
+        if isinstance(value, range):
+            return value if "i" in kinds else NO
         return value if isinstance(value, _LISTS) and _numbers(value) else NO
     if letter_of(dtype) not in kinds:
         return NO

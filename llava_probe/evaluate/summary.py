@@ -19,6 +19,7 @@ from llava_probe.border import Limits, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.resampling import by_group, interval, resamples, sign_flip, weighed
 
+Scores = Sequence[float | bool]
 #: Resamples of the pictures, all drawn at once.
 Times = Annotated[int, Limits(1, 100_000)]
 #: An end of the interval then rests on 50 of them.
@@ -71,7 +72,7 @@ class Difference:
 
 
 @checked
-def summary(scores: Sequence[float], pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0) -> Score:
+def summary(scores: Scores, pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0) -> Score:
     """The mean of one score a case, with its interval.
 
     Args:
@@ -88,7 +89,7 @@ def summary(scores: Sequence[float], pictures: Sequence[Hashable], *, times: Tim
 
 @checked
 def difference(
-    one: Sequence[float], other: Sequence[float], pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0
+    one: Scores, other: Scores, pictures: Sequence[Hashable], *, times: Times = TIMES, seed: Seed = 0
 ) -> Difference:
     """The paired difference of two methods' scores; arguments and errors as for ``summary``.
 
@@ -104,7 +105,7 @@ def difference(
     return Difference(float(apart.mean()), low, high, p, len(apart), count)
 
 
-def _grouped(scores: Sequence[float], pictures: Sequence[Hashable]) -> tuple[FloatArray, IntArray, int]:
+def _grouped(scores: Scores, pictures: Sequence[Hashable]) -> tuple[FloatArray, IntArray, int]:
     """Scores [m], the number of each one's picture [m], and how many pictures there are."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not len(values) or len(values) != len(pictures):

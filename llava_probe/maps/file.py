@@ -76,6 +76,8 @@ def load_map(source: Path) -> dict[str, Any]:
         raise BadFile(f"{source} is damaged: a picture of {layout.size} pixels is larger than any that is opened")
     for wrong in wrong_layout("its picture", layout, {name: tensors[name] for name in LAYOUT_ARRAYS}):
         raise BadFile(f"{source} is damaged: {wrong}")
+    if not bool((tensors["positions"] >= -1).all()):  # cells of pixels may share a token, or have none: -1
+        raise BadFile(f"{source} is damaged: it has values at negative positions")
     _check_about(source, plain.about, rows)
     return {
         "values": tensors["values"],

@@ -217,6 +217,8 @@ def _wrong_numbers(prefix: str, one: StoredTrace, tensors: Mapping[str, Tensor])
     for number, layout in enumerate(one.layouts):
         arrays = {name: tensors[f"{prefix}layouts/{number}/{name}"] for name in LAYOUT_ARRAYS}
         yield from wrong_layout(f"picture {number}", layout, arrays)
+        if not bool((arrays["positions"] >= 0).all()) or len(arrays["positions"].unique()) < len(arrays["positions"]):
+            yield f"the positions of the visual tokens of picture {number} are no different numbers from 0 on"
         if not bool((arrays["positions"] < one.prompt_length).all()):
             yield f"visual tokens of picture {number} lie outside the prompt of {one.prompt_length} tokens"
     taken = torch.tensor([token for token, _, _ in one.tokens[one.prompt_length :]])
@@ -230,8 +232,6 @@ def _wrong_numbers(prefix: str, one: StoredTrace, tensors: Mapping[str, Tensor])
 
 def wrong_layout(picture: str, layout: StoredLayout, arrays: Mapping[str, Tensor]) -> Iterator[str]:
     """What the arrays of a layout hold that cannot be, their shapes being right; ``picture`` names it."""
-    if not bool((arrays["positions"] >= 0).all()) or len(arrays["positions"].unique()) < len(arrays["positions"]):
-        yield f"the positions of the visual tokens of {picture} are no different numbers from 0 on"
     if not bool((arrays["boxes"].abs() < _FARTHEST).all()):
         yield f"the boxes of {picture} are no places on it"
     if not bool((arrays["tiles"] >= 0).all()):

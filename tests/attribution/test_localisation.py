@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -151,8 +152,6 @@ def test_smoothing_is_scipys(sigma):
 def test_no_width_smooths_nothing():
     values = np.random.default_rng(0).random(35)
     np.testing.assert_array_equal(smoothed(values, square(5, 7), 0), values)
-    with pytest.raises(lp.BadInput, match="sigma"):
-        smoothed(values, square(5, 7), -1.0)
 
 
 # --- the choice ---
@@ -161,7 +160,7 @@ SIDE, LAYERS, HEADS = 12, 4, 8
 TRUE = (2, 5)
 
 
-class Planted:
+class Planted(lp.VLM):
     """Answers with attention in which one head looks at the object, some look all over, most elsewhere."""
 
     def __init__(self, seed=0):
@@ -244,7 +243,7 @@ def test_samples_that_cannot_choose_are_refused():
         find_heads(Planted(), [])
     with pytest.raises(lp.BadInput, match="mask"):
         find_heads(Planted(), [*planted(2), *planted(2, masks=False)])
-    with pytest.raises(lp.BadInput, match="most=0"):
+    with pytest.raises(lp.BadInput, match="most=.* from 1"):
         find_heads(Planted(), planted(4), most=0)
 
 
@@ -303,7 +302,7 @@ def test_nan_is_refused():
     attention = causal()
     attention[:, 1, 1] = float("nan")
     trace = synthetic_trace(attention=attention)
-    vlm = SimpleNamespace(generate=lambda *_, **__: trace)
+    vlm = Mock(spec=lp.VLM, generate=lambda *_, **__: trace)
     with pytest.raises(lp.NotANumber, match="attention"):
         find_heads(vlm, [(None, "what")])
 

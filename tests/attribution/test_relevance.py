@@ -294,6 +294,7 @@ def test_bfloat16_finds_what_float32_finds(tiny_vlm):
     assert min(close.values()) > 0.98, close
 
 
+@pytest.mark.filterwarnings("ignore:another model made this trace")
 def test_dynamic_int8_is_refused_in_a_sentence(random_vlm):
     trace = answered(random_vlm)
     with warnings.catch_warnings():

@@ -97,6 +97,7 @@ def test_a_word_takes_the_largest_of_its_tokens(vlm, trace):
     torch.testing.assert_close(both, torch.maximum(one, other))
 
 
+@pytest.mark.filterwarnings("ignore:another model made this trace")
 def test_the_head_s_offset_counts():
     biased = lp.VLM(random_llava(), llava_processor())
     plain = lp.VLM(random_llava(), llava_processor())
@@ -249,6 +250,7 @@ def test_the_model_is_given_back_as_it_was(vlm, trace):
     assert not vlm.anatomy.decoder.owner._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore:another model made this trace")
 def test_states_that_are_no_numbers_are_refused(trace):
     vlm = lp.VLM(random_llava(), llava_processor())
     vlm.anatomy.decoder.blocks[1].mlp.down_proj.weight.data[0, 0] = float("nan")
@@ -263,6 +265,7 @@ def test_a_head_inside_the_language_model_is_found():
     assert lp.attribute(vlm, trace, "tam", tokens="generated").values.max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:another model made this trace")
 def test_a_quantised_head_reads_its_own_rows(trace):
     """Its logits at every position, in blocks, against the model's own."""
     model = random_llava()

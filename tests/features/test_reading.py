@@ -178,8 +178,10 @@ def test_a_key_that_is_not_there_is_named_with_those_that_are(folder):
     for key in (("layer_3", "last_prompt"), ("spans", "image")):
         with pytest.raises(lp.NotCaptured, match=r"is not in .*; it holds image_attention/last_prompt, layer_8/last_p"):
             features[key]
-    with pytest.raises(lp.BadInput, match="takes a pair"):
+    with pytest.raises(lp.NotCaptured, match=r"'layer_3' is not in .*; it holds image_attention/last_prompt"):
         features["layer_3"]
+    with pytest.raises(lp.BadInput, match=r"Features\[\.\.\.\].* takes text or a pair"):
+        features[3]
 
 
 SHARD = {"number": 0, "rows": 2, "batch_size": 8, "errors_sha256": None}

@@ -45,7 +45,7 @@ def crafted(tmp_path):
         ({"size": np.array([10**6, 10**6])}, "larger than any that is opened"),
         ({"size": np.array([-1, 20])}, "`int` >= 1"),
         ({"boxes": np.full((6, 4), np.inf)}, "the boxes of its picture are no places"),
-        ({"positions": np.zeros(6, np.int64)}, "no different numbers"),
+        ({"positions": np.full(6, -2)}, "values at negative positions"),
         ({"told": {"tokens": ...}}, "missing required field `tokens`"),
         ({"told": {"grid": [3, 3]}}, r"the grid \[3, 3\] of its picture is none of 6"),
         ({"told": {"about": {"contrast": 3}}}, "its contrast is no list of 1 words"),
@@ -62,6 +62,11 @@ def test_a_crafted_map_is_refused(crafted, changes, sentence):
 
 def test_a_good_one_is_still_read(crafted):
     assert lp.ImageMap.load(crafted()).values.shape == (1, 6)
+
+
+@pytest.mark.parametrize("positions", [[-1] * 6, [3, 3, 3, 4, 4, 4]])
+def test_cells_of_pixels_come_back_without_a_token_of_their_own(crafted, positions):
+    assert lp.ImageMap.load(crafted(positions=np.array(positions))).layout.positions.tolist() == positions
 
 
 def test_a_kilobyte_that_unpacks_to_a_gigabyte_is_not_unpacked(crafted):
