@@ -408,5 +408,6 @@ def test_https_needs_a_certificate_of_that_host_that_is_trusted(tmp_path: Path, 
         assert told == f"/seen localhost:{server.server_port}"
         assert "certificate" in refusal(url.replace("localhost", "127.0.0.1"), allow_private=True)
         monkeypatch.setattr(urls, "TOTAL_SECONDS", 0.4)
-        assert "timed out" in refusal(url.replace("photo", "trickle"), allow_private=True)
+        told = refusal(url.replace("photo", "trickle"), allow_private=True)
+        assert "timed out" in told or "took longer" in told  # whichever clock comes first
         server.shutdown()
