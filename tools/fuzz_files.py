@@ -11,6 +11,7 @@ more than 1 GB, or a damaged file that is read without a word as something else.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -374,7 +375,9 @@ def tried(name: str, target: Target, count: int, seed: int) -> Found:
         good, bad = Path(folder) / "good", Path(folder) / "bad"
         target.make(good)
         expected = target.read(good)
-        for number in range(count):
+        for number in itertools.count():
+            if found.outcomes.total() == count:
+                break
             shutil.rmtree(bad, ignore_errors=True) if bad.is_dir() else bad.unlink(missing_ok=True)
             shutil.copytree(good, bad) if good.is_dir() else shutil.copyfile(good, bad)
             crafting = target.craft is not None and number % 2 == 1
@@ -444,7 +447,7 @@ def main() -> int:
         wrong += len(found.failures)
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.outcomes.items()))
         print(
-            f"{name:14} {sum(found.outcomes.values()):5} tries in {time.perf_counter() - start:5.1f} s: {told}",
+            f"{name:14} {found.outcomes.total():5} tries in {time.perf_counter() - start:5.1f} s: {told}",
             flush=True,
         )
         for failure in found.failures[:12]:
