@@ -80,13 +80,12 @@ def weights_digest(model: nn.Module, *, anew: bool = False) -> WeightsDigest:
     tensors = dict(_tensors(model))
     readable = {name: tensor for name, tensor in tensors.items() if _readable(tensor)}
     seen = None if anew else _seen.get(model)
-    with torch.no_grad():
-        looks = zip(readable.items(), _glances(list(readable.values())), strict=True)
-        marks = {name: (*_mark(tensor), glance) for (name, tensor), glance in looks}
-        if seen is not None and seen.marks == marks and tensors.keys() == {*marks, *seen.digest.unseen}:
-            return seen.digest
-        stale = [name for name in readable if seen is None or seen.marks.get(name) != marks[name]]
-        sums = dict(zip(stale, _numbers([_sums(readable[name]) for name in stale]), strict=True))
+    looks = zip(readable.items(), _glances(list(readable.values())), strict=True)
+    marks = {name: (*_mark(tensor), glance) for (name, tensor), glance in looks}
+    if seen is not None and seen.marks == marks and tensors.keys() == {*marks, *seen.digest.unseen}:
+        return seen.digest
+    stale = [name for name in readable if seen is None or seen.marks.get(name) != marks[name]]
+    sums = dict(zip(stale, _numbers([_sums(readable[name]) for name in stale]), strict=True))
     if seen is not None:
         sums |= {name: seen.sums[name] for name in readable if name not in sums}
     told = hashlib.sha256()
@@ -99,8 +98,7 @@ def weights_digest(model: nn.Module, *, anew: bool = False) -> WeightsDigest:
 
 def tensor_digest(tensor: Tensor) -> str:
     """A digest of one tensor, on its own: shape, dtype and all bits."""
-    with torch.no_grad():
-        sums = _sums(tensor).tolist() if _readable(tensor) else "not seen"
+    sums = _sums(tensor).tolist() if _readable(tensor) else "not seen"
     return hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {sums}".encode()).hexdigest()[:32]
 
 
