@@ -243,7 +243,7 @@ def test_samples_that_cannot_choose_are_refused():
         find_heads(Planted(), [])
     with pytest.raises(lp.BadInput, match="mask"):
         find_heads(Planted(), [*planted(2), *planted(2, masks=False)])
-    with pytest.raises(lp.BadInput, match="most=.* from 1"):
+    with pytest.raises(lp.BadInput, match=r"most=.* from 1"):
         find_heads(Planted(), planted(4), most=0)
 
 
