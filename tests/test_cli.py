@@ -263,6 +263,16 @@ def test_what_would_be_left_out_or_taken_for_this_folder_is_refused(picture, wor
     assert models == ([], [])
 
 
+def test_ctrl_c_is_one_line_and_130(picture, tmp_path, monkeypatch):
+    def interrupted(*_given, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llava_probe.loading.load", interrupted)
+    for words in (("run", picture, SIGN), ("attribute", picture, SIGN), ("check",)):
+        done = call(*words, *(["--out", tmp_path / "out"] if words[0] != "check" else []))
+        assert (done.exit_code, done.stderr.strip().splitlines()) == (130, ["Stopped."])
+
+
 def test_commas_part_pictures_and_not_addresses(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "c,d.png"):

@@ -74,9 +74,12 @@ def _path(typed: str | Path) -> Path:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Errors of ours as one sentence."""
+    """Errors of ours, and Ctrl-C, as one sentence."""
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        raise typer.Exit(130) from None
     except ProbeError as error:
         typer.secho(visible(str(error), lines=True), fg="red", err=True)
         raise typer.Exit(1) from None
