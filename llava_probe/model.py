@@ -140,7 +140,7 @@ class VLM:
             samples: (image, question) pairs, or dicts of ``generate``'s first arguments.
             max_new_tokens, capture, seed, processor_kwargs, **generate_kwargs: as for ``generate``.
         """
-        if not samples:
+        if not len(samples):  # an array has no truth
             return []
         questions = pose_each(self.processor, samples)
         arguments = with_a_length(self.anatomy.generator, max_new_tokens, generate_kwargs)

@@ -247,6 +247,32 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_generated(pictu
     assert models[1] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "", "q"), "the path of the picture is empty"),
+        (("run", "PICTURE", "q", "--image-column", "img"), "columns say how the rows of a data set are read"),
+        (("run", "PICTURE", "q", "--out", ""), "a path was expected"),
+        (("fit-probe", "", "--label", "x"), "a path was expected"),
+        (("leaderboard", "--cases", " "), "a path was expected"),
+    ],
+)
+def test_what_would_be_left_out_or_taken_for_this_folder_is_refused(picture, words, told, models):
+    done = call(*(picture if word == "PICTURE" else word for word in words))
+    assert done.exit_code != 0 and told in done.stderr
+    assert models == ([], [])
+
+
+def test_ctrl_c_is_one_line_and_130(picture, tmp_path, monkeypatch):
+    def interrupted(*_given, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llava_probe.loading.load", interrupted)
+    for words in (("run", picture, SIGN), ("attribute", picture, SIGN), ("check",)):
+        done = call(*words, *(["--out", tmp_path / "out"] if words[0] != "check" else []))
+        assert (done.exit_code, done.stderr.strip().splitlines()) == (130, ["Stopped."])
+
+
 def test_commas_part_pictures_and_not_addresses(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "c,d.png"):

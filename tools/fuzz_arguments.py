@@ -391,7 +391,7 @@ def outcome(each: Try) -> tuple[str, str]:
         sampling = {"do_sample": True} if each.replaced in ("temperature", "top_k", "top_p", "min_p") else {}
         arguments = {**given, **sampling}
     arguments[each.replaced] = nasty()[each.by]()
-    if arguments.get("out") == "OUT":
+    if isinstance(arguments.get("out"), str) and arguments["out"] == "OUT":
         arguments["out"] = Path(tempfile.mkdtemp(dir=world()["folder"])) / "f"
     try:
         with bounded(), warnings.catch_warnings(), working_in(world()["folder"]):

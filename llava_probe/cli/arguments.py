@@ -191,6 +191,8 @@ def _is_address(text: str) -> bool:
 
 
 def _is_file(text: str, *, folders: bool = False) -> bool:
+    if not text.strip():  # to Path it is the folder one stands in
+        return False
     try:
         path = Path(text).expanduser()
         return path.is_file() or (folders and path.is_dir())

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature, signature
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 
@@ -43,6 +44,8 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
                 given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
             verb(**given)
 
+    for parameter in parameters:
+        _refuse_no_path(parameter)
     command.__doc__ = verb.__doc__
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
@@ -56,11 +59,27 @@ def _options(kind: type) -> Iterator[Parameter]:
         yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[each.name])
 
 
+def _refuse_no_path(parameter: Parameter) -> None:
+    """Paths are read here: to ``Path``, nothing is the folder that one stands in."""
+    match get_args(parameter.annotation):
+        case kind, told if kind is Path or Path in get_args(kind):
+            told.parser, told.metavar = _path, "PATH"
+
+
+def _path(typed: str | Path) -> Path:
+    if not str(typed).strip():
+        raise typer.BadParameter("a path was expected; got an empty one")
+    return Path(typed)
+
+
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Errors of ours as one sentence."""
+    """Errors of ours, and Ctrl-C, as one sentence."""
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        raise typer.Exit(130) from None
     except ProbeError as error:
         typer.secho(visible(str(error), lines=True), fg="red", err=True)
         raise typer.Exit(1) from None

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions
+from llava_probe.escaping import visible
 
 
 def extract(
@@ -78,13 +79,13 @@ def extract(
         progress=True,
         **loading,
     )
-    typer.echo(f"{len(features):,} rows of {len(features.keys())} tensors are in {out}")
+    typer.echo(f"{len(features):,} rows of {len(features.keys())} tensors are in {visible(str(out))}")
     failed = features.errors()
     if failed.num_rows:
         first = failed.slice(0, 1).to_pylist()[0]
         typer.secho(
             f"{failed.num_rows:,} samples failed; lp.Features({str(out)!r}).errors() lists them with their reasons, "
-            f"such as {first['id']}: {first['reason']}",
+            f"such as {visible(str(first['id']))}: {visible(str(first['reason']))}",
             fg="red",
             err=True,
         )

@@ -9,6 +9,7 @@ import typer
 
 from llava_probe.cli import arguments
 from llava_probe.cli.told import told_folder
+from llava_probe.escaping import visible
 
 
 def fit_probe(
@@ -42,6 +43,6 @@ def fit_probe(
         seed=seed,
         progress=True,
     )
-    typer.echo(str(sweep))
+    typer.echo(visible(str(sweep), lines=True))
     if out is not None:
         typer.echo(f"\nEverything is in {told_folder(out, write_sweep(sweep, out))}")

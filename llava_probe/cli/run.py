@@ -52,6 +52,8 @@ def run(
     drawn |= {"tokens": arguments.place_or_word(tokens), **({"side": None} if full_size else {})}
     asked = {**asking.settings, "max_new_tokens": max_new_tokens, "seed": seed, **flags}
     several = arguments.is_data(image)
+    if not several and data.settings:
+        raise BadInput(f"{', '.join(data.settings)} say how the rows of a data set are read; {image!r} is one picture")
     if several and asking.prompt is not None:
         raise BadInput("--prompt asks about one picture; the rows of a file, and a question for a folder, ask here")
     if several:
@@ -83,7 +85,7 @@ def run(
         except ProbeError as error:
             failed.append(sample.id)
             typer.secho(visible(f"{sample.id}: {error}"), fg="red", err=True)
-    typer.echo(f"\nEverything is in {out}/, a folder for each row")
+    typer.echo(f"\nEverything is in {visible(str(out))}/, a folder for each row")
     if failed:
         typer.secho(f"{len(failed):,} rows failed: {visible(', '.join(failed[:8]))}", fg="red", err=True)
         raise typer.Exit(1)

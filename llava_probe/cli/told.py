@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llava_probe.cli.options import EXAMPLE
+from llava_probe.escaping import visible
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +20,7 @@ def told_folder(out: Path, written: Iterable[Path]) -> str:
     files = list(written)
     parts = [path.relative_to(out.expanduser()).parts for path in files]
     names = dict.fromkeys(first + "/" * bool(rest) for first, *rest in parts)
-    return f"{out}/: {', '.join(names)} ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)"
+    return f"{visible(str(out))}/: {', '.join(names)} ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)"
 
 
 def warn_tiny(pictures: Iterable[Image]) -> None:

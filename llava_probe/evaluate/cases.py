@@ -30,11 +30,12 @@ from llava_probe.arrays import BoolArray
 from llava_probe.border import checked
 from llava_probe.errors import BadFile, BadInput, ProbeError, shortened
 from llava_probe.features.samples import Sample, Samples, read_samples
+from llava_probe.features.text_files import lines_of
 from llava_probe.features.values import is_address
 from llava_probe.pictures.boxes import Box, unstated
 from llava_probe.pictures.images import fingerprint, open_image
 from llava_probe.pictures.regions import inside, needs_size, read_mask
-from llava_probe.stored import write_text
+from llava_probe.stored import whole, write_text
 
 _SUFFIXES = (".jsonl", ".ndjson")
 
@@ -135,19 +136,24 @@ def write_cases(cases: Iterable[Case], folder: str | os.PathLike[str]) -> Path:
     try:
         for name in ("images", "masks"):
             (target / name).mkdir(parents=True, exist_ok=True)
-        for number, case in enumerate(cases):
+        for case in cases:
             if case.picture not in pictures:
-                image = open_image(case.image)
-                pictures[case.picture] = f"images/{fingerprint(image)[:16]}.png"
-                image.save(target / pictures[case.picture])
-            mask = f"masks/{number:05d}.png"
-            Image.fromarray(case.mask()).save(target / mask)
+                pictures[case.picture] = _kept(open_image(case.image), target, "images")
+            mask = _kept(Image.fromarray(case.mask()), target, "masks")
             lines.append(json.dumps(_line(case, pictures[case.picture], mask), ensure_ascii=False) + "\n")
     except ProbeError:  # a picture that cannot be read is an OSError too
         raise
     except OSError as error:
         raise BadFile(f"the cases could not be written to {target}: {error}") from error
     return write_text("file of cases", target / "cases.jsonl", "".join(lines))
+
+
+def _kept(picture: Image.Image, folder: Path, inside: str) -> str:
+    """Where a picture is from now on, by what it shows: files that earlier cases name stay as they are."""
+    name = f"{inside}/{fingerprint(picture.convert('RGB'))[:16]}.png"
+    with whole("picture", folder / name) as part:
+        picture.save(part, "PNG")
+    return name
 
 
 def _line(case: Case, image: str, mask: str) -> dict[str, Any]:
@@ -161,7 +167,7 @@ def _cases(source: Path, samples: Samples, word: str) -> Iterator[Case]:
     lines: list[int] = []
     if source.suffix.lower() in _SUFFIXES:
         with source.open("rb") as file:
-            lines = [number for number, line in enumerate(file, start=1) if line.strip()]
+            lines = [number for number, line in enumerate(lines_of(file), start=1) if line is None or line.strip()]
     for sample in samples:
         place = f"line {lines[sample.row]}" if sample.row < len(lines) else f"row {sample.row}"
         try:

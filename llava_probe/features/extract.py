@@ -44,6 +44,7 @@ from llava_probe.inside.passes import in_force
 from llava_probe.loading import load
 from llava_probe.model import VLM
 from llava_probe.pictures.boxes import unstated
+from llava_probe.stored import converted
 from llava_probe.trace.capture import in_units
 
 #: About how large a shard becomes: what is computed again after a crash, and what memory holds meanwhile.
@@ -173,7 +174,8 @@ def extract(
     settings = _settings(extractor, shard_rows, source.box_format)
     done = store.begin(out, settings, lambda: asdict(extractor.decide(first)))
     manifest = read_manifest(Path(out).expanduser())
-    sharing = extractor.sharing = Sharing(**manifest.told["decided"])
+    damaged = f"what the manifest of {out} says was decided is damaged"
+    sharing = extractor.sharing = converted(damaged, manifest.told["decided"], Sharing)
     sizes = {shard.number: shard.batch_size for shard in manifest.shards}
     extractor.sizes = sizes
     with bar:

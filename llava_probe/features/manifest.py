@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import msgspec
 
@@ -55,11 +55,23 @@ class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
     ragged: bool
 
 
+class _Intervention(TypedDict):
+    """What was in force, its settings beside its kind."""
+
+    kind: str
+
+
+class _Settings(TypedDict):
+    """All that decides what the numbers are, of which this alone is read again."""
+
+    interventions: NotRequired[list[_Intervention]]
+
+
 class _Begun(msgspec.Struct, forbid_unknown_fields=True):
     format: str
     version: int
     sha256: _Sha256
-    settings: dict[str, Any]
+    settings: _Settings
     decided: dict[str, Any]
     complete: Literal[False]
 
@@ -68,7 +80,7 @@ class _Finished(msgspec.Struct, forbid_unknown_fields=True):
     format: str
     version: int
     sha256: _Sha256
-    settings: dict[str, Any]
+    settings: _Settings
     decided: dict[str, Any]
     complete: Literal[True]
     rows: WholeNumber

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 HEADER_BYTES = 100_000_000  # as safetensors itself allows
 
 WholeNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+#: Of a shard, as its files are called; a longer one is somebody else's.
+_NUMBER = re.compile("[0-9]{5}|[1-9][0-9]{5,9}")
 
 REPAIR = "the same extraction run again makes that shard anew"
 
@@ -92,7 +96,7 @@ def opened_file(path: Path, instead: str = REPAIR) -> Iterator[io.BufferedReader
 
 def shard_numbers(folder: Path) -> list[int]:
     """The shards that are whole, in order."""
-    return sorted(int(path.stem) for path in (folder / "index").glob("*.parquet") if path.stem.isdecimal())
+    return sorted(int(path.stem) for path in (folder / "index").glob("*.parquet") if _NUMBER.fullmatch(path.stem))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from llava_probe.asking.identity import differences
 from llava_probe.errors import BadFile, BadInput, first_line, shortened
 from llava_probe.features.drafts import TEMPORARY, Drafts, alone, sweep
-from llava_probe.features.manifest import manifest_bytes, manifest_path, read_manifest
+from llava_probe.features.manifest import Manifest, manifest_bytes, manifest_path, read_manifest
 from llava_probe.features.shards import (
     CODES,
     REPAIR,
@@ -80,9 +80,10 @@ def begin(
         with Drafts(target) as drafts:
             drafts.add(manifest_path(target), [manifest_bytes(begun)])
             drafts.move_first()
-    _compare(target, read_manifest(target).told["settings"], asked)
+    manifest = read_manifest(target)
+    _compare(target, manifest.told["settings"], asked)
     sweep(target)
-    whole = {number: _whole(target, number) for number in shard_numbers(target)}
+    whole = {number: _whole(target, number, manifest) for number in shard_numbers(target)}
     return {number: note.source for number, note in whole.items() if note is not None}
 
 
@@ -113,7 +114,7 @@ def write_shard(
         BadFile: the disk is full or cannot be written; finished shards are kept.
     """
     target = Path(folder).expanduser()
-    read_manifest(target)
+    manifest = read_manifest(target)
     _check(number, tensors, rows)
     index = [{**row, "shard": number, "shard_row": place} for place, row in enumerate(rows)]
     failed = [{**row, "shard": number} for row in errors]
@@ -124,7 +125,7 @@ def write_shard(
         note = ShardNote(digest, of_errors, source, batch_size)
         drafts.add(index_path(target, number), [parquet(table_of(index, _ADDED), note)])
         with alone(manifest_path(target)):
-            if _whole(target, number) is not None:  # another process was first: its files belong together
+            if _whole(target, number, manifest) is not None:  # another process was first: its files belong together
                 return
             if not failed:
                 failed_path.unlink(missing_ok=True)  # of an attempt that was killed before its index
@@ -141,8 +142,8 @@ def finish(folder: str | Path) -> None:
     manifest = read_manifest(target).told
     sweep(target)
     found = shard_numbers(target)
-    if gaps := sorted({*range(max(found, default=-1) + 1)} - {*found}):
-        raise BadFile(f"{index_path(target, gaps[0])} is missing; {REPAIR}")
+    if (gap := next((place for place, number in enumerate(found) if place != number), None)) is not None:
+        raise BadFile(f"{index_path(target, gap)} is missing; {REPAIR}")
     headers = {number: read_header(target, number) for number in found}
     shards: list[dict[str, Any]] = []
     for number in found:
@@ -222,12 +223,16 @@ def _check_spans(name: str, spans: Tensor, values: Mapping[str, int]) -> None:
         raise BadInput(f"{name} leaves the {held} values that are there")
 
 
-def _whole(folder: Path, number: int) -> ShardNote | None:
-    """What a shard says of itself; None where its files are not all there or do not belong together."""
+def _whole(folder: Path, number: int, manifest: Manifest) -> ShardNote | None:
+    """What a shard says of itself; None where its files are not all there, are damaged, or are not the manifest's."""
+    known = manifest.shards[number : number + 1]  # none before the run came to its end
     try:
         note, rows = read_note(folder, number)
-        failed = errors_path(folder, number)
-        kept = file_sha256(failed) if note.errors_sha256 is not None else None
-        return note if rows == read_header(folder, number).rows and kept == note.errors_sha256 else None
+        right = rows == read_header(folder, number).rows
+        right = right and file_sha256(tensors_path(folder, number)) == note.tensors_sha256
+        if note.errors_sha256 is not None:
+            right = right and file_sha256(errors_path(folder, number)) == note.errors_sha256
+        right = right and all(file_sha256(index_path(folder, number)) == entry.index_sha256 for entry in known)
     except BadFile:
         return None
+    return note if right else None

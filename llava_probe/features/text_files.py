@@ -27,7 +27,7 @@ def of_jsonl(path: Path, name: str) -> Source:
 
     def rows() -> Iterator[Row]:
         with reading(name), path.open("rb") as file:
-            for number, line in enumerate(_lines(file), start=1):
+            for number, line in enumerate(lines_of(file), start=1):
                 if line is None:
                     yield Broken(f"line {number} is longer than {LINE_BYTES:,} bytes, which no row should be")
                 elif line.strip():
@@ -35,7 +35,7 @@ def of_jsonl(path: Path, name: str) -> Source:
 
     def count() -> int:
         with reading(name), path.open("rb") as file:
-            return sum(1 for line in _lines(file) if line is None or not line.isspace())
+            return sum(1 for line in lines_of(file) if line is None or not line.isspace())
 
     return Source(name, rows, count, path.parent)
 
@@ -73,7 +73,7 @@ def _read_whole(path: Path, name: str) -> Any:
 def _holds_lines(path: Path, name: str) -> bool:
     """Whether the first line is an object by itself, and another follows or nothing in it is a list of rows."""
     with reading(name), path.open("rb") as file:
-        lines = (line for line in _lines(file) if line is None or line.strip())
+        lines = (line for line in lines_of(file) if line is None or line.strip())
         first, second = next(lines, None), next(lines, None)
     if first is None or not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
         return False
@@ -86,7 +86,7 @@ def _holds_lines(path: Path, name: str) -> bool:
     return second is not None or not any(isinstance(value, (list, dict)) for value in row.values())
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+def lines_of(file: IO[bytes]) -> Iterator[bytes | None]:
     """The lines; None for one that is too long to be held."""
     while line := file.readline(LINE_BYTES + 1):
         if len(line) <= LINE_BYTES or line.endswith(b"\n"):
@@ -108,7 +108,7 @@ def _json_row(line: bytes, number: int) -> Row:
 def of_table(path: Path, name: str) -> Source:
     """A row a line, columns by the header, parted by whatever parts the header."""
     with reading(name), path.open("rb") as file:
-        header = (next(_lines(file), b"") or b"").decode("utf-8-sig", "replace").rstrip("\r\n")
+        header = (next(lines_of(file), b"") or b"").decode("utf-8-sig", "replace").rstrip("\r\n")
     own = "\t" if path.suffix.lower() == ".tsv" else ","
     delimiter = own if own in header else next((mark for mark in _PARTED_BY if mark in header), own)
     told = () if delimiter == own else (f"{name} is parted by {delimiter!r}, as its first line is",)
@@ -140,7 +140,7 @@ class _TextLines:
     """Lines of a table as text, and an error in place of one that is too long."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._lines, self._first = _lines(file), True
+        self._lines, self._first = lines_of(file), True
 
     def __iter__(self) -> Iterator[str]:
         return self

@@ -5,7 +5,6 @@ found = look("checkpoints/llava")     # or a sentence: no such folder, text-only
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from llava_probe.errors import BadModel, shortened
 from llava_probe.loading.hub import repository
 from llava_probe.loading.kinds import refuse_kind, refuse_original
 from llava_probe.loading.weights import StoredWeights, stored_weights
+from llava_probe.stored import JSON_LIMIT, decoded, read_bytes
 
 #: The name of the model that ships inside.
 TINY = "tiny"
@@ -88,6 +88,8 @@ def look(name: Any = None, *, adapter: Any = None, **settings: Any) -> FoundMode
     weights = None
     if whole and not any(settings.get(one) is not None for one in _ELSEWHERE):
         weights = stored_weights(folder, where)
+        for beside in folder.glob("*_config.json"):
+            _json(beside, where)  # transformers does without some that are damaged, and says nothing
         _refuse_without_processor(folder, where)
     given = str(folder) if where == TINY or Path(where).expanduser().is_dir() else where
     return FoundModel(given, config, extra, weights)
@@ -146,7 +148,7 @@ def _beside(path: Path) -> str:
 
 def _checked(path: Path, where: str) -> Path:
     """A folder that holds a model or an adapter."""
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if (path / "config.json").exists() or (path / "adapter_config.json").exists():
         return path
     if (path / "snapshots").is_dir():
         whole = path.name.removeprefix("models--").replace("--", "/")
@@ -166,16 +168,11 @@ def _checked(path: Path, where: str) -> Path:
 
 
 def _json(path: Path, told: str) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file."""
-    if not path.is_file():
+    """A JSON object, or None where there is nothing of the name."""
+    if not path.exists():
         return None
-    try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{path.name} of {told} is damaged: {error}") from error
-    if not isinstance(read, dict):
-        raise BadModel(f"{path.name} of {told} is damaged: it holds no JSON object")
-    return read
+    data = read_bytes(path.name, path, JSON_LIMIT, BadModel)
+    return decoded(f"{path.name} of {told} is damaged", data, dict[str, Any], BadModel)
 
 
 def _refuse_without_processor(folder: Path, where: str) -> None:

@@ -110,9 +110,8 @@ def refuse_kind(config: Mapping[str, Any], told: str, *, trust_remote_code: bool
 
 def _is_original(config: Mapping[str, Any], made: str | None) -> bool:
     code = made is not None and made.startswith("Llava") and made.endswith("ForCausalLM")
-    return (
-        config.get("model_type") in _ORIGINAL or code or ("mm_vision_tower" in config and "vision_config" not in config)
-    )
+    tower = "mm_vision_tower" in config and "vision_config" not in config
+    return code or tower or str(config.get("model_type")) in _ORIGINAL  # what is no text is told later
 
 
 def _twin(config: Mapping[str, Any], made: str | None) -> str | None:

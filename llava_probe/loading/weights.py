@@ -6,15 +6,17 @@ download that broke off is told before anything is loaded.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from llava_probe.described import Natural
 from llava_probe.errors import BadModel, shortened
+from llava_probe.stored import JSON_LIMIT, converted, decoded, opened, read_bytes
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -27,6 +29,20 @@ _POINTER = b"version https://git-lfs"
 
 #: No table of tensors is longer: what is, is no safetensors.
 _LONGEST_HEADER = 100_000_000
+
+
+class _Index(TypedDict):
+    """A table of which file holds which tensor."""
+
+    weight_map: dict[str, str]
+
+
+class _Entry(TypedDict):
+    """One tensor as a safetensors header tells of it."""
+
+    dtype: str
+    shape: list[Natural]
+    data_offsets: tuple[Natural, Natural]
 
 
 @dataclass(frozen=True)
@@ -72,10 +88,9 @@ def _names(folder: Path, told: str) -> list[str]:
         if (folder / single).is_file():
             return [single]
         if (folder / index).is_file():
-            try:
-                return sorted(set(json.loads((folder / index).read_bytes())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise BadModel(f"{told} has a damaged {index}; finish its download") from error
+            data = read_bytes(index, folder / index, JSON_LIMIT, BadModel)
+            found = decoded(f"{told} has a damaged {index}; finish its download", data, _Index, BadModel)
+            return sorted(set(found["weight_map"].values()))
     for name, whose in _FOREIGN.items():
         if (folder / name).is_file():
             raise BadModel(f"{told} holds weights for {whose} ({name}); transformers reads model.safetensors")
@@ -94,29 +109,19 @@ def _refuse_pointer(path: Path, told: str) -> None:
 def _header(path: Path, told: str) -> Counter[str]:
     """How many numbers of each dtype a file's table promises, all of them there."""
     damaged = f"{path.name} of {told} is damaged: it has no table of tensors; download it again"
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            table = json.loads(opened.read(length)) if length <= min(size, _LONGEST_HEADER) else None
-        entries = [entry for name, entry in table.items() if name != "__metadata__"] if table is not None else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadModel(damaged) from error
-    if entries is None:
-        raise BadModel(damaged)
-    try:
-        return _counted(entries, size - 8 - length, f"{path.name} of {told}")
-    except BadModel:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadModel(damaged) from error
-
-
-def _counted(entries: list[Any], held: int, told: str) -> Counter[str]:
-    promised = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+    with opened("file of weights", path, refuse=BadModel) as file:
+        size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        if length > min(size, _LONGEST_HEADER):
+            raise BadModel(damaged)
+        table = decoded(damaged, file.read(length), dict[str, Any], BadModel)
+    table.pop("__metadata__", None)
+    entries = converted(damaged, list(table.values()), list[_Entry], BadModel)
+    held, promised = size - 8 - length, max((entry["data_offsets"][1] for entry in entries), default=0)
     if promised > held:
-        raise BadModel(f"{told} is cut short: {held:,} bytes of {promised:,} are there; download it again")
+        raise BadModel(
+            f"{path.name} of {told} is cut short: {held:,} bytes of {promised:,} are there; download it again"
+        )
     numbers: Counter[str] = Counter()
     for entry in entries:
-        numbers[str(entry["dtype"])] += math.prod(entry["shape"])
+        numbers[entry["dtype"]] += math.prod(entry["shape"])
     return numbers

@@ -26,10 +26,13 @@ from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, layout_of, wro
 from llava_probe.trace.tokens import Token
 from llava_probe.whole_file import Axes, check_tensors
 
-#: Bytes of the file, of a member that is read, and of the list of members, which zipfile holds however long it is.
-_MOST, _MEMBER, _LISTED = 1_000_000_000, 4 * MAX_PIXELS, 65_536
+#: Bytes of the file, of what it unpacks to, and of the list of members, which zipfile holds however long it is.
+_MOST, _HELD, _LISTED = 1_000_000_000, 4 * MAX_PIXELS, 65_536
+#: How far more than ``_HELD`` may have been packed: floats hardly are.
+_RATIO = 10
 _END = 22  # bytes at the end of a .zip without a comment
 _BESIDE = ("seen", "texts", "ids", "token_positions")
+_READ = ("told", "values", "size", *LAYOUT_ARRAYS, "image", "marked", "text")
 
 _StoredToken: Any = like(Token, "_StoredToken")
 
@@ -100,15 +103,19 @@ def _read(source: Path, only: str | None = None) -> tuple[StoredMap, dict[str, T
         if end[:4] != b"PK\x05\x06" or int.from_bytes(end[12:16], "little") > _LISTED:
             raise ValueError("it does not end as such a file does")
         arrays: dict[str, npt.NDArray[Any]] = {}
+        most = max(_HELD, _RATIO * os.fstat(file.fileno()).st_size)
         with zipfile.ZipFile(file) as packed:
             for info in packed.infolist():
                 name = info.filename.removesuffix(".npy")
                 if name in _BESIDE or (only is not None and name != only):
                     continue
+                if name not in _READ:
+                    raise ValueError(f"nothing is known of its tensor {shortened(repr(name))}")
                 if name in arrays:
                     raise ValueError(f"it holds {name!r} twice")
-                if info.file_size > _MEMBER or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError(f"its {name!r} unpacks to {info.file_size:,} bytes; at most {_MEMBER:,} are read")
+                most -= info.file_size
+                if most < 0 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"its {name!r} unpacks to {info.file_size:,} bytes, more than are read")
                 arrays[name] = _array(name, packed.read(info))
         if "told" not in arrays or arrays["told"].dtype.kind != "U" or arrays["told"].ndim:
             raise ValueError("it does not tell what it holds")

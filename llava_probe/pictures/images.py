@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,6 +38,18 @@ FLOAT_SLACK = 1 / 510  # half an 8-bit step, what a resize may leave beyond 0..1
 #: The formats of pictures inside our own files; PIL decodes each by itself, with no other program.
 STORED_FORMATS = ("PNG", "JPEG", "WEBP")
 
+#: Pixels for a byte of a picture inside our own files, where all of a file's are more than ``MAX_PIXELS``. The PNG that
+#: are written have 80 at most.
+_DENSEST = 100
+
+#: Formats that PIL doesn't decode itself: a program for Ghostscript, and an envelope around a picture of any kind, such
+#: as that program.
+_HANDED_ON = {"EPS": "a program that PIL would hand to Ghostscript", "IPTC": "an envelope that may hold anything"}
+
+#: Formats whose decoders hold several copies of a picture: half as many pixels take as much memory.
+_HELD_TWICE = ("AVIF", "JPEG2000", "WEBP")
+
+_BAND = 4_000_000  # pixels that are converted at once: each step of it is one more copy
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _ENCODED = "llava_probe_encoded"  # the attribute of a picture that holds the lossy file it came from
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -49,6 +62,8 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURN[number] for number in (5, 6, 7, 8)}
+_LAST_ROW_FIRST = {_TURN[number] for number in (3, 4, 6, 7)}
 
 
 @checked
@@ -103,6 +118,25 @@ def open_stored(data: bytes, what: str) -> Image.Image:
         raise BadFile(str(error)) from None
 
 
+def check_density(pictures: Sequence[bytes], what: str) -> None:
+    """Refuse the pictures of one file where a few bytes stand for more than memory should hold.
+
+    Args:
+        pictures: as ``open_stored`` takes them.
+        what: the file is, for the sentence.
+
+    Raises:
+        BadFile: they are many pixels and few bytes.
+    """
+    pixels = 0
+    for data in pictures:
+        with suppress(Exception), Image.open(io.BytesIO(data), formats=STORED_FORMATS) as image:
+            pixels += image.width * image.height  # what is no picture is told where it is opened
+    size = sum(map(len, pictures))
+    if pixels > max(MAX_PIXELS, _DENSEST * size):
+        raise BadFile(f"the pictures of {what} have {pixels:,} pixels in {size:,} bytes, more than are held at once")
+
+
 def stored_bytes(image: Image.Image) -> bytes:
     """What ``open_stored`` gives exactly this picture back from: the photograph's own file, or a PNG.
 
@@ -113,7 +147,7 @@ def stored_bytes(image: Image.Image) -> bytes:
         image: RGB.
     """
     encoded: bytes | None = getattr(image, _ENCODED, None)
-    if encoded is not None:
+    if encoded is not None and image.width * image.height <= _DENSEST * len(encoded):
         with suppress(BadFile):
             again = open_stored(encoded, "the picture")
             if again.size == image.size and again.tobytes() == image.tobytes():
@@ -218,24 +252,44 @@ def _is_lossy_webp(data: bytes) -> bool:
 
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:
-    if image.format == "EPS" and getattr(image, "tile", None):  # not yet loaded
-        raise BadImage(f"{name} is EPS, a program that PIL would hand to Ghostscript; save it as PNG")
-    _check_size(image.size, name)
+    if image.format in _HANDED_ON and getattr(image, "tile", None):  # not yet loaded
+        raise BadImage(f"{name} is {image.format}, {_HANDED_ON[image.format]}; save it as PNG")
+    share = 2 if image.format in _HELD_TWICE else 1
+    _check_size(image.size, name, MAX_PIXELS // share)
     with refusing(f"{name} cannot be decoded"):
         image.load()
-        colours = _to_rgb(image, name)
-    try:  # only after loading: a PNG may say it last, and PIL itself turns a TIFF
-        turn = _TURN.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # unreadable EXIF says nothing: as stored, as browsers show it
-        turn = None
-    upright = colours if turn is None else colours.transpose(turn)
+        _check_size(image.size, name)  # an icon may be larger than it said
+        turn = _turn(image)
+        upright = _to_rgb(image, turn, name)
     upright.info = {}  # no orientation is left that a second reader could apply again
     if (encoded := getattr(image, _ENCODED, None)) is not None and turn is None:
         setattr(upright, _ENCODED, encoded)  # of a picture that came from here: its exact copy
     return upright
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a loaded picture is put upright: a PNG may say it last, and PIL itself turns a TIFF."""
+    try:
+        return _TURN.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing: as stored, as browsers show it
+        return None
+
+
+def _to_rgb(image: Image.Image, turn: Image.Transpose | None, name: str) -> Image.Image:
+    """A copy, upright, made in bands of rows."""
+    width, height = image.size
+    upright = Image.new("RGB", (height, width) if turn in _SIDEWAYS else (width, height))
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        band = _band_to_rgb(image if rows >= height else image.crop((0, top, width, bottom)), name)
+        start = height - bottom if turn in _LAST_ROW_FIRST else top
+        place = (start, 0) if turn in _SIDEWAYS else (0, start)
+        upright.paste(band if turn is None else band.transpose(turn), place)
+    return upright
+
+
+def _band_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _deep_grey(image, name)
     if not image.has_transparency_data:
@@ -272,7 +326,7 @@ def _from_array(source: Any) -> Image.Image:
     name = f"the {'tensor' if is_tensor else 'array'} of shape {array.shape} and dtype {array.dtype}"
     array = _channels_last(array, is_tensor, name)
     _check_size((array.shape[1], array.shape[0]), name)
-    return _to_rgb(Image.fromarray(_eight_bits(array, name)), name)
+    return _to_rgb(Image.fromarray(_eight_bits(array, name)), None, name)
 
 
 def _channels_last(array: np.ndarray, is_tensor: bool, name: str) -> np.ndarray:
@@ -309,9 +363,10 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     return np.rint(values.clip(0, 1) * values.dtype.type(255)).astype(np.uint8)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, most: int | None = None) -> None:
     width, height = size
+    most = MAX_PIXELS if most is None else most
     if not width * height:
         raise BadImage(f"{name} has no pixels ({width} × {height})")
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{name} has {width} × {height} pixels, more than {MAX_PIXELS:,}; scale it down first")
+    if width * height > most:
+        raise BadImage(f"{name} has {width} × {height} pixels, more than {most:,}; scale it down first")

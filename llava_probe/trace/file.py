@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llava_probe.errors import BadFile
 from llava_probe.layout import ImageLayout
-from llava_probe.pictures.images import open_stored, stored_bytes
+from llava_probe.pictures.images import check_density, open_stored, stored_bytes
 from llava_probe.stored import decoded, refused
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.header import (
@@ -70,6 +70,7 @@ def load_trace(path: str | Path, kind: Callable[..., Kept]) -> Kept:
     trace = decoded(f"the header of {held.source} is damaged", held.header, StoredTrace)
     check_trace(held, trace)
     pictures = [held.tensors[f"images/{number}"].numpy().tobytes() for number in range(trace.images)]
+    check_density(pictures, str(held.source))
     images = tuple(
         open_stored(picture, f"picture {number} of {held.source}") for number, picture in enumerate(pictures)
     )

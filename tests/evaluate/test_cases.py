@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -244,3 +245,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(lp.BadFile, match="could not be written"):
         write_cases(tiny_cases([0]), tmp_path / "file")
+
+
+def test_cases_written_over_others_leave_their_masks_as_they_were(tmp_path):
+    first, second = list(tiny_cases([0])), list(tiny_cases([1]))
+    write_cases(first, tmp_path)
+    kept = (tmp_path / "cases.jsonl").read_text()
+    write_cases(second, tmp_path)
+    (tmp_path / "cases.jsonl").write_text(kept)  # as if the second had been killed before its last file
+    for case, back in zip(first, read_cases(tmp_path / "cases.jsonl"), strict=True):
+        assert np.array_equal(back.mask(), case.mask())
+
+
+def test_a_line_that_is_longer_than_a_row_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_probe.features.text_files.LINE_BYTES", 1_000_000)
+    path = tmp_path / "cases.jsonl"
+    path.write_text("\n")
+    with path.open("r+b") as file:
+        file.truncate(50_000_000)
+    tracemalloc.start()
+    with pytest.raises(lp.BadInput, match="line 2"):
+        list(read_cases(path))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()

@@ -11,6 +11,7 @@ import torch
 
 import llava_probe as lp
 from llava_probe.features.manifest import manifest_bytes
+from llava_probe.features.shards import shard_numbers
 from tests.features.written_store import write
 
 
@@ -51,6 +52,10 @@ def another_index(folder):
 
 
 CHANGES = {
+    "interventions of no kind": (
+        lying(lambda told: told["settings"].update(interventions=[{"keys": "image"}])),
+        "missing required field `kind`",
+    ),
     "a shard is left out": (lying(lambda told: (told["shards"].pop(), told.update(rows=8))), "does not know it"),
     "the first shard is left out": (lying(lambda told: told["shards"].pop(0)), "its shards are numbered 1, 2, 3"),
     "no rows in a shard": (lying(lambda told: told["shards"][0].update(rows=0)), "it has 12 rows, its shards 7"),
@@ -88,6 +93,32 @@ def test_what_was_changed_is_named(folder, name):
     change(folder)
     with pytest.raises(lp.BadFile, match=told):
         lp.Features(folder).verify()
+
+
+@pytest.mark.parametrize("change", ["a bit of a tensor", "a row of an index", "shards change places"])
+def test_the_same_run_again_makes_a_changed_shard_anew(folder, change):
+    bytes_of = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if change == "a bit of a tensor":
+        path = folder / "shards/00002.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    elif change == "a row of an index":
+        path = folder / "index/00002.parquet"
+        table = pq.read_table(path)
+        pq.write_table(table.take([1, 0, 2]).replace_schema_metadata(table.schema.metadata), path)
+    else:
+        swapped(folder)
+    write(folder)
+    lp.Features(folder).verify()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == bytes_of
+
+
+@pytest.mark.parametrize("name", ["9" * 200, "٣", "²", "1"])
+def test_a_file_of_no_number_of_ours_is_no_shard(folder, name):
+    (folder / "index" / f"{name}.parquet").write_text("x")
+    with pytest.raises(lp.BadFile, match="does not know it"):
+        lp.Features(folder)
+    write(folder)  # the gap before such a number was counted out
+    assert shard_numbers(folder) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("place", ["manifest.json", "shards/00000.safetensors", "index/00000.parquet"])

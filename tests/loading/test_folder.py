@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -181,9 +182,35 @@ def test_a_model_without_its_processor_says_how_to_add_it(copied):
 
 
 def test_a_damaged_config_is_told(copied):
-    for written in ("{", "[]"):
+    for written in ("{", "[]", "[" * 100_000, '{"a":' * 100_000):
         (copied / "config.json").write_text(written)
         assert "config.json of" in refusal(copied) and "is damaged" in refusal(copied)
+
+
+def test_a_kind_that_is_no_text_is_none(tmp_path):
+    assert "names no model_type" in of_config(tmp_path, model_type=["llava"])
+
+
+def test_a_damaged_setting_that_transformers_does_without_is_told(copied):
+    for written in (b"", b"\0", b"3"):
+        (copied / "generation_config.json").write_bytes(written)
+        assert "generation_config.json of" in refusal(copied) and "is damaged" in refusal(copied)
+    (copied / "generation_config.json").unlink()
+    os.mkfifo(copied / "generation_config.json")
+    assert "is a pipe" in refusal(copied)
+
+
+@pytest.mark.parametrize("table", ["[" * 100_000, "[]", '{"weight_map": {"a": 3}}', '{"weight_map": []}', "{}"])
+def test_a_damaged_table_of_files_is_told(copied, table):
+    (copied / "model.safetensors.index.json").write_text(table)
+    assert "has a damaged model.safetensors.index.json" in refusal(copied)
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a": {"dtype": 3}}', b'{"a": {"dtype": "F32", "shape": [-1]}}'])
+def test_a_damaged_header_of_weights_is_told(copied, header):
+    name = next(copied.glob("model-*.safetensors"))
+    name.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "it has no table of tensors" in refusal(copied)
 
 
 # --- names on the hub ---

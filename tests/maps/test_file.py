@@ -75,7 +75,7 @@ def test_a_kilobyte_that_unpacks_to_a_gigabyte_is_not_unpacked(crafted):
         for _ in range(400):
             member.write(bytes(1_000_000))
     assert path.stat().st_size < 1_000_000
-    with pytest.raises(lp.BadFile, match="unpacks to 400,000,000 bytes"):
+    with pytest.raises(lp.BadFile, match=r"unpacks to 400,000,000 bytes"):
         lp.ImageMap.load(path)
 
 
@@ -83,3 +83,19 @@ def test_a_device_is_no_map(tmp_path):
     (tmp_path / "map.npz").symlink_to("/dev/zero")
     with pytest.raises(lp.BadFile, match="is a device"):
         lp.ImageMap.load(tmp_path)
+
+
+def test_many_members_are_not_unpacked(crafted, monkeypatch):
+    monkeypatch.setattr("llava_probe.maps.file._HELD", 5_000)
+    monkeypatch.setattr("llava_probe.maps.file._RATIO", 1)
+    packed = {"values": np.zeros((1, 6)), "text": np.zeros((1, 999)), "marked": np.zeros((1, 9999), bool)}
+    with pytest.raises(lp.BadFile, match=r"unpacks to [0-9,]+ bytes, more than are read"):
+        lp.ImageMap.load(packed_small(crafted(**packed)))
+
+
+def packed_small(path):
+    """The same members, compressed as far as they can be."""
+    with np.load(path) as held:
+        arrays = {name: array for name, array in held.items() if name != "image"}
+    np.savez_compressed(path, **arrays)
+    return path

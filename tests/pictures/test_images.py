@@ -563,15 +563,62 @@ def test_a_stored_picture_has_the_same_pixel_limit(monkeypatch: pytest.MonkeyPat
         open_stored(encode(noise()), "the picture")
 
 
-def test_no_program_is_run_for_a_lazy_pil_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def envelope(inner: bytes) -> bytes:
+    """An IPTC file of 10 × 10 grey around whatever one likes, written from the specification."""
+    told = {60: b"\x01\x00", 20: b"\x00\x0a", 30: b"\x00\x0a", 120: b"\x05"}
+    fields = [(3, name, data) for name, data in told.items()] + [(8, 10, inner)]
+    return b"".join(struct.pack(">BBBH", 0x1C, record, name, len(data)) + data for record, name, data in fields)
+
+
+@pytest.mark.parametrize("data", [EPS, envelope(EPS)], ids=["eps", "eps in iptc"])
+@pytest.mark.parametrize("way", ["bytes", "pil"])
+def test_no_picture_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, way: str) -> None:
     gs = tmp_path / "gs"
     gs.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo 10.0 && exit\ntouch {tmp_path}/called\n")
     gs.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(BadImage, match="Ghostscript"):
-        open_image(Image.open(io.BytesIO(eps)))
+    with pytest.raises(BadImage, match=r"Ghostscript|envelope"):
+        open_image(data if way == "bytes" else Image.open(io.BytesIO(data)))
     assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "F"])
+def test_bands_of_rows_make_the_picture_that_one_makes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.arange(7 * 5).reshape(7, 5)
+    rgb = Image.fromarray(np.stack([grey, 2 * grey, 255 - grey], -1).astype(np.uint8))
+    made = {
+        "I;16": lambda: Image.fromarray((grey * 1000).astype(np.uint16)),
+        "F": lambda: Image.fromarray((grey / 40).astype(np.float32)),
+        "P": lambda: rgb.quantize(16),
+    }.get(mode, lambda: rgb.convert(mode))()
+    if mode in ("RGBA", "LA"):
+        made.putalpha(Image.fromarray((grey * 7).astype(np.uint8)))
+    for orientation in range(1, 9):
+        made.getexif()[0x0112] = orientation
+        monkeypatch.setattr(images, "_BAND", 10**9)
+        whole = open_image(made)
+        assert whole.size == ((5, 7) if orientation < 5 else (7, 5))
+        for rows in (1, 2, 3):
+            monkeypatch.setattr(images, "_BAND", 5 * rows)
+            assert open_image(made).tobytes() == whole.tobytes()
+
+
+def test_few_bytes_do_not_stand_for_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = encode(np.zeros((300, 300, 3), np.uint8))
+    images.check_density([flat] * 9, "a trace")  # less than one picture may be
+    monkeypatch.setattr(images, "MAX_PIXELS", 100_000)
+    images.check_density([encode(noise())] * 99, "a trace")
+    with pytest.raises(BadFile, match="the pictures of a trace have 810,000 pixels in"):
+        images.check_density([flat] * 9, "a trace")
+
+
+def test_a_file_that_would_be_refused_inside_ours_is_kept_as_a_png() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(file, "WEBP", quality=1)
+    assert len(file.getvalue()) < 16e6 / 100 < len(stored_bytes(open_image(file.getvalue())))
 
 
 def camera_file(orientation: int = 1, **options: Any) -> bytes:

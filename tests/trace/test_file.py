@@ -281,6 +281,13 @@ def crafted_trace(tiny_vlm, tmp_path):
     return crafted
 
 
+def test_a_trace_of_pictures_that_expand_is_refused(crafted_trace, monkeypatch):
+    monkeypatch.setattr("llava_probe.pictures.images.MAX_PIXELS", 1)
+    monkeypatch.setattr("llava_probe.pictures.images._DENSEST", 0)
+    with pytest.raises(lp.BadFile, match="more than are held at once"):
+        lp.Trace.load(crafted_trace(header_with()))
+
+
 def test_a_setting_in_a_file_is_no_name_of_anything_else_in_torch(crafted_trace):
     def change(header, tensors, _metadata):
         plain = json.loads(header)
