@@ -30,6 +30,7 @@ OURS = {  # what we read of a row, by the names that it goes by, the first that 
     "question": ("question",),
     "prompt": ("prompt",),
     "messages": ("messages", "conversations"),
+    "system": ("system", "system_prompt"),
     "answer": ("answer",),
     "mask": ("mask", "segmentation"),
     "boxes": ("boxes", "box", "bbox"),
@@ -103,6 +104,7 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     question = next((Pattern(text, way) for way, text in ways.items() if text is not None), None)
     if asked.prompt is not None:
         names |= dict.fromkeys(ASKING, ())  # it is every row's, and puts in what it names
+        names["system"] = tuple(name for name in names["system"] if question is None or name not in question.fields)
     box_format = None if asked.box_format is None else checked_format(asked.box_format)
     said = {name for given in asked.columns.values() for name in _as_tuple(given)}
     needed = (

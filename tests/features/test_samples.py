@@ -43,6 +43,13 @@ def test_a_column_is_ours_by_its_name_or_by_assignment() -> None:
     assert sample.columns == {"question": "Q", "answer": "A", "question_id": 8}
 
 
+def test_a_system_prompt_is_the_rows_own_or_part_of_the_whole_prompt() -> None:
+    row = {"question": "Q", "system": "Be brief."}
+    assert one(row).system == "Be brief." and "system" not in one(row).columns
+    put_in = one(row, prompt="{system} <image> {question}")
+    assert (put_in.prompt, put_in.system) == ("Be brief. <image> Q", None)
+
+
 def test_a_column_assigned_to_none_is_carried() -> None:
     sample = one({"question": "Q", "answer": "yes", "bbox": [5, 5, 1, 1]}, columns={"answer": None, "boxes": None})
     assert (sample.answer, sample.boxes, sample.fault) == (None, (), None)

@@ -746,6 +746,14 @@ def test_every_part_of_the_seam_is_used_and_tried():
     assert not [name for name in seam.__all__ if f"seam.{name}" not in tried], "these have no test"
 
 
+def test_a_logits_processor_is_known_for_transformers_own_or_somebodys():
+    """One of its own must reach generate as it is, which leaves out another of the same class."""
+    own = transformers.TemperatureLogitsWarper(2.0)
+    somebodys = type("Warper", (transformers.TemperatureLogitsWarper,), {"__module__": "somebody"})(2.0)
+    assert seam.is_own_processor(own), "a processor of transformers is wrapped, and applied twice"
+    assert not seam.is_own_processor(somebodys) and not seam.is_own_processor(lambda ids, scores: scores)
+
+
 def test_a_block_that_is_computed_again_is_known():
     """An intervention would be left out of the second computation, and gradients be another model's."""
     model = random_llava().train()
