@@ -378,8 +378,12 @@ def test_an_answer_with_the_image_token_fails_alone_and_by_name(vlm, rows, tmp_p
 def test_a_token_that_the_model_has_no_row_for_is_named(rows, tmp_path):
     vlm = lp.load()
     vlm.processor.tokenizer.add_tokens(["colour"])
-    row, known = ({"image": rows[0]["image"], "question": words} for words in ("What colour is it?", "What is it?"))
+    row, *known = [
+        {"image": rows[number]["image"], "question": f"What {words} is it?"}
+        for number, words in ((0, "colour"), (0, "shape"), (4, "shape"))
+    ]
     with pytest.raises(lp.BadInput, match="resize_token_embeddings"):
         vlm.generate(**row)
-    store = lp.extract(vlm, [row, known], tmp_path / "out", layers=[1], pack=False)
+    with pytest.warns(UserWarning, match="'colour'"):
+        store = lp.extract(vlm, [*known, row], tmp_path / "out", layers=[1], pack=False)
     assert "'colour'" in store.errors().to_pylist()[0]["reason"]

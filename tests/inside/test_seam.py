@@ -22,6 +22,7 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     PreTrainedConfig,
+    TemperatureLogitsWarper,
     processing_utils,
 )
 from transformers.models.auto import video_processing_auto
@@ -748,8 +749,8 @@ def test_every_part_of_the_seam_is_used_and_tried():
 
 def test_a_logits_processor_is_known_for_transformers_own_or_somebodys():
     """One of its own must reach generate as it is, which leaves out another of the same class."""
-    own = transformers.TemperatureLogitsWarper(2.0)
-    somebodys = type("Warper", (transformers.TemperatureLogitsWarper,), {"__module__": "somebody"})(2.0)
+    own = TemperatureLogitsWarper(2.0)
+    somebodys = type("Warper", (TemperatureLogitsWarper,), {"__module__": "somebody"})(2.0)
     assert seam.is_own_processor(own), "a processor of transformers is wrapped, and applied twice"
     assert not seam.is_own_processor(somebodys) and not seam.is_own_processor(lambda ids, scores: scores)
 
