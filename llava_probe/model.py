@@ -21,6 +21,7 @@ from llava_probe.asking.announce import announce
 from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.decoding import check_decoding, with_a_length
 from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
+from llava_probe.asking.identity import decoding_of, differences
 from llava_probe.asking.lengths import check_length
 from llava_probe.asking.older import completed
 from llava_probe.asking.options import Asked
@@ -219,6 +220,10 @@ class VLM:
                 "this answer was drawn beside the others of its batch, so it cannot be drawn again alone; "
                 "call generate_batch with the same samples and seed"
             )
+        was, now = trace.provenance.get("decoding"), decoding_of(self.anatomy.generator)
+        if was is not None and (others := differences(was, now)):
+            told = "the model's generation_config is another one than when the trace was made"
+            warnings.warn(f"{told} ({'; '.join(others)}): where the request says nothing it decides", stacklevel=2)
         again = self._generate([asked], request.generate, request.capture, request.seed, request.processor)[0]
         return (again, *again.alternatives)[request.sequence]
 

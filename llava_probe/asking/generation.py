@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig, StopStringCriteria
 
+from llava_probe.asking.guarded import guarded
 from llava_probe.asking.prompts import PosedQuestion
 from llava_probe.asking.recorder import Recorder, recording
 from llava_probe.faults import refusals
@@ -49,13 +50,9 @@ def run_generate(
     Returns:
         The recorder, what ``generate`` returned, and after how many tokens a criterion of the user's ended a row.
     """
-    arguments = dict(arguments)
+    arguments, ended = guarded(arguments, inputs["input_ids"].shape[1])
     if config.stop_strings:
         arguments.setdefault("tokenizer", tokenizer)
-    ended: dict[int, int] = {}
-    if criteria := arguments.get("stopping_criteria"):
-        start = inputs["input_ids"].shape[1]
-        arguments["stopping_criteria"] = StoppingCriteriaList([_Noted(one, start, ended) for one in criteria])
     capture = plan.capture
     doing = f"{type(anatomy.generator).__name__}.generate"
     with recording(anatomy, plan, prompts) as recorder, refusals(doing, lambda: recorder.started):
@@ -70,28 +67,6 @@ def run_generate(
         )
     out["past_key_values"] = out["hidden_states"] = None  # as large as the trace, and done with
     return recorder, out, ended
-
-
-class _Noted(StoppingCriteria):
-    """A criterion of the user's, with a note of when it first ended each row: what follows there is padding.
-
-    It is shown copies: what it writes into them is not what was scored.
-    """
-
-    def __init__(self, criterion: Any, start: int, ended: dict[int, int]) -> None:
-        self._criterion, self._start, self._ended = criterion, start, ended
-        self._shown: list[Tensor] = []
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        if isinstance(scores, tuple):
-            self._shown += [each.clone() for each in scores[len(self._shown) :]]
-            scores = tuple(self._shown)
-        done = self._criterion(input_ids.clone(), scores, **kwargs)
-        flags = done.tolist() if isinstance(done, Tensor) else [done] * len(input_ids)
-        for row, over in enumerate(flags):
-            if over:
-                self._ended.setdefault(row, input_ids.shape[1] - self._start)
-        return done
 
 
 def run_score(

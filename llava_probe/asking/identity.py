@@ -83,6 +83,23 @@ def model_of(anatomy: Anatomy, held: Any, *, in_full: bool = False) -> dict[str,
     return told
 
 
+def processor_of(processor: Any, *, in_full: bool = False) -> str:
+    """A digest of what turns pictures and words into inputs: all settings and the template.
+
+    Args:
+        processor: of the model.
+        in_full: with the vocabulary too, which takes longer to read than an answer may; a trace tells its tokens.
+    """
+    told = [processor.to_dict(), getattr(processor, "chat_template", None), len(processor.tokenizer)]
+    return _digest([*told, *([sorted(processor.tokenizer.get_vocab().items())] if in_full else [])])
+
+
+def decoding_of(model: Any) -> dict[str, Any]:
+    """What the model's own generation config says that is not so anyway: it decides where a request says nothing."""
+    told = model.generation_config.to_diff_dict()
+    return dict(_as_json({name: value for name, value in told.items() if not _is_apart(name)}))
+
+
 def differences(there: Any, here: Any, words: str = "{name}: {there} | {here}") -> list[str]:
     """What differs in two records, each by its name: ``adapter.active: "a" | "b"``; many are counted."""
     found = [
@@ -146,7 +163,11 @@ def _config(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         if id(config) not in known:
             known |= {id(config), *(id(getattr(config, name, None)) for name in getattr(config, "sub_configs", ()))}
             told |= {path: _plain(config.to_dict())} if path else _plain(config.to_dict())
-    return dict(json.loads(json.dumps(told, default=str, sort_keys=True)))
+    return dict(_as_json(told))
+
+
+def _as_json(told: Any) -> Any:
+    return json.loads(json.dumps(told, default=str, sort_keys=True))
 
 
 def _plain(config: Any) -> Any:

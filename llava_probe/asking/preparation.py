@@ -53,6 +53,7 @@ class Preparation:
             self._check_names(question.inputs or ())
         tensors = encode(self.processor, questions, processor_kwargs)
         ids = tensors["input_ids"]
+        self._check_ids(ids)
         mask = tensors.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         prompts = []
@@ -103,6 +104,18 @@ class Preparation:
         if unknown := sorted(set(names) - known):
             name = type(self.anatomy.model).__name__
             raise BadInput(f"inputs= holds {', '.join(unknown)}, which {name} does not take; leave it out")
+
+    def _check_ids(self, ids: Tensor) -> None:
+        """The embedding has a row for each; a visual token's id may lie beyond it, since a picture takes its place."""
+        weight: Any = self.anatomy.model.get_input_embeddings().weight
+        rows = len(weight)
+        beyond = [token for token in set(ids.flatten().tolist()) if token >= rows and token not in self.visual]
+        if beyond:
+            raise BadInput(
+                f"the prompt holds id {beyond[0]}, {self.processor.tokenizer.convert_ids_to_tokens(beyond[0])!r}, and "
+                f"this model has ids 0 to {rows - 1}; call model.resize_token_embeddings(len(processor.tokenizer)) "
+                "where tokens were added, or load the processor that belongs to it"
+            )
 
     def _places(self, ids: Tensor) -> tuple[int, ...]:
         """Places of the visual tokens among the ids of one prompt."""

@@ -20,7 +20,7 @@ from llava_probe.asking.chats import asked_chat, last_words, miscounted, opened_
 from llava_probe.asking.marks import bare_prompt, marks_of, puts_pictures
 from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template
-from llava_probe.errors import BadInput, first_line
+from llava_probe.errors import BadInput, first_line, shortened
 from llava_probe.faults import of_the_machine
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
@@ -133,18 +133,31 @@ def pose_each(processor: Any, samples: Sequence[Any]) -> list[PosedQuestion]:
     Raises:
         BadInput: a sample that is neither, or as for ``pose``.
     """
-    questions = []
-    for number, sample in enumerate(samples):
-        if isinstance(sample, Mapping) and set(sample) <= set(_ASKING):
-            questions.append(pose(processor, **sample))
-        elif isinstance(sample, tuple | list) and len(sample) == 2:
-            questions.append(pose(processor, *sample))
-        else:
-            raise BadInput(
-                f"sample {number} of the batch is neither an (image, question) pair nor a dict of "
-                f"{', '.join(_ASKING)}: {sample!r}"
-            )
-    return questions
+    return [
+        pose(processor, **by_name(sample, f"sample {number} of the batch")) for number, sample in enumerate(samples)
+    ]
+
+
+def by_name(sample: Any, told: str, *others: str) -> dict[str, Any]:
+    """A sample as ``pose``'s arguments by name.
+
+    Args:
+        sample: an (image, question) pair, with values for ``others`` behind; or a dict.
+        told: what it is, for the sentence.
+        *others: names besides ``pose``'s own.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    if isinstance(sample, Mapping) and set(sample) <= {*_ASKING, *others}:
+        return dict(sample)
+    if isinstance(sample, tuple | list) and 2 <= len(sample) <= 2 + len(others):
+        return dict(zip(("image", "question", *others), sample, strict=False))
+    behind = "".join(f", {name}" for name in others)
+    raise BadInput(
+        f"{told} is neither (image, question{behind}) nor a dict of {', '.join((*_ASKING, *others))}: "
+        f"{shortened(repr(sample))}"
+    )
 
 
 def in_plain_words(processor: Any, words: str, images: int, videos: int = 0) -> dict[str, Any]:

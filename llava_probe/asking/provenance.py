@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from llava_probe import __version__
-from llava_probe.asking.identity import model_of
+from llava_probe.asking.identity import decoding_of, model_of, processor_of
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.pictures.images import fingerprint
 from llava_probe.trace.sizes import Sizes
@@ -28,7 +28,8 @@ def provenance_of(
     model = anatomy.model
     return {
         **model_of(anatomy, held),
-        "processor": type(processor).__name__,
+        "processor": f"{type(processor).__name__} ({processor_of(processor)})",
+        "decoding": decoding_of(anatomy.generator),
         "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
         "images": [fingerprint(image) for image in images],
         "versions": {

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from llava_probe.analyzers.attention import axis_list
 from llava_probe.arrays import BoolArray, FloatArray, IntArray
+from llava_probe.asking.prompts import by_name
 from llava_probe.attribution.attention import kept, rows_only
 from llava_probe.attribution.engine.found import Found
 from llava_probe.attribution.engine.target import Task
@@ -35,6 +36,7 @@ from llava_probe.errors import BadInput, NotANumber
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import tile_grids
 from llava_probe.model import VLM
+from llava_probe.pictures.regions import inside
 from llava_probe.trace.explained import LAST, Tokens, explained, place_named, placed, queries
 from llava_probe.trace.trace import Trace
 
@@ -130,7 +132,7 @@ class LocalisationHeads:
 @checked
 def find_heads(
     vlm: VLM,
-    samples: Iterable[Sequence[Any]],
+    samples: Iterable[Sequence[Any] | Mapping[str, Any]],
     *,
     most: Count = 3,
     tokens: Tokens = LAST,
@@ -141,7 +143,8 @@ def find_heads(
 
     Args:
         vlm: the model.
-        samples: (image, question) each, or (image, question, mask) with the mask [height, width] bool on the original.
+        samples: (image, question) each, or (image, question, mask) with the mask as ``regions.read_mask`` takes it; or
+            dicts of ``generate``'s first arguments, such as ``prompt``, and ``mask``.
         most: how many heads to choose.
         tokens: of the answer, whose predicting rows are read, averaged: words, positions or a place, as for
             ``lp.attention_map``. ``lp.LAST``: the last row of the prompt, as in the paper, and nothing but the first
@@ -154,10 +157,10 @@ def find_heads(
             map has a piece.
         NotANumber: attention is NaN.
     """
-    listed = [tuple(sample) for sample in samples]
-    masks = sum(len(sample) == 3 for sample in listed)
-    if any(len(sample) not in (2, 3) for sample in listed) or masks not in (0, len(listed)):
-        raise BadInput("samples are (image, question) each, or (image, question, mask) each")
+    listed = [by_name(sample, f"sample {place}", "mask") for place, sample in enumerate(samples)]
+    masks = sum("mask" in sample for sample in listed)
+    if masks not in (0, len(listed)):
+        raise BadInput(f"{masks} of the {len(listed)} samples have a mask; give all of them one, or none")
     tried = round(len(listed) * validation) if masks else 0
     choosing = listed[: len(listed) - tried]
     if not choosing:
@@ -333,10 +336,11 @@ def _pairs(heads: Any) -> list[tuple[int, int]]:
     return pairs
 
 
-def _maps(vlm: VLM, sample: Sequence[Any], tokens: Tokens) -> tuple[Trace, FloatArray, ImageLayout]:
+def _maps(vlm: VLM, sample: Mapping[str, Any], tokens: Tokens) -> tuple[Trace, FloatArray, ImageLayout]:
     """The trace of one sample, its heads' maps [L, H, N] and the layout they lie on."""
     length = {"max_new_tokens": 1} if place_named(tokens) == LAST else {}
-    trace = vlm.generate(sample[0], sample[1], capture=rows_only(None), **length)  # type: ignore[arg-type]
+    asked = {name: value for name, value in sample.items() if name != "mask"}
+    trace = vlm.generate(**asked, capture=rows_only(None), **length)  # type: ignore[arg-type]
     layout = placed(trace)
     at = queries(trace, [position for word in explained(trace, tokens)[1] for position in word])
     columns = torch.from_numpy(layout.positions)
@@ -379,14 +383,12 @@ def _ranked(
     return sorted(found, key=lambda each: (-each.frequency, each.entropy, -each.image))
 
 
-def _overlaps(vlm: VLM, sample: Sequence[Any], tokens: Tokens, heads: Sequence[tuple[int, int]]) -> tuple[float, float]:
+def _overlaps(
+    vlm: VLM, sample: Mapping[str, Any], tokens: Tokens, heads: Sequence[tuple[int, int]]
+) -> tuple[float, float]:
     """IoU of a mask with the heads' map, and with all heads', each cut at its mean; over what was seen."""
     trace, maps, layout = _maps(vlm, sample, tokens)
-    mask = np.asarray(sample[2]) != 0
-    if mask.shape != layout.seen.shape:
-        raise BadInput(
-            f"a mask is [height, width] = {list(layout.seen.shape)}, as large as its picture; got {list(mask.shape)}"
-        )
+    mask = inside(sample["mask"], (), "", layout.seen.shape[::-1])
 
     def overlap(summed: FloatArray) -> float:
         smooth = smoothed(summed, layout, MASK_SIGMA)

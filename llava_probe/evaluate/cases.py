@@ -48,7 +48,7 @@ class Case:
     Attributes:
         id: its name in reports.
         image: what ``open_image`` takes; paths are absolute.
-        question: as it is asked.
+        question: as it is asked. ``whole``: it is the whole text as it is, with the place for the picture.
         where: the right place, as ``regions.read_mask`` takes it; None where the boxes are.
         word: of the answer, which is explained; None for the whole answer. ``occurrence``: which time it is said, from
             0, from the end if negative; the first when None.
@@ -57,6 +57,7 @@ class Case:
         kind: of question, to report scores by.
         boxes: four numbers each, which ``box_format`` gives their meaning: by default (x0, y0, x1, y1) in pixels.
         function_words: words of the answer that name nothing on the picture.
+        system: a system prompt before the question.
     """
 
     id: str
@@ -71,6 +72,14 @@ class Case:
     boxes: tuple[Box, ...] = ()
     function_words: tuple[str, ...] = ()
     box_format: str = "xyxy"
+    whole: bool = False
+    system: str | None = None
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """How ``generate`` is asked, besides the picture."""
+        told: dict[str, Any] = {"prompt" if self.whole else "question": self.question}
+        return told if self.system is None else {**told, "system": self.system}
 
     @cached_property
     def picture(self) -> str:
@@ -95,6 +104,7 @@ def read_cases(
     path: str | os.PathLike[str],
     *,
     question: str | None = None,
+    prompt: str | None = None,
     columns: Mapping[str, Any] | None = None,
     images: str | os.PathLike[str] | None = None,
     box_format: str | None = None,
@@ -104,8 +114,8 @@ def read_cases(
 
     Args:
         path: a file as ``lp.extract`` takes it: JSON lines, JSON, COCO's annotations, a table.
-        question, columns, images, box_format, answers: as for ``lp.extract``. ``columns`` also names ``word``: of
-            COCO's annotations it is the category.
+        question, prompt, columns, images, box_format, answers: as for ``lp.extract``. ``columns`` also names
+            ``word``: of COCO's annotations it is the category.
 
     Raises:
         BadInput: there is no such file or it holds no cases; at a row that is no case, naming file and line.
@@ -114,7 +124,13 @@ def read_cases(
     assigned = dict(columns or {})
     word = assigned.pop("word", "word")
     samples = read_samples(
-        source, question=question, columns=assigned, images=images, box_format=box_format, answers=answers
+        source,
+        question=question,
+        prompt=prompt,
+        columns=assigned,
+        images=images,
+        box_format=box_format,
+        answers=answers,
     )
     return _cases(source, samples, word)
 
@@ -157,7 +173,8 @@ def _kept(picture: Image.Image, folder: Path, inside: str) -> str:
 
 
 def _line(case: Case, image: str, mask: str) -> dict[str, Any]:
-    told = {name: getattr(case, name) for name in ("id", "question", "word", "occurrence", "token", "answer", "kind")}
+    told = {name: getattr(case, name) for name in ("id", "word", "occurrence", "token", "answer", "kind")}
+    told |= case.asking
     told |= {"image": image, "mask": mask, "boxes": case.boxes, "function_words": case.function_words}
     told |= {"box_format": case.box_format if case.boxes else None}
     return {name: value for name, value in told.items() if value not in (None, "", ())}
@@ -180,8 +197,9 @@ def _cases(source: Path, samples: Samples, word: str) -> Iterator[Case]:
 def _case(sample: Sample, word_column: str) -> Case:
     if sample.fault is not None:
         raise BadInput(sample.fault)
-    if sample.question is None:
-        raise BadInput("a case asks a question; a prompt or a chat cannot be scored")
+    asked = sample.question if sample.question is not None else sample.prompt
+    if asked is None:
+        raise BadInput("a case asks a question or a prompt; a chat cannot be scored")
     if len(sample.images) != 1:
         raise BadInput(f"a case has one picture; this row has {len(sample.images)}")
     image = sample.images[0]
@@ -200,7 +218,7 @@ def _case(sample: Sample, word_column: str) -> Case:
     return Case(
         id=sample.id,
         image=image,
-        question=sample.question,
+        question=asked,
         where=sample.mask,
         word=word,
         occurrence=_whole(sample.columns, "occurrence"),
@@ -210,6 +228,8 @@ def _case(sample: Sample, word_column: str) -> Case:
         boxes=sample.boxes,
         function_words=_words(sample.columns.get("function_words")),
         box_format=sample.box_format or "xyxy",
+        whole=sample.prompt is not None,
+        system=sample.system,
     )
 
 

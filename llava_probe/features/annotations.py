@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.errors import BadInput
+from llava_probe.features.by_column import by_column
 from llava_probe.features.rows import Broken, Row, Source, dict_row, listed_names
 
 #: Keys that name the rows among several lists, as people call them.
@@ -30,6 +31,9 @@ def list_inside(whole: Mapping[str, Any], name: str, folder: Path) -> Source:
     lists = {key: value for key, value in whole.items() if isinstance(value, list) and _of_objects(value)}
     if {"images", "annotations"} <= whole.keys() and isinstance(whole["annotations"], list):
         return _of_coco(whole, name, folder)
+    if not lists and (columns := by_column(whole)) is not None:
+        count, by_row = columns
+        return Source(name, by_row, lambda: count, folder, told=(f"{name} holds lists by column",))
     keys = list(lists) if len(lists) == 1 else [key for key in _ROWS if key in lists][:1]
     if not keys:
         instead = f"several lists: {listed_names(lists)}" if lists else f"the keys {listed_names(whole)}"

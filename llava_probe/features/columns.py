@@ -7,6 +7,7 @@ text as it is, places for pictures and all), ``messages`` or LLaVA's ``conversat
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ OURS = {  # what we read of a row, by the names that it goes by, the first that 
     "question": ("question",),
     "prompt": ("prompt",),
     "messages": ("messages", "conversations"),
+    "system": ("system", "system_prompt"),
     "answer": ("answer",),
     "mask": ("mask", "segmentation"),
     "boxes": ("boxes", "box", "bbox"),
@@ -103,6 +105,7 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     question = next((Pattern(text, way) for way, text in ways.items() if text is not None), None)
     if asked.prompt is not None:
         names |= dict.fromkeys(ASKING, ())  # it is every row's, and puts in what it names
+        names["system"] = tuple(name for name in names["system"] if question is None or name not in question.fields)
     box_format = None if asked.box_format is None else checked_format(asked.box_format)
     said = {name for given in asked.columns.values() for name in _as_tuple(given)}
     needed = (
@@ -117,6 +120,8 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     rows = [row for row in seen if not isinstance(row, Broken)]
     found = dict.fromkeys(name for row in rows for name in row)
     _refuse_missing(source, seen, rows, found, needed)
+    assigned = {**source.columns, **asked.columns}.keys()
+    columns = Columns(**{**vars(columns), "names": _spelled(names, found, {*assigned}, said)})
     columns = _asking(source, columns, rows, found)
     if columns.pattern is None and not together and names["image"]:
         columns = _picturing(source, columns, rows, found, folder, told, explicit="image" in asked.columns)
@@ -148,6 +153,24 @@ def _names(assigned: Mapping[str, Any]) -> tuple[dict[str, tuple[str, ...]], tup
     return names | {ours: _as_tuple(theirs) for ours, theirs in assigned.items()}, (
         tuple(together) if isinstance(together, (list, tuple)) else ()
     )
+
+
+def _spelled(
+    names: Mapping[str, tuple[str, ...]], found: Iterable[str], assigned: set[str], said: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """With the columns that are ours in another spelling: Image, imagePath, BBox."""
+    known = said | {name for theirs in names.values() for name in theirs}
+    others = {name: _letters(name) for name in found if name not in known}
+    return {
+        ours: theirs
+        if ours in assigned
+        else (*theirs, *(other for name in theirs for other in others if others[other] == _letters(name)))
+        for ours, theirs in names.items()
+    }
+
+
+def _letters(name: Any) -> str:
+    return re.sub(r"[ _-]", "", str(name)).casefold()
 
 
 def _typed(source: Source, names: Mapping[str, tuple[str, ...]], said: set[str]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ on where the last one ended, and gives the bytes that an undisturbed run would h
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -26,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_probe import __version__
-from llava_probe.asking.identity import model_of
+from llava_probe.asking.identity import model_of, processor_of
 from llava_probe.asking.prompts import pose
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, ProbeError
@@ -295,7 +294,7 @@ def _settings(extractor: Extractor, shard_rows: int, box_format: str | None) -> 
     settled = ("confidence", "image_attention", "max_new_tokens", "batch_size", "pack")
     return {
         "model": model_of(vlm.anatomy, vlm.model, in_full=True),
-        "processor": {"class": type(vlm.processor).__name__, "sha256": _processor(vlm)},
+        "processor": {"class": type(vlm.processor).__name__, "sha256": processor_of(vlm.processor, in_full=True)},
         "prompt": _prompt(vlm, extractor.recipe.asking),
         **{name: value for name, value in asdict(extractor.recipe.asking).items() if value},
         **({"box_format": box_format} if box_format is not None else {}),
@@ -321,20 +320,6 @@ def _prompt(vlm: VLM, asking: AskingSettings) -> str | None:
         return pose(vlm.processor, Image.new("RGB", (8, 8)), "{question}", **asking.of_template).prompt
     except ProbeError:
         return None
-
-
-def _processor(vlm: VLM) -> str:
-    """A hash of what turns pictures and words into inputs: its settings, its template and its vocabulary."""
-    processor = vlm.processor
-    told = hashlib.sha256()
-    parts: Sequence[Any] = (
-        processor.image_processor.to_json_string(),
-        getattr(processor, "chat_template", None),
-        sorted(processor.tokenizer.get_vocab().items()),
-    )
-    for part in parts:
-        told.update(repr(part).encode())
-    return told.hexdigest()[:32]
 
 
 def _plainly(name: str, given: Any) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_probe.asking.answers import answer_ids
+from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.generation import lengthened
 from llava_probe.asking.lengths import check_length
 from llava_probe.asking.prompts import PosedQuestion, pose
@@ -33,7 +33,7 @@ class AskingSettings:
     """How every sample is asked, besides its own words.
 
     Attributes:
-        system: a system prompt for the model's template.
+        system: a system prompt for the model's template; a sample's own goes before.
         template_kwargs: further arguments of the template.
         processor_kwargs: settings of the processor.
     """
@@ -208,9 +208,11 @@ def _posed(vlm: VLM, group: Sequence[Sample], asking: AskingSettings) -> list[Po
 
 
 def _pose(vlm: VLM, sample: Sample, images: Sequence[Any], asking: AskingSettings) -> PosedQuestion:
-    ways: dict[str, Any] = {"prompt": sample.prompt, "messages": sample.messages}
+    ways: dict[str, Any] = {"prompt": sample.prompt, "messages": sample.messages, **asking.of_template}
+    if sample.system is not None:
+        ways["system"] = sample.system
     try:
-        return pose(vlm.processor, list(images) or None, sample.question, **(ways | asking.of_template))
+        return pose(vlm.processor, list(images) or None, sample.question, **ways)
     except BadImage:
         raise
     except BadInput as error:
@@ -230,9 +232,15 @@ def _source(image: Any) -> Any:
 def _answer(
     vlm: VLM, sample: Sample, question: PosedQuestion, prompt: Sequence[int], generated: Mapping[int, Sequence[int]]
 ) -> tuple[int, ...]:
-    if sample.answer is None:
-        return tuple(generated.get(sample.row, ()))
-    return answer_ids(vlm.processor, question, prompt, sample.answer)
+    """Ids of its own answer, or of the generated one.
+
+    Raises:
+        BadInput: it cannot be read in one pass.
+    """
+    given = sample.answer
+    ids = generated.get(sample.row, ()) if given is None else answer_ids(vlm.processor, question, prompt, given)
+    check_answer(ids, vlm.anatomy.vocabulary, vlm.visual_ids)
+    return tuple(ids)
 
 
 def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[int]) -> tuple[int, list[list[int]]]:

@@ -58,7 +58,10 @@ def dict_row(row: Any, name: str) -> Row:
     """The row, or why it is none."""
     if isinstance(row, Mapping):
         return row
-    return Broken(f"{name} is a {type(row).__name__}; a row is an object (a dict) with a value by column")
+    return Broken(
+        f"{name} is a {type(row).__name__}; a row is a dict with a value by column, as in "
+        "{'image': 'a.jpg', 'question': 'What?'}"
+    )
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Sample:
         prompt: the whole text as it is, with the places for pictures.
         messages: a whole chat.
         box_format: one of ``BOX_FORMATS``; None only without boxes.
+        system: a system prompt of its own.
     """
 
     row: int
@@ -62,6 +63,7 @@ class Sample:
     prompt: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     box_format: str | None = None
+    system: str | None = None
 
     @property
     def images(self) -> list[Any]:
@@ -230,7 +232,7 @@ def digest(samples: Iterable[Sample]) -> str:
     hashed = hashlib.sha256()
     for sample in samples:
         asked = [sample.id, sample.picture, sample.question, sample.answer, sample.boxes, values.mask_key(sample.mask)]
-        asked += [sample.prompt, values.plain_value(sample.messages), sample.box_format]
+        asked += [sample.prompt, values.plain_value(sample.messages), sample.box_format, sample.system]
         hashed.update(json.dumps([*asked, dict(sample.columns)], sort_keys=True).encode() + b"\n")
     return hashed.hexdigest()
 
@@ -287,6 +289,7 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "image": values.picture,
     "question": lambda value, folder: values.text(value),
     "prompt": lambda value, folder: values.text(value),
+    "system": lambda value, folder: values.text(value),
     "answer": lambda value, folder: values.text(value),
     "mask": values.mask,
     "boxes": lambda value, folder: read_boxes(values.plain_value(value)),

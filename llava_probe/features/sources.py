@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.errors import BadInput, shortened
+from llava_probe.features.by_column import by_column
 from llava_probe.features.expanding import table_batches
 from llava_probe.features.hugging_face import is_dataset, is_saved_dataset, of_dataset, of_name, of_saved_dataset
 from llava_probe.features.rows import BATCH_ROWS, PICTURES, Broken, Row, Source, dict_row, listed_names, needed, reading
@@ -161,7 +162,13 @@ def _may_be_a_name(text: str) -> bool:
 
 def _of_iterable(source: Any) -> Source:
     name = type(source).__name__
+    if (columns := by_column(source)) is not None:
+        held, rows_of = columns
+        return Source(name, rows_of, lambda: held)
     scalar = getattr(source, "ndim", 1) == 0  # of torch: iterable by its class alone
+    indexed = isinstance(source, Sized) and hasattr(source, "__getitem__") and not hasattr(source, "__iter__")
+    if indexed and not isinstance(source, Mapping):  # as torch's own data sets are
+        source = _Indexed(source)
     if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable) or scalar:
         hint = ", as in [row]" if isinstance(source, Mapping) else ""
         raise BadInput(f"a source of type {name} is no data set; pass a path, a name, a data set or dicts{hint}")
@@ -173,3 +180,16 @@ def _of_iterable(source: Any) -> Source:
                 yield dict_row(row, f"row {place}")
 
     return Source(name, rows, lambda: count, once=isinstance(source, Iterator))
+
+
+class _Indexed:
+    """What gives its rows by their numbers, as something to loop over."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._held[place] for place in range(len(self)))

@@ -6,6 +6,7 @@ semicolons. What is settled by looking is told in ``Source.told``.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -108,14 +109,18 @@ def _json_row(line: bytes, number: int) -> Row:
 def of_table(path: Path, name: str) -> Source:
     """A row a line, columns by the header, parted by whatever parts the header."""
     with reading(name), path.open("rb") as file:
-        header = (next(lines_of(file), b"") or b"").decode("utf-8-sig", "replace").rstrip("\r\n")
+        first = next(lines_of(file), b"") or b""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadInput(f"{name} is in UTF-16, as spreadsheets save it; save it as CSV in UTF-8")
+    header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
     own = "\t" if path.suffix.lower() == ".tsv" else ","
     delimiter = own if own in header else next((mark for mark in _PARTED_BY if mark in header), own)
+    spaced = all(field.startswith(" ") for field in header.split(delimiter)[1:])
     told = () if delimiter == own else (f"{name} is parted by {delimiter!r}, as its first line is",)
 
     def rows() -> Iterator[Row]:
         with reading(name), path.open("rb") as file:
-            reader = csv.reader(_TextLines(file), delimiter=delimiter)
+            reader = csv.reader(_TextLines(file), delimiter=delimiter, skipinitialspace=spaced)
             try:
                 header = next(reader, [])
             except csv.Error as error:

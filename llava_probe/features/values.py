@@ -20,17 +20,23 @@ from llava_probe.pictures.images import fingerprint, open_image
 KEY_DIGITS = 32  # 128 bits of sha256: no two pictures of any data set meet
 
 _ADDRESS = re.compile(r"(data):|[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # as ``open_image`` tells them from paths
+_PICTURE_INSIDE = ("bytes", "path", "url", "file_name")  # of a dict that stands for one
 _PICTURE_KEYS = ("image", "path", "url", "image_url")  # of a part of a chat
+_WRITTEN_OUT = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # how PNG, JPEG, GIF and WebP begin in base64
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_NOTHING = ("NAType", "NaTType")  # of pandas, which need not be there
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _MARK = "<image>"  # LLaVA's own place for a picture in a conversation
 _WIDEST = 2**63  # whole numbers that an index can hold are smaller
 
 
 def is_empty(value: Any) -> bool:
-    """Also NaN, which is how pandas writes that there is nothing."""
+    """Also NaN, NA and NaT, which is how pandas writes that there is nothing."""
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
+    if value is None or isinstance(value, (str, list, tuple)):
+        return not value
+    return type(value).__name__ in _NOTHING or (getattr(value, "ndim", None) == 0 and bool(value != value))
 
 
 def text(value: Any) -> str:
@@ -57,8 +63,12 @@ def picture(value: Any, folder: Path) -> Any:
 
 
 def _one_picture(value: Any, folder: Path) -> Any:
-    if isinstance(value, Mapping):  # as Hugging Face keeps pictures
-        value = value.get("bytes") or value.get("path")
+    if isinstance(value, Mapping):  # as Hugging Face keeps pictures, and as others write where one lies
+        held = next((value[key] for key in _PICTURE_INSIDE if not is_empty(value.get(key))), None)
+        if held is None:
+            keys = shortened(", ".join(map(str, value)))
+            raise BadInput(f"is a dict of {keys}, none of which holds a picture: {', '.join(_PICTURE_INSIDE)}")
+        value = held
     if isinstance(value, (str, os.PathLike)):
         return located(os.fspath(value), folder)
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -69,9 +79,16 @@ def _one_picture(value: Any, folder: Path) -> Any:
 
 
 def located(given: str, folder: Path) -> str:
-    """An absolute path, or a URL as it is."""
+    r"""An absolute path, or a URL as it is.
+
+    A picture written out in base64 becomes a URL; a path written with ``\\`` is turned where no file goes by it.
+    """
     if _ADDRESS.match(given):
         return given
+    if given.startswith(_WRITTEN_OUT) and _BASE64.fullmatch(given):
+        return f"data:image;base64,{''.join(given.split())}"
+    if "\\" in given and os.sep == "/" and not os.path.exists(os.path.join(folder, given)):  # noqa: PTH110, PTH118
+        given = given.replace("\\", "/")
     if given.startswith("~/"):
         return str(Path(given).expanduser())
     return os.path.join(folder, given)  # noqa: PTH118  # pathlib interns every name that it sees: memory that grows

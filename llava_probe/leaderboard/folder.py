@@ -48,7 +48,8 @@ class BoardSettings:
         heads: how many questions of a file choose the localisation heads; none of these is scored.
         closer: how many questions are looked at closely.
         quick: whether to leave out methods that take tens of passes a word.
-        reading: how ``cases`` is read: ``question``, ``columns``, ``images``, ``box_format`` of ``read_cases``.
+        reading: how ``cases`` is read: ``question``, ``prompt``, ``columns``, ``images``, ``box_format`` of
+            ``read_cases``.
     """
 
     cases: Path | None = None
@@ -58,14 +59,14 @@ class BoardSettings:
     quick: bool = False
     reading: Mapping[str, Any] = field(default_factory=dict)
 
-    def read(self) -> tuple[list[tuple[Any, str]], Iterable[Case]]:
+    def read(self) -> tuple[list[dict[str, Any]], Iterable[Case]]:
         """Pictures and questions that choose the heads, and the cases that are scored.
 
         Raises:
             BadInput: a file with too few cases.
         """
         if self.cases is None:
-            choosing = [(case.image, case.question) for case in one_question_a_scene(CHOOSING, described=0)]
+            choosing = [{"image": case.image, **case.asking} for case in one_question_a_scene(CHOOSING, described=0)]
             return choosing, one_question_a_scene(range(self.scenes))
         found = list(read_cases(self.cases, **self.reading))
         pictures = list(dict.fromkeys(case.picture for case in found))
@@ -73,7 +74,7 @@ class BoardSettings:
         scored = [case for case in found if case.picture not in chosen]
         if not scored:
             raise BadInput(f"{self.cases} holds no cases")
-        return [(open_image(case.image), case.question) for case in found if case.picture in chosen], scored
+        return [{"image": open_image(case.image), **case.asking} for case in found if case.picture in chosen], scored
 
 
 def score(vlm: VLM, wanted: BoardSettings, scores: str | Path, part: tuple[int, int] = (1, 1)) -> Path:
@@ -118,7 +119,7 @@ def write_leaderboard(
     return [write_text("page", target / "leaderboard.md", page), *figures]
 
 
-def _heads(vlm: VLM, choosing: Sequence[tuple[Any, str]]) -> LocalisationHeads | None:
+def _heads(vlm: VLM, choosing: Sequence[Mapping[str, Any]]) -> LocalisationHeads | None:
     """The model's localisation heads; None where none can be chosen, and that entry is left out."""
     try:
         return find_heads(vlm, choosing)
@@ -132,7 +133,7 @@ def _example(vlm: VLM, cases: Iterable[Case], board: Leaderboard) -> tuple[Any, 
     case = next((case for case in cases if case.id in right), None)
     if case is None:
         return None
-    trace = vlm.generate(case.image, case.question)
+    trace = vlm.generate(case.image, **case.asking)
     spans, _ = spans_of(trace, [case])
     if not spans:  # not what it answered when it was scored
         return None

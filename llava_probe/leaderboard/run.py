@@ -71,7 +71,7 @@ def asked(group: Sequence[Case]) -> str:
             raise BadInput(f"case {case.id!r}: its mask is {mask.shape[::-1]} pixels, its picture {size}")
         if not mask.any() or mask.all():
             raise BadInput(f"case {case.id!r}: its mask {'covers the whole picture' if mask.any() else 'is empty'}")
-        told = (case.id, case.question, case.word, case.occurrence, case.token, case.answer, case.kind)
+        told = (case.id, case.asking, case.word, case.occurrence, case.token, case.answer, case.kind)
         digest.update(json.dumps([*told, case.function_words]).encode())
         digest.update(mask.tobytes())
     return digest.hexdigest()[:16]

@@ -86,7 +86,7 @@ def score_cases(
     if not 1 <= number <= parts:
         raise BadInput(f"part= takes (1, n) to (n, n); got {part}")
     target = place("folder of scores", folder)
-    groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.question))]
+    groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.picture, case.asking))]
     if not groups:
         raise BadInput("there are no cases to score")
     names = [case.id for group in groups for case in group]
@@ -124,7 +124,7 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, anot
     """One question's line; ``another`` is the question whose attention stands for another picture's."""
     first = group[0]
     image = open_image(first.image)
-    trace = vlm.generate(image, first.question, capture=_ROWS)
+    trace = vlm.generate(image, **first.asking, capture=_ROWS)
     spans, told = spans_of(trace, group)
     line: dict[str, Any] = {
         "question": first.id,
@@ -159,7 +159,7 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, anot
 
 def _attention(vlm: VLM, case: Case) -> ImageMap:
     """Attention of a whole answer, right or not."""
-    trace = vlm.generate(open_image(case.image), case.question, capture=_ROWS)
+    trace = vlm.generate(open_image(case.image), **case.asking, capture=_ROWS)
     return explained_by(prepared(vlm, trace, "attention", tokens=ANSWER), "attention")
 
 
@@ -185,7 +185,7 @@ def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list
 def _blind(vlm: VLM, image: Image.Image, case: Case, trace: Trace) -> bool:
     """Whether the same is answered about a grey picture."""
     grey = Image.new("RGB", image.size, (127, 127, 127))
-    return vlm.generate(grey, case.question, capture=_ROWS).answer == trace.answer
+    return vlm.generate(grey, **case.asking, capture=_ROWS).answer == trace.answer
 
 
 def _maps(task: Task, plan: ScoringPlan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:

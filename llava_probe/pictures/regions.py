@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava_probe.arrays import BoolArray
 from llava_probe.errors import BadInput, refusing, shortened
@@ -208,13 +208,17 @@ def _inside_channels(given: np.ndarray) -> np.ndarray:
 
 def _from_picture(source: Any) -> BoolArray:
     told = "the mask" if not isinstance(source, (str, os.PathLike)) else f"the mask {shortened(repr(str(source)))}"
-    with refusing(f"{told} cannot be read as {', '.join(LOSSLESS)}"):
+    unread = f"{told} cannot be read as {', '.join(LOSSLESS)}"
+    with refusing(unread):
         if isinstance(source, Image.Image):
             if source.format is not None and source.format not in LOSSLESS:
                 raise BadInput(f"the mask is {source.format}, whose black is not exactly black; save it as PNG")
             return _from_pil(source)
-        with Image.open(_file_of(source, told), formats=LOSSLESS) as opened:
-            return _from_pil(opened)
+        try:
+            with Image.open(_file_of(source, told), formats=LOSSLESS) as opened:
+                return _from_pil(opened)
+        except UnidentifiedImageError:  # it names the object, another in each run
+            raise BadInput(f"{unread}; save it as PNG") from None
 
 
 def _file_of(source: Any, told: str) -> IO[bytes] | Path:

@@ -187,3 +187,30 @@ def test_an_attribution_of_another_models_trace_says_so(adapted):
 def test_many_differences_are_counted():
     one, other = ({str(number): number + more for number in range(9)} for more in (0, 1))
     assert differences(one, other)[-2:] == ["5: 5 | 6", "3 more"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vlm: setattr(vlm.processor.image_processor, "image_mean", [0.1, 0.1, 0.1]),
+        lambda vlm: setattr(vlm.processor, "chat_template", vlm.processor.chat_template + " "),
+        lambda vlm: setattr(vlm.model.generation_config, "suppress_tokens", [5]),
+    ],
+    ids=["pixels", "template", "decoding"],
+)
+def test_another_processor_or_way_of_decoding_is_told(change):
+    vlm = lp.load()
+    before = vlm.generate(photo(), QUESTION, max_new_tokens=1).provenance
+    assert vlm.generate(photo(), QUESTION, max_new_tokens=1).provenance == before
+    change(vlm)
+    assert vlm.generate(photo(), QUESTION, max_new_tokens=1).provenance != before
+
+
+def test_a_rerun_under_another_generation_config_says_so():
+    vlm = lp.load()
+    trace = vlm.generate(photo(), QUESTION, max_new_tokens=2)
+    assert vlm.rerun(trace) == trace
+    said = int(trace.generated_ids[0])
+    vlm.model.generation_config.suppress_tokens = [said]
+    with pytest.warns(UserWarning, match=rf"suppress_tokens: nothing \| \[{said}\]"):
+        assert int(vlm.rerun(trace).generated_ids[0]) != said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor, StoppingCriteria
 
 import llava_probe as lp
 from llava_probe.tiny import scene
@@ -30,6 +30,63 @@ def test_logits_are_the_models_own_whatever_a_processor_writes(decoding):
     own = vlm.score(SCENE, QUESTION, trace.generated_ids)
     torch.testing.assert_close(trace.logits, own.logits, atol=1e-3, rtol=0)
     assert trace.scores[0, said] == -float("inf")
+
+
+class Keeping(LogitsProcessor):
+    """Writes into all that it was given, and gave back, at the steps before."""
+
+    def __init__(self):
+        self.held = []
+
+    def __call__(self, input_ids, scores):
+        for each in self.held:
+            each.fill_(9)
+        made = scores * 2
+        self.held += [input_ids, scores, made]
+        return made
+
+
+def test_a_processor_that_writes_a_step_later_changes_neither_scores_nor_ids():
+    vlm = lp.load()
+    trace = vlm.generate(SCENE, QUESTION, max_new_tokens=3, logits_processor=[Keeping()])
+    own = vlm.score(SCENE, QUESTION, trace.generated_ids)
+    torch.testing.assert_close(trace.logits, own.logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(trace.scores, 2 * own.logits, atol=1e-3, rtol=0)
+
+
+class Emptying:
+    def put(self, value):
+        value.zero_()
+
+    def end(self):
+        pass
+
+
+def allow_few(sample, ids):
+    ids.zero_()
+    return list(range(100))
+
+
+@pytest.mark.parametrize("given", [{"streamer": Emptying()}, {"prefix_allowed_tokens_fn": allow_few}], ids=str)
+def test_what_is_told_the_ids_does_not_write_them(given):
+    vlm = lp.load()
+    trace = vlm.generate(SCENE, QUESTION, max_new_tokens=3, **given)
+    own = vlm.score(SCENE, QUESTION, trace.generated_ids)
+    assert [token.id for token in trace.tokens] == [token.id for token in own.tokens]
+    torch.testing.assert_close(trace.logits, own.logits, atol=1e-3, rtol=0)
+
+
+def test_a_processor_of_transformers_still_takes_the_place_of_generates_own():
+    vlm = lp.load()
+    once = vlm.generate(SCENE, QUESTION, max_new_tokens=2, repetition_penalty=3.0)
+    both = vlm.generate(
+        SCENE,
+        QUESTION,
+        max_new_tokens=2,
+        repetition_penalty=2.0,
+        logits_processor=[RepetitionPenaltyLogitsProcessor(3.0)],
+    )
+    assert torch.equal(both.scores, once.scores)
 
 
 class Scribbling(StoppingCriteria):

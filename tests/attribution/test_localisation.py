@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -18,6 +19,7 @@ from llava_probe.attribution import LocalisationHeads, find_heads, localisation
 from llava_probe.attribution.localisation import above_elbow, components, smoothed, spatial_entropy
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import boxes_between
+from llava_probe.tiny import scene
 from llava_probe.trace.tokens import Token
 from tests.models import photo
 from tests.synthetic import IMAGE_AT, P, causal, layout, synthetic_trace
@@ -313,7 +315,7 @@ def test_tokens_name_the_rows_that_are_read():
     vlm = SimpleNamespace(generate=lambda *_, **__: trace)
     places = list(IMAGE_AT)
     for tokens, rows in ((lp.LAST, [P - 1]), ("sign", [P + 1]), ("generated", range(P - 1, P + 3))):
-        _, maps, where = localisation._maps(vlm, (None, "what"), tokens)
+        _, maps, where = localisation._maps(vlm, {"image": None, "question": "what"}, tokens)
         np.testing.assert_allclose(maps, attention[list(rows)][..., places].mean(0), atol=1e-6)
         assert where == layout()
 
@@ -349,3 +351,26 @@ def test_heads_of_the_tiny_model_point_at_objects(tiny_vlm, colours):
         x, y = m.peak(0)
         hits += bool(mask[int(y), int(x)])
     assert hits >= 8  # an object covers 2 % of a picture: by chance 8 of 20 have a probability of 1e-9
+
+
+def test_heads_of_a_model_without_template_are_found_from_prompts():
+    vlm, bare = lp.load(), lp.load()
+    bare.processor.chat_template = None
+    pictures = [scene(number).image for number in range(2)]
+    question = "What is the text on the stop sign?"
+    asked = [vlm.model_inputs(picture, question)[1].prompt for picture in pictures]
+    expected = find_heads(vlm, [(picture, question) for picture in pictures])
+    prompts = [{"image": picture, "prompt": prompt} for picture, prompt in zip(pictures, asked, strict=True)]
+    assert find_heads(bare, prompts) == expected
+
+
+def test_a_mask_of_samples_is_read_as_everywhere():
+    see_through = np.zeros((SIDE, SIDE, 4), dtype=np.uint8)
+
+    def layered():
+        for place, question, mask in planted(8):
+            picture = see_through.copy()
+            picture[mask] = 255
+            yield place, question, Image.fromarray(picture)
+
+    assert find_heads(Planted(), layered()) == find_heads(Planted(), planted(8))

@@ -43,6 +43,21 @@ def only(folder, **changes):
 # --- reading ---
 
 
+def test_a_case_asks_as_its_row_says(folder):
+    rows = [ROW, {**ROW, "system": "Be brief."}, {**ROW, "question": None, "prompt": "<image> What?"}]
+    asking = [
+        {"question": "What is there?"},
+        {"question": "What is there?", "system": "Be brief."},
+        {"prompt": "<image> What?"},
+    ]
+    cases = list(read_cases(written(folder, *rows)))
+    assert [case.asking for case in cases] == asking
+    again = read_cases(write_cases(cases, folder / "sent"))
+    assert [case.asking for case in again] == asking
+    (whole,) = read_cases(written(folder, ROW), prompt="<image> {question} ASSISTANT:")
+    assert whole.asking == {"prompt": "<image> What is there? ASSISTANT:"}
+
+
 def test_a_line_is_a_case(folder, monkeypatch):
     path = written(
         folder,

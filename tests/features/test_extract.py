@@ -357,3 +357,33 @@ def test_random_weights_learnt_nothing(rows, tmp_path):
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
     assert "random weights" in found[0].manifest["settings"]["model"]["model"]
+
+
+def test_a_rows_system_prompt_goes_before_that_of_all(vlm, rows, tmp_path):
+    row = {"image": rows[0]["image"], "question": rows[0]["question"]}
+    settings = {"layers": [2], "system": "Be brief.", "progress": False}
+    own = lp.extract(vlm, [{**row, "system": "Be long."}, row], tmp_path / "own", **settings)
+    for place, system in enumerate(("Be long.", "Be brief.")):
+        trace = vlm.generate(**row, system=system, max_new_tokens=1, capture=lp.Capture(layers=[2]))
+        assert close(own["layer_2", "last_prompt"][place], trace.hidden_states[0, 0])
+
+
+def test_an_answer_with_the_image_token_fails_alone_and_by_name(vlm, rows, tmp_path):
+    given = [{**rows[0], "answer": "a <image>"}, {**rows[1], "answer": "red"}]
+    store = lp.extract(vlm, given, tmp_path / "out", layers=[1], progress=False)
+    (error,) = store.errors().to_pylist()
+    assert len(store) == 1 and "holds the image token" in error["reason"]
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(rows, tmp_path):
+    vlm = lp.load()
+    vlm.processor.tokenizer.add_tokens(["colour"])
+    row, *known = [
+        {"image": rows[number]["image"], "question": f"What {words} is it?"}
+        for number, words in ((0, "colour"), (0, "shape"), (4, "shape"))
+    ]
+    with pytest.raises(lp.BadInput, match="resize_token_embeddings"):
+        vlm.generate(**row)
+    with pytest.warns(UserWarning, match="'colour'"):
+        store = lp.extract(vlm, [*known, row], tmp_path / "out", layers=[1], pack=False)
+    assert "'colour'" in store.errors().to_pylist()[0]["reason"]

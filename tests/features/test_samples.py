@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
@@ -15,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -41,6 +43,40 @@ def test_a_column_is_ours_by_its_name_or_by_assignment() -> None:
     sample = one(row, columns={"question": "text", "answer": "label"})
     assert (sample.question, sample.answer) == ("T", "yes")
     assert sample.columns == {"question": "Q", "answer": "A", "question_id": 8}
+
+
+def test_a_system_prompt_is_the_rows_own_or_part_of_the_whole_prompt() -> None:
+    row = {"question": "Q", "system": "Be brief."}
+    assert one(row).system == "Be brief." and "system" not in one(row).columns
+    put_in = one(row, prompt="{system} <image> {question}")
+    assert (put_in.prompt, put_in.system) == ("Be brief. <image> Q", None)
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan"), np.float32("nan"), pandas.NA, pandas.NaT], ids=repr)
+def test_what_pandas_has_for_nothing_is_nothing(nothing: Any) -> None:
+    sample = one({"question": nothing, "image": "/a.jpg", "answer": nothing}, question="Mine?")
+    assert (sample.question, sample.answer) == ("Mine?", None)
+
+
+def test_columns_are_ours_in_another_spelling_unless_said_otherwise() -> None:
+    row = {"imagePath": "/a.jpg", "QUESTION": "Q", "Answer": "A", "BBox": [1, 2, 3, 4]}
+    (sample,) = read_samples([row], box_format="xywh")
+    assert (sample.image, sample.question, sample.answer) == ("/a.jpg", "Q", "A")
+    assert (sample.boxes, sample.columns) == (((1, 2, 3, 4),), {})
+    assert one({**row, "image": "/b.jpg"}, columns={"answer": None}).columns["Answer"] == "A"
+    assert one({**row, "image": "/b.jpg"}).image == "/b.jpg"
+
+
+def test_a_picture_written_out_or_on_windows_or_inside_a_dict_is_found(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    picture = Image.fromarray(noise(32, 24))
+    picture.save(tmp_path / "sub" / "a.png")
+    written = base64.b64encode((tmp_path / "sub" / "a.png").read_bytes()).decode()
+    ways = [written, "sub\\a.png", {"url": "sub/a.png"}, {"file_name": "sub/a.png", "id": 3}]
+    for given in ways:
+        sample = one({"image": given, "question": "Q"}, images=tmp_path)
+        assert open_image(sample.image) == open_image(picture)
+    assert "none of which holds a picture" in str(one({"image": {"height": 3}, "question": "Q"}).fault)
 
 
 def test_a_column_assigned_to_none_is_carried() -> None:
@@ -173,7 +209,7 @@ def test_a_broken_line_is_a_fault_not_an_end(tmp_path: Path) -> None:
     assert [s.question for s in found if s.fault is None] == ["first", "last"]
     faults = [s.fault or "" for s in found]
     assert faults[1].startswith("line 2 is no JSON: Expecting value")
-    assert faults[2] == "line 4 is a list; a row is an object (a dict) with a value by column"
+    assert faults[2].startswith("line 4 is a list; a row is a dict with a value by column, as in {'image':")
     assert faults[3].startswith("line 5 is no JSON: 'utf-8' codec can't decode")
     assert faults[6] == "question is a list, not a text"
     assert (found[6].id, found[6].columns) == ("x", {"note": 1})

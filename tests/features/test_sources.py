@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -21,6 +22,21 @@ from llava_probe.pictures.images import open_image
 from llava_probe.pictures.regions import read_mask
 from tests.encoded import noise
 from tests.features.data_sets import POPE, jsonl, pictures, refusal, seen, table
+
+
+class ByNumber:
+    """As torch's data sets are: no iterator of their own."""
+
+    def __len__(self) -> int:
+        return len(POPE)
+
+    def __getitem__(self, place: int) -> Any:
+        return POPE[place]
+
+
+def column_file(path: Path) -> Path:
+    path.write_text(json.dumps({name: [row[name] for row in POPE] for name in POPE[0]}))
+    return path
 
 
 def pope_sources(folder: Path) -> dict[str, Any]:
@@ -41,10 +57,18 @@ def pope_sources(folder: Path) -> dict[str, Any]:
         "iterable data set": datasets.Dataset.from_list(POPE).to_iterable_dataset(),
         "list": POPE,
         "generator": (row for row in POPE),
+        "frame": pandas.DataFrame(POPE),
+        "Arrow table": pyarrow.Table.from_pylist(POPE),
+        "dict of lists": {name: [row[name] for row in POPE] for name in POPE[0]},
+        "by number": ByNumber(),
+        "json by column": column_file(folder / "columns.json"),
     }
 
 
-KINDS = ("jsonl ndjson,json csv tsv parquet saved data_set iterable_data_set list generator").replace(",", " ").split()
+KINDS = (
+    *("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "saved", "data_set", "iterable_data_set", "list"),
+    *("generator", "frame", "arrow", "lists", "number", "columns"),
+)
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
@@ -276,3 +300,19 @@ def test_a_line_longer_than_any_row_costs_its_own_row(tmp_path: Path, monkeypatc
     for number, long in enumerate((False, True, False)):
         fault = list(samples)[number].fault
         assert (fault == "line 2 is longer than 200 bytes, which no row should be") == long
+
+
+def test_columns_of_several_lengths_or_one_name_are_refused() -> None:
+    assert "image: 2, question: 1" in refusal({"image": ["a.jpg", "b.jpg"], "question": ["Q"]})
+    twice = pandas.DataFrame([["a.jpg", "b.jpg"]], columns=["image", "image"])
+    assert "two columns 'image'" in refusal(twice)
+
+
+def test_a_table_of_a_spreadsheet_is_refused_and_spaces_after_its_marks_are_none(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.csv"
+    wide.write_text("image,question\n/a.jpg,Q\n", encoding="utf-16")
+    assert "UTF-16" in refusal(wide)
+    spaced = tmp_path / "spaced.csv"
+    spaced.write_text('image, question\n/a.jpg, "What, then?"\n')
+    (sample,) = read_samples(spaced)
+    assert (sample.image, sample.question) == ("/a.jpg", "What, then?")

@@ -22,6 +22,7 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     PreTrainedConfig,
+    TemperatureLogitsWarper,
     processing_utils,
 )
 from transformers.models.auto import video_processing_auto
@@ -744,6 +745,14 @@ def test_every_part_of_the_seam_is_used_and_tried():
     tried = Path(__file__).read_text(encoding="utf-8")
     assert not [name for name in seam.__all__ if f"seam.{name}" not in text], "nobody needs these"
     assert not [name for name in seam.__all__ if f"seam.{name}" not in tried], "these have no test"
+
+
+def test_a_logits_processor_is_known_for_transformers_own_or_somebodys():
+    """One of its own must reach generate as it is, which leaves out another of the same class."""
+    own = TemperatureLogitsWarper(2.0)
+    somebodys = type("Warper", (TemperatureLogitsWarper,), {"__module__": "somebody"})(2.0)
+    assert seam.is_own_processor(own), "a processor of transformers is wrapped, and applied twice"
+    assert not seam.is_own_processor(somebodys) and not seam.is_own_processor(lambda ids, scores: scores)
 
 
 def test_a_block_that_is_computed_again_is_known():

@@ -13,6 +13,7 @@ from PIL import Image
 
 from llava_probe.errors import BadInput
 from llava_probe.pictures.regions import filled_polygons, inside, read_mask
+from tests.encoded import encode
 
 SIZE = (30, 20)
 TRUTH = np.zeros((20, 30), dtype=bool)
@@ -130,3 +131,10 @@ def test_what_is_no_mask_is_refused(mask, said):
 def test_polygons_want_the_size_of_their_picture():
     with pytest.raises(BadInput, match="the picture's size"):
         read_mask([[10, 4, 16, 4, 16, 9, 10, 9]])
+
+
+def test_a_format_that_is_none_of_ours_is_refused_in_the_same_words_each_time():
+    written = encode(np.full((4, 5, 3), 255, dtype=np.uint8), "WEBP", lossless=True)
+    with pytest.raises(BadInput) as caught:
+        read_mask(written)
+    assert str(caught.value) == "the mask cannot be read as PNG, BMP, GIF, TIFF; save it as PNG"

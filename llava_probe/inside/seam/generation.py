@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import LogitsProcessor
 
 
 def generation_config(model: Any, given: Any, settings: Mapping[str, Any]) -> Any:
@@ -19,6 +20,11 @@ def generate_names(model: Any) -> set[str]:
     """What ``generate`` takes by name besides settings: its own arguments, and those of the model's passes."""
     takers = (model.generate, model.forward, model.prepare_inputs_for_generation)
     return {name for taker in takers for name in inspect.signature(taker).parameters} - {"self", "kwargs", "args"}
+
+
+def is_own_processor(processor: Any) -> bool:
+    """Whether it is a logits processor of transformers itself, which keeps no scores."""
+    return type(processor).__module__ == LogitsProcessor.__module__
 
 
 def next_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
