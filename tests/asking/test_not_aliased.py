@@ -67,7 +67,9 @@ def allow_few(sample, ids):
     return list(range(100))
 
 
-@pytest.mark.parametrize("given", [{"streamer": Emptying()}, {"prefix_allowed_tokens_fn": allow_few}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"streamer": Emptying()}, {"prefix_allowed_tokens_fn": allow_few}], ids=["streamer", "prefix function"]
+)
 def test_what_is_told_the_ids_does_not_write_them(given):
     vlm = lp.load()
     trace = vlm.generate(SCENE, QUESTION, max_new_tokens=3, **given)
