@@ -74,5 +74,6 @@ def shortened(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says first, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What somebody else's error says first, what a colon announces with it, or its name where it says nothing."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first

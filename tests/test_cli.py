@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.cli import app
 from llava_probe.cli.arguments import generation_flags, method_options, pictures
+from llava_probe.cli.bundles import as_command
 
 EVERY = ("--tokens", "lp.GENERATED")
 SIGN = "What is the text on the stop sign?"
@@ -374,3 +376,14 @@ def test_every_public_name_is_there():
         assert getattr(lp, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = lp.no_such_name
+
+
+def test_an_error_names_flags_as_they_are_typed():
+    def verb(prompt: str = "", box_format: str = "") -> None:
+        raise lp.BadInput("give prompt=, box_format='xywh' or box_format=; columns= is elsewhere")
+
+    app = typer.Typer()
+    app.command()(as_command(verb))
+    told = CliRunner().invoke(app, [])
+    assert told.exit_code == 1
+    assert told.output.strip() == "give --prompt, box_format='xywh' or --box-format; columns= is elsewhere"

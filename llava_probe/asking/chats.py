@@ -29,6 +29,9 @@ Chat = list[dict[str, Any]]
 #: Keys that name a message or a call and say nothing to a model: no loss where a template has no use for them.
 _LABELS = ("name", "id", "tool_call_id")
 
+#: Pictures of a message beside its content, as a part has them.
+_SHOWN = ("images", "image", "image_url", "video", "video_url")
+
 #: One thing under three names; transformers hands it to a template under each.
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 
@@ -119,9 +122,8 @@ def _divided(message: Any, read: frozenset[str]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadInput(f"a message needs 'role' and 'content'; got {shortened(repr(message))}")
     content = message.get("content", ...)
-    pictures = message.get("images")
-    left = ("content", "images") if pictures is not None else ("content",)
-    others = {key: deepcopy(value) for key, value in message.items() if key not in left}
+    shown = {key: message[key] for key in _SHOWN if message.get(key) is not None}
+    others = {key: deepcopy(value) for key, value in message.items() if key not in ("content", *shown)}
     known = {*read, "role", *(_REASONING if {*_REASONING} & read else ())}
     unread = [key for key, value in others.items() if key not in known and value not in (None, "", [], {})]
     if lost := [key for key in unread if key not in _LABELS]:
@@ -133,10 +135,10 @@ def _divided(message: Any, read: frozenset[str]) -> tuple[Any, dict[str, Any]]:
         warnings.warn(
             f"the model's chat template does not read {told} of a message: the model is not told", stacklevel=2
         )
-    if pictures is not None:
-        if content is ... or isinstance(content, Mapping) or not isinstance(pictures, list | tuple):
-            raise BadInput("a message's images are a list of pictures, and stand beside its content")
-        return [*({"type": "image", "image": picture} for picture in pictures), *_listed(content)], others
+    if shown:
+        if content is ... or isinstance(content, Mapping):
+            raise BadInput(f"a message's {' and '.join(shown)} stand beside its content; it has none")
+        return [*({key: value} for key, value in shown.items()), *_listed(content)], others
     if content in (..., None) and message["role"] not in ("user", "system") and len(others) > 1:
         return content, others
     if not isinstance(content, str | list | tuple):

@@ -22,6 +22,7 @@ from llava_probe.asking.ready import ready_inputs
 from llava_probe.asking.templates import check_arguments, has_template
 from llava_probe.errors import BadInput, first_line, shortened
 from llava_probe.faults import of_the_machine
+from llava_probe.inside import seam
 from llava_probe.pictures.images import open_image
 from llava_probe.pictures.videos import several_videos
 from llava_probe.trace.request import Request, own_copy
@@ -198,6 +199,7 @@ def encode(
         if len(questions) > 1:
             raise BadInput("ready-made inputs= are asked one at a time, not in a batch")
         return {name: tensor.clone() for name, tensor in (questions[0].inputs or {}).items()}
+    _check_settings(processor, processor_kwargs)
     texts = [question.prompt or "" for question in questions]
     images = [question.stills for question in questions]
     films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
@@ -234,6 +236,15 @@ def encode(
             _check_beside(processor, questions, kept)
             return kept
     raise BadInput(f"{type(processor).__name__} refused the input: {first_line(refusals[0])}") from refusals[0]
+
+
+def _check_settings(processor: Any, given: Mapping[str, Any]) -> None:
+    """Every setting is one that the processor reads, as far as that can be told: it passes over others."""
+    known = seam.settings_of(processor)
+    if known is not None and (unknown := sorted(set(given) - known)):
+        parts = {"text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs", "self", "kwargs"}
+        read = shortened(", ".join(sorted(known - parts)))
+        raise BadInput(f"{type(processor).__name__} reads no {', '.join(unknown)}; processor_kwargs= takes {read}")
 
 
 def encode_with(

@@ -38,6 +38,8 @@ def templated(
             f"{_place(processor)}"
         )
     settings = {"add_generation_prompt": True, **(template_kwargs or {})}
+    if not getattr(processor, "chat_template", None):
+        settings.setdefault("chat_template", processor.tokenizer.chat_template)
     if settings.get("continue_final_message"):
         settings = {**settings, "add_generation_prompt": False}
     try:
@@ -53,7 +55,12 @@ def _place(processor: Any) -> str:
 
 def has_template(processor: Any, template_kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a template to put plain words into."""
-    return bool((template_kwargs or {}).get("chat_template") or getattr(processor, "chat_template", None))
+    return bool((template_kwargs or {}).get("chat_template") or _own(processor))
+
+
+def _own(processor: Any) -> Any:
+    """The processor's template; in older checkpoints the tokenizer alone has one."""
+    return getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
 
 
 def check_arguments(processor: Any, template_kwargs: Mapping[str, Any] | None) -> None:
@@ -79,7 +86,7 @@ def check_arguments(processor: Any, template_kwargs: Mapping[str, Any] | None) -
 def source_of(processor: Any, template_kwargs: Mapping[str, Any] | None = None) -> str:
     """The text of the template, or of all where there are several."""
     given = (template_kwargs or {}).get("chat_template")
-    source = getattr(processor, "chat_template", None) or ""
+    source = _own(processor) or ""
     if isinstance(source, Mapping):
         return str(source.get(given, "\n".join(map(str, source.values()))) if isinstance(given, str | None) else given)
     return str(given or source)

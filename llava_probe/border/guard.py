@@ -22,7 +22,7 @@ from llava_probe.border.hints import Names
 from llava_probe.border.kinds import ANYTHING, Kind, kind_of
 from llava_probe.border.settled import settled
 from llava_probe.border.values import Refused, in_few_words
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, ProbeError
 
 T = TypeVar("T")
 
@@ -50,10 +50,18 @@ def read_as(annotation: Any, value: Any, told: str) -> Any:
     Raises:
         BadInput: it is not of that kind; ``told`` begins the sentence.
     """
-    kind = kind_of(annotation)
-    found = kind.read(value)
+    return _read(kind_of(annotation), value, told)
+
+
+def _read(kind: Kind, value: Any, told: str, name: str | None = None) -> Any:
+    try:
+        found = kind.read(value)
+    except ProbeError:
+        raise
+    except Exception as error:  # whatever a stranger's object does when it is looked at
+        found = Refused(f"which cannot be looked at: {type(error).__name__}")
     if type(found) is Refused:
-        raise _refusal(told, kind, value, found)
+        raise _refusal(told if name is None else f"{told}({name}=...)", kind, value, found)
     return found
 
 
@@ -76,18 +84,12 @@ def _guarded(function: Any, told: str) -> Any:
             for place, name, kind in positional:
                 if place >= count:
                     break
-                found = kind.read(given[place])
-                if type(found) is Refused:
-                    raise _refusal(f"{told}({name}=...)", kind, given[place], found)
-                given[place] = found
+                given[place] = _read(kind, given[place], told, name)
             args = tuple(given)
         for name, value in kwargs.items():
             kind_ = named.get(name, others)
             if kind_ is not None:
-                found = kind_.read(value)
-                if type(found) is Refused:
-                    raise _refusal(f"{told}({name}=...)", kind_, value, found)
-                kwargs[name] = found
+                kwargs[name] = _read(kind_, value, told, name)
             elif closed and name not in named:
                 raise BadInput(f"{told} has no option {name}=; it takes {', '.join(named)}")
         with settled(module):

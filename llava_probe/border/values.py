@@ -40,7 +40,13 @@ NO = Refused()
 
 def in_few_words(value: Any) -> str:
     """What was given, in a few words, whatever it is."""
-    name = type(value).__name__
+    try:
+        return _told(value, type(value).__name__)
+    except Exception:  # a class's own __repr__, __len__ or __getattr__
+        return f"something of the class {type(value).__name__}"
+
+
+def _told(value: Any, name: str) -> str:
     if value is None:
         return "None"
     if isinstance(value, type):

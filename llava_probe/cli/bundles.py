@@ -12,7 +12,8 @@ one sentence on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature, signature
@@ -39,7 +40,7 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 
     def command(**given: Any) -> None:
-        with _plainly():
+        with _plainly([each.name for each in parameters]):
             for name, kind in bundles.items():
                 given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
             verb(**given)
@@ -73,13 +74,15 @@ def _path(typed: str | Path) -> Path:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Errors of ours, and Ctrl-C, as one sentence."""
+def _plainly(names: Sequence[str]) -> Iterator[None]:
+    """Errors of ours, and Ctrl-C, as one sentence; an argument that it names, ``prompt=``, is ``--prompt`` here."""
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)
         raise typer.Exit(130) from None
     except ProbeError as error:
-        typer.secho(visible(str(error), lines=True), fg="red", err=True)
+        named = re.compile(rf"\b({'|'.join(names)})=(?![^\s.,;:)])")
+        told = named.sub(lambda found: "--" + found[1].replace("_", "-"), str(error))
+        typer.secho(visible(told, lines=True), fg="red", err=True)
         raise typer.Exit(1) from None

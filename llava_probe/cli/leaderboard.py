@@ -17,6 +17,7 @@ def leaderboard(
     data: DataOptions,
     cases: Annotated[Path | None, typer.Option(help="A data set of image, question, word and mask or box.")] = None,
     question: Annotated[str | None, typer.Option(help="For cases that have none: Where is the {word}?")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The whole text instead, for a model without a template.")] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes, where there are no cases.")] = 500,
     part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
     closer: Annotated[int, typer.Option(help="Questions with deletion, agreement and random layers too.")] = 44,
@@ -38,7 +39,8 @@ def leaderboard(
         raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
     from llava_probe.leaderboard.folder import CLOSER, BoardSettings, score, write_leaderboard
 
-    reading = data.settings | ({} if question is None else {"question": question})
+    asked = {"question": question, "prompt": prompt}
+    reading = data.settings | {name: value for name, value in asked.items() if value is not None}
     if cases is None and reading:
         raise BadInput(f"{', '.join(reading)} say how --cases are read; there are none")
     wanted = BoardSettings(cases, scenes, closer=closer, quick=quick, reading=reading)

@@ -105,7 +105,11 @@ class Sample:
         if self.mask is None and not self.boxes:
             if self.unstated is not None:
                 raise unstated(self.unstated)
-            raise BadInput("the sample has neither a mask nor boxes")
+            has = shortened(", ".join(self.columns)) or "none"
+            raise BadInput(
+                f"the sample has neither a mask nor boxes; it has other columns ({has}), one of which may be named by "
+                "columns={'mask': ...} or columns={'boxes': ...}"
+            )
         return inside(self.mask, self.boxes, self.box_format or "", size)
 
 

@@ -29,6 +29,8 @@ BOX_FORMATS = {
 }
 #: How far a share may be beyond 0 and 1: what rounding leaves, as tools round to six digits and draw to the edge.
 SHARE_SLACK = 0.01
+#: The same of numbers in pixels, in sides of the picture: people also mark what its edge cuts off.
+SIDE_SLACK = 0.25
 
 _CORNERS: dict[str, Callable[[float, float, float, float], Box]] = {
     "xyxy": lambda x0, y0, x1, y1: (x0, y0, x1, y1),
@@ -84,7 +86,7 @@ def corners(boxes: Iterable[Sequence[float]], box_format: str, size: tuple[int, 
         size: (width, height) of the upright picture.
 
     Raises:
-        BadInput: a box that is empty, thinner than a pixel, outside the picture or no finite numbers.
+        BadInput: a box that is empty, thinner than a pixel, outside the picture or far beyond it, or no finite numbers.
     """
     name = checked_format(box_format)
     return tuple(_cornered(tuple(map(float, box)), name, size) for box in boxes)
@@ -105,6 +107,12 @@ def _cornered(box: tuple[float, ...], name: str, size: tuple[int, int]) -> Box:
         raise BadInput(f"{told} is empty{_hint(box, name)}")
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise BadInput(f"{told} lies outside its picture of {width} × {height} pixels{_hint(box, name)}")
+    if max(-x0 / width, -y0 / height, x1 / width - 1, y1 / height - 1) > SIDE_SLACK:
+        share = "yolo" if form == "cxcywh" else f"relative_{form}"
+        raise BadInput(
+            f"{told} reaches far beyond its picture of {width} × {height} pixels; numbers of another scale, 0 to 1000 "
+            f"say, are to be divided by it and given as box_format={share!r}"
+        )
     if min(x1 - x0, y1 - y0) < 1 or (form == name and max(x1, y1) <= 1):
         raise BadInput(f"{told} is thinner than a pixel of its picture, {width} × {height}{_hint(box, name)}")
     return x0, y0, x1, y1

@@ -151,3 +151,15 @@ def test_a_processor_that_puts_the_picture_itself_needs_no_mark():
     plain = vlm.generate(PICTURE, prompt="caption en", max_new_tokens=1)
     marked = vlm.generate(PICTURE, prompt="<image>caption en", max_new_tokens=1)
     assert plain.tokens == marked.tokens and len(plain.layouts[0]) > 0
+
+
+@pytest.mark.parametrize(
+    "beside", [{"image": PICTURE}, {"images": [PICTURE]}, {"image": png()}], ids=["image", "images", "bytes"]
+)
+def test_a_picture_beside_a_messages_words_is_shown(beside):
+    vlm = lp.load()
+    inside = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]
+    shown = vlm.generate(messages=[{"role": "user", "content": inside}], max_new_tokens=1)
+    trace = vlm.generate(messages=[{"role": "user", "content": "What?", **beside}], max_new_tokens=1)
+    assert trace.request.prompt == shown.request.prompt
+    assert len(trace.images) == 1

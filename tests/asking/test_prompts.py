@@ -233,3 +233,10 @@ def test_a_template_is_read_once_for_what_it_writes_for_a_picture(random_vlm, mo
     random_vlm.processor.chat_template = "<image>" + random_vlm.processor.chat_template
     random_vlm.score(photo(), prompt=PROMPT, answer="red")
     assert len(rendered) == 8
+
+
+def test_a_setting_that_the_processor_passes_over_is_refused_by_name(random_vlm):
+    with pytest.raises(lp.BadInput, match=r"LlavaProcessor reads no nonsense; processor_kwargs= takes .*"):
+        random_vlm.generate(photo(), QUESTION, processor_kwargs={"nonsense": 3})
+    trace = random_vlm.generate(photo(), QUESTION, processor_kwargs={"do_convert_rgb": True}, max_new_tokens=1)
+    assert trace.images

@@ -98,3 +98,10 @@ def test_an_answer_that_was_begun_goes_on():
     ]
     trace = vlm.generate(messages=chat, template_kwargs={"continue_final_message": True}, max_new_tokens=1)
     assert str(trace.request.prompt).endswith("ASSISTANT: It is")
+
+
+def test_a_template_that_the_tokenizer_alone_has_is_used():
+    vlm = lp.load()
+    plain = pose(vlm.processor, SCENE, "What?").prompt
+    vlm.processor.tokenizer.chat_template, vlm.processor.chat_template = vlm.processor.chat_template, None
+    assert pose(vlm.processor, SCENE, "What?").prompt == plain

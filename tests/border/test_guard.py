@@ -123,3 +123,21 @@ def test_a_guarded_function_looks_like_itself():
     with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
         lp.attention_map(layer=3)
     assert taking(a=1) == {"a": 1}
+
+
+class Hostile:
+    """Raises wherever it is looked at."""
+
+    def __getattr__(self, name):
+        raise ZeroDivisionError(name)
+
+    __len__ = __iter__ = __repr__ = __str__ = __eq__ = lambda *_: 1 / 0
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    "annotation", [int, float, str, Sequence[int], Mapping[str, int], np.ndarray, Path, lp.Capture]
+)
+def test_what_cannot_be_looked_at_is_refused(annotation):
+    with pytest.raises(lp.BadInput, match="Hostile"):
+        reads(annotation, Hostile())

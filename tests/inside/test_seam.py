@@ -452,6 +452,18 @@ def test_a_processor_is_loaded_without_its_part_for_videos(monkeypatch, tmp_path
     assert type(AutoProcessor.from_pretrained(tmp_path).video_processor) is type(processor.video_processor)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
+def test_a_processors_settings_are_those_that_it_does_not_pass_over(family, monkeypatch):
+    _, processor = zoo.build(family)
+    known = seam.settings_of(processor)
+    passed_over = []
+    monkeypatch.setattr(processing_utils.logger, "warning_once", passed_over.append)
+    for name in ("nonsense", "images_kwargs", "do_resize", "padding", "return_tensors", "size", "resample"):
+        passed_over.clear()
+        processor._merge_kwargs(processor.valid_processor_kwargs, **{name: {} if name.endswith("_kwargs") else None})
+        assert (name not in known) == bool(passed_over), "transformers merges a processor's settings in another way"
+
+
 # --- torch ---
 
 

@@ -32,6 +32,8 @@ def test_every_format_writes_the_same_box(name):
         ((10.1, 10.1, 10.4, 60), "xyxy", "thinner than a pixel"),
         ((300, 10, 320, 20), "xyxy", "outside its picture of 200 × 100"),
         ((-30, 10, 20, 20), "xywh", "outside its picture"),
+        ((100, 50, 900, 900), "xyxy", "far beyond its picture of 200 × 100.*'relative_xyxy'"),
+        ((0, 0, 1e9, 10), "xywh", "far beyond its picture"),
         ((20, 10, 60, 40), "yolo", "whose shares are 0 to 1; numbers in pixels are xyxy"),
         ((0, 0, float("nan"), 5), "xywh", "not four finite numbers"),
         ((0, 0, float("inf"), 5), "xywh", "not four finite numbers"),

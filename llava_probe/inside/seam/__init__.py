@@ -65,7 +65,7 @@ from llava_probe.inside.seam.models import (
     virtual_tokens,
     without_recorders,
 )
-from llava_probe.inside.seam.processors import videos_optional
+from llava_probe.inside.seam.processors import settings_of, videos_optional
 from llava_probe.inside.seam.torch import (
     as_plain_tensor,
     divides,
@@ -135,6 +135,7 @@ __all__ = [
     "rename",
     "revision",
     "set_implementation",
+    "settings_of",
     "shared_kernels",
     "shares_keys",
     "shown_as",

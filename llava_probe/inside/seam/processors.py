@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature, unwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from transformers import BaseImageProcessor, processing_utils
 from transformers.utils import cached_file
@@ -21,6 +22,16 @@ video_processing_auto = import_module("transformers.models.auto.video_processing
 
 #: Where a checkpoint keeps the settings of its part for videos, and under which name in that file.
 _SETTINGS = {"processor_config.json": "video_processor", "video_preprocessor_config.json": None}
+
+#: Which part of a processor takes which of its settings.
+_PARTS = {
+    "text_kwargs": "tokenizer",
+    "images_kwargs": "image_processor",
+    "videos_kwargs": "video_processor",
+    "audio_kwargs": "feature_extractor",
+}
+#: Of the text's settings, those that are taken by themselves too.
+_MIRRORED = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
 _QUIET = ("gated_repo", "missing_entries", "connection_errors")
 
@@ -57,6 +68,21 @@ class NoVideoProcessor(BaseImageProcessor):
             BadInput: always.
         """
         raise BadInput("this model's videos need torchvision; pip install 'llava_probe[vision]'")
+
+
+def settings_of(processor: Any) -> frozenset[str] | None:
+    """What a processor's call takes by name; it passes over all else. None where it has a way of its own."""
+    call = unwrap(type(processor).__call__)
+    merged = getattr(type(processor), "_merge_kwargs", None) is processing_utils.ProcessorMixin._merge_kwargs
+    if not merged or "_merge_kwargs" not in call.__code__.co_names:
+        return None
+    kinds = get_type_hints(processor.valid_processor_kwargs)
+    known = {*kinds, *signature(call).parameters, "common_kwargs", *_MIRRORED}
+    for kind in _PARTS:
+        known |= {*getattr(kinds.get(kind), "__annotations__", ())}
+        part = getattr(processor, _PARTS[kind], None)
+        known |= {*getattr(getattr(part, "valid_kwargs", None), "__annotations__", ())}
+    return frozenset(known)
 
 
 @contextmanager
