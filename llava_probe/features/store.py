@@ -224,15 +224,18 @@ def _check_spans(name: str, spans: Tensor, values: Mapping[str, int]) -> None:
 
 
 def _whole(folder: Path, number: int, manifest: Manifest) -> ShardNote | None:
-    """What a shard says of itself; None where its files are not all there, are damaged, or are not the manifest's."""
-    known = manifest.shards[number : number + 1]  # none before the run came to its end
+    """What a shard says of itself; None where its files are not all there or do not belong together.
+
+    Where a run came to its end, another one is there to mend: then all of their bytes are read.
+    """
     try:
         note, rows = read_note(folder, number)
         right = rows == read_header(folder, number).rows
-        right = right and file_sha256(tensors_path(folder, number)) == note.tensors_sha256
         if note.errors_sha256 is not None:
             right = right and file_sha256(errors_path(folder, number)) == note.errors_sha256
-        right = right and all(file_sha256(index_path(folder, number)) == entry.index_sha256 for entry in known)
+        for entry in manifest.shards[number : number + 1]:
+            right = right and file_sha256(index_path(folder, number)) == entry.index_sha256
+            right = right and file_sha256(tensors_path(folder, number)) == note.tensors_sha256
     except BadFile:
         return None
     return note if right else None

@@ -204,7 +204,7 @@ def test_runs_killed_before_an_operation_on_a_file_lose_nothing(forks, undisturb
         number += 1
 
 
-OPERATIONS = 60  # about how many a run makes on the files of this store
+OPERATIONS = 90  # about how many a run makes on the files of this store
 
 
 def test_a_kill_before_each_operation_of_the_end_loses_nothing(forks, undisturbed, tmp_path):
