@@ -3,7 +3,7 @@
 import sys
 
 
-def main() -> None:
+def command_line() -> None:
     """The command. Ctrl-C while it is still being imported ends it as at any other time."""
     try:
         from llava_probe.cli import app
@@ -15,4 +15,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line()

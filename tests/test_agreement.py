@@ -28,6 +28,7 @@ def test_a_check_that_is_interrupted_under_eager_attention_leaves_the_kernel(mon
 def test_a_model_without_a_chat_template_is_checked_with_a_bare_prompt(monkeypatch):
     vlm = lp.load()
     monkeypatch.setattr(vlm.processor, "chat_template", None)
+    monkeypatch.setattr(vlm.processor.tokenizer, "chat_template", None)
     assert lp.check(vlm, max_new_tokens=2).ok
     assert lp.check(vlm, prompt="USER: <image>\nWhat is red?\nASSISTANT:", max_new_tokens=2).ok
     with pytest.raises(lp.BadInput, match="prompt=, with <image> where each picture goes"):
@@ -37,6 +38,7 @@ def test_a_model_without_a_chat_template_is_checked_with_a_bare_prompt(monkeypat
 def test_relative_attention_asks_a_model_without_a_template(monkeypatch):
     vlm = lp.load()
     monkeypatch.setattr(vlm.processor, "chat_template", None)
+    monkeypatch.setattr(vlm.processor.tokenizer, "chat_template", None)
     scene = tiny.scene(34).image
     trace = vlm.generate(scene, prompt="USER: <image>\nWhat is the text?\nASSISTANT:", max_new_tokens=1)
     neutral = "USER: <image>\nDescribe the image.\nASSISTANT:"

@@ -323,7 +323,7 @@ def test_no_maps_writes_none(picture, tmp_path):
         (["run", "PICTURE", "--num-beams", "4", SIGN], "--num-beams stands before the picture or the question"),
         (["run", "x" * 5000, SIGN], "File name too long"),
         (["run", "PICTURE", SIGN, "--out", "x" * 5000], "cannot be made"),
-        (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "max_new_tokens=...) takes a whole number"),
+        (["run", "PICTURE", SIGN, "--max-new-tokens", "0"], "--max-new-tokens takes a whole number"),
         (["run", "PICTURE", SIGN, "--no-such-flag", "1"], "--no-such-flag is a flag of neither this command nor"),
         (["run", "PICTURE", SIGN, "--max-new-token", "1"], "did you mean --max-new-tokens?"),
         (["run", "PICTURE", SIGN, "--self", "1"], "--self is a flag of neither"),
@@ -380,10 +380,10 @@ def test_every_public_name_is_there():
 
 def test_an_error_names_flags_as_they_are_typed():
     def verb(prompt: str = "", box_format: str = "") -> None:
-        raise lp.BadInput("give prompt=, box_format='xywh' or box_format=; columns= is elsewhere")
+        raise lp.BadInput("VLM.ask(prompt=...) takes text; or box_format='xywh' or box_format=; columns= is elsewhere")
 
     app = typer.Typer()
     app.command()(as_command(verb))
     told = CliRunner().invoke(app, [])
     assert told.exit_code == 1
-    assert told.output.strip() == "give --prompt, box_format='xywh' or --box-format; columns= is elsewhere"
+    assert told.output.strip() == "--prompt takes text; or box_format='xywh' or --box-format; columns= is elsewhere"

@@ -90,8 +90,16 @@ def processor_of(processor: Any, *, in_full: bool = False) -> str:
         processor: of the model.
         in_full: with the vocabulary too, which takes longer to read than an answer may; a trace tells its tokens.
     """
-    told = [processor.to_dict(), getattr(processor, "chat_template", None), len(processor.tokenizer)]
+    told = [_settings(processor), getattr(processor, "chat_template", None), len(processor.tokenizer)]
     return _digest([*told, *([sorted(processor.tokenizer.get_vocab().items())] if in_full else [])])
+
+
+def _settings(processor: Any) -> Any:
+    try:
+        return processor.to_dict()
+    except Exception:  # a part that is not to be written out without a font beside it, say
+        parts = [processor, processor.image_processor, getattr(processor, "video_processor", None)]
+        return [{name: held for name, held in vars(part).items() if _is_plain(held)} for part in parts if part]
 
 
 def decoding_of(model: Any) -> dict[str, Any]:

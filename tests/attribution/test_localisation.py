@@ -355,7 +355,7 @@ def test_heads_of_the_tiny_model_point_at_objects(tiny_vlm, colours):
 
 def test_heads_of_a_model_without_template_are_found_from_prompts():
     vlm, bare = lp.load(), lp.load()
-    bare.processor.chat_template = None
+    bare.processor.chat_template = bare.processor.tokenizer.chat_template = None
     pictures = [scene(number).image for number in range(2)]
     question = "What is the text on the stop sign?"
     asked = [vlm.model_inputs(picture, question)[1].prompt for picture in pictures]

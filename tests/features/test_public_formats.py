@@ -176,7 +176,7 @@ def test_a_raw_prompt_needs_no_template(folder):
     template = vlm.generate(Image.new("RGB", (8, 8)), question, max_new_tokens=1).request.prompt
     image = str(folder / "img/1.png")
     plain = lp.extract(vlm, [{"image": image, "question": question}], folder / "plain", layers=[2])
-    vlm.processor.chat_template = None
+    vlm.processor.chat_template = vlm.processor.tokenizer.chat_template = None
     raw = lp.extract(vlm, [{"image": image, "prompt": template}], folder / "raw", layers=[2])
     assert torch.equal(raw["layer_2", "last_prompt"][:], plain["layer_2", "last_prompt"][:])
     with pytest.warns(UserWarning, match="every sample failed"):
