@@ -55,7 +55,7 @@ def main() -> None:
             size = sum(file.stat().st_size for file in written) / 1e6
             print(
                 f"round {number}: generate {asked:.1f} s, writing {drawn:.1f} s, {len(written)} files of {size:.1f} MB "
-                f"({len(list((Path(folder) / f'out{number}').glob('maps*/*.png')))} overlays; "
+                f"({sum('maps' in file.parts for file in written)} of maps; "
                 + ", ".join(
                     f"{file.name} {file.stat().st_size / 1e6:.1f}"
                     for file in written

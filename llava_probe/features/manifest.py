@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Annotated, Any, NotRequired, TypeAlias, TypedDict
 
 import msgspec
 
@@ -73,7 +73,7 @@ class _Begun(msgspec.Struct, forbid_unknown_fields=True):
     sha256: _Sha256
     settings: _Settings
     decided: dict[str, Any]
-    complete: Literal[False]
+    complete: bool
 
 
 class _Finished(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +82,7 @@ class _Finished(msgspec.Struct, forbid_unknown_fields=True):
     sha256: _Sha256
     settings: _Settings
     decided: dict[str, Any]
-    complete: Literal[True]
+    complete: bool
     rows: WholeNumber
     shards: list[ShardEntry]
     tensors: dict[str, _Tensor]

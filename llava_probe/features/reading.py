@@ -115,7 +115,7 @@ class Features:
             self._joined(name, values), torch.cat(spans), self._joined(held, values) if held in self._tensors else None
         )
 
-    def numpy(self, what: str, position: str, rows: slice | Sequence[int] | WholeNumeric | None = None) -> np.ndarray:
+    def numpy(self, what: str, position: str, rows: slice | WholeNumeric | None = None) -> np.ndarray:
         """Rows as float32, in memory of their own: [rows, ...]; only those asked for are read."""
         chosen = self._rectangular(what, position)[slice(None) if rows is None else rows]
         return chosen.to(torch.float32, copy=True).numpy()

@@ -23,8 +23,10 @@ _TRIES = 3
 class Undo:
     """Steps that put things back, the last one first; each may run twice. Made by ``undoing``."""
 
+    _steps: list[Callable[[], object]] = []  # noqa: RUF012 - none, where an interrupt came before its own
+
     def __init__(self) -> None:
-        self._steps: list[Callable[[], object]] = []
+        self._steps = []
 
     def __call__(self, step: Callable[[], object]) -> None:
         """Note how to put back what is about to be changed."""
@@ -50,7 +52,10 @@ class Undo:
                     self._steps.pop()
                     tries = 0
         if raised is not None:
-            raise raised
+            try:
+                raise raised
+            finally:
+                raised = None  # else it holds this frame by its traceback, and whoever called waits for the collector
 
     def __del__(self) -> None:
         self.settle()
