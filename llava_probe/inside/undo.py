@@ -68,7 +68,10 @@ def undoing() -> Iterator[Undo]:
     try:
         yield undo
     finally:
-        undo.settle()
+        try:
+            undo.settle()
+        finally:  # an interrupt between two of its steps goes past it
+            undo.settle()
 
 
 def draws_as_now() -> Callable[[], None]:

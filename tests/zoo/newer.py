@@ -13,13 +13,22 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as HERE
 
 
+#: Families whose own code in the oldest transformers takes other configs, settings or inputs than the zoo makes.
+_OTHERWISE = {
+    *("vipllava", "granite4_vision", "got_ocr2", "glm5_next", "cosmos3_edge", "aria", "fuyu", "kosmos-2", "kosmos-2.5"),
+    *("paligemma", "git", "minicpmv4_6"),
+}
+_OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
+
+
 class Absent:
     """In place of a class that a later transformers has."""
 
 
 def is_here(family: str) -> bool:
     """Whether this transformers has the family (``"llava_next full"``: a family and a word for a variation)."""
-    return family.split()[0] in HERE
+    name = family.split()[0]
+    return name in HERE and not (_OLD and (name in _OTHERWISE or family == "gemma3 pan"))
 
 
 def stand_in() -> None:
