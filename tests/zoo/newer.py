@@ -12,7 +12,6 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as HERE
 
-
 #: Families whose own code in the oldest transformers takes other configs, settings or inputs than the zoo makes.
 _OTHERWISE = {
     *("vipllava", "granite4_vision", "got_ocr2", "glm5_next", "cosmos3_edge", "aria", "fuyu", "kosmos-2", "kosmos-2.5"),
