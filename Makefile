@@ -19,7 +19,8 @@ lowest:
 	$(PYTHON) tools/lowest.py > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[probes,attribution]' peft \
 	  'pytest>=8' 'hypothesis>=6' 'pytest-xdist>=3' 'nbmake>=1.5'
-	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(LOWEST)/torchvision-half torchvision==0.28.0
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(LOWEST)/torchvision-half torchvision==0.26.0
+	find $(LOWEST)/torchvision-half -name '*.so*' -delete
 	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -n 2 tests --ignore tests/external
 
 lint: $(VENV)/.dev
