@@ -240,7 +240,7 @@ def encode(
 
 def _check_settings(processor: Any, given: Mapping[str, Any]) -> None:
     """Every setting is one that the processor reads, as far as that can be told: it passes over others."""
-    known = seam.settings_of(processor)
+    known = seam.settings_of(processor) if given else None
     if known is not None and (unknown := sorted(set(given) - known)):
         parts = {"text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs", "self", "kwargs"}
         read = shortened(", ".join(sorted(known - parts)))

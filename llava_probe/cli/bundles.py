@@ -82,7 +82,7 @@ def _plainly(names: Sequence[str]) -> Iterator[None]:
         typer.echo("Stopped.", err=True)
         raise typer.Exit(130) from None
     except ProbeError as error:
-        either = "|".join(names)
+        either = "|".join(names) or "(?!)"
         named = re.compile(rf"[\w.]+\(({either})=\.\.\.\)|\b({either})=(?![^\s.,;:)])")
         told = named.sub(lambda found: "--" + (found[1] or found[2]).replace("_", "-"), str(error))
         typer.secho(visible(told, lines=True), fg="red", err=True)

@@ -76,13 +76,7 @@ class _Begun(msgspec.Struct, forbid_unknown_fields=True):
     complete: bool
 
 
-class _Finished(msgspec.Struct, forbid_unknown_fields=True):
-    format: str
-    version: int
-    sha256: _Sha256
-    settings: _Settings
-    decided: dict[str, Any]
-    complete: bool
+class _Finished(_Begun, forbid_unknown_fields=True):
     rows: WholeNumber
     shards: list[ShardEntry]
     tensors: dict[str, _Tensor]
