@@ -37,7 +37,12 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.features.engines import Cluster as Cluster
     from llava_probe.features.extract import extract as extract
     from llava_probe.features.reading import Features as Features
+    from llava_probe.interventions.ablate import ablate as ablate
+    from llava_probe.interventions.directions import Direction as Direction
     from llava_probe.interventions.knock_out import knock_out as knock_out
+    from llava_probe.interventions.patch import patch as patch
+    from llava_probe.interventions.reweight import reweight as reweight
+    from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
     from llava_probe.loading import load as load
@@ -57,6 +62,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.trace.explained import QUESTION as QUESTION
     from llava_probe.trace.explained import SPECIAL as SPECIAL
     from llava_probe.trace.explained import TEXT as TEXT
+    from llava_probe.trace.region import Region as Region
     from llava_probe.trace.tokens import Token as Token
     from llava_probe.trace.trace import Trace as Trace
     from llava_probe.view import figures as figures
@@ -71,6 +77,7 @@ _NAMES = {
     "Capture": "trace.capture",
     "Trace": "trace.trace",
     "Token": "trace.tokens",
+    "Region": "trace.region",
     "ImageLayout": "layout",
     "open_image": "pictures.images",
     "ImageMap": "maps.maps",
@@ -88,6 +95,11 @@ _NAMES = {
     "Probe": "probes",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
+    "reweight": "interventions.reweight",
+    "ablate": "interventions.ablate",
+    "patch": "interventions.patch",
+    "steer": "interventions.steer",
+    "Direction": "interventions.directions",
     "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",

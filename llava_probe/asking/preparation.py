@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Preparation:
         self._check_ids(ids)
         mask = tensors.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
-        prompts = []
+        prompts, sent = [], self._sent(tensors)
         for number, (row, kept) in enumerate(zip(ids, mask, strict=True)):
             padding = int((kept == 0).sum())
             if bool((kept[:padding] != 0).any()):
@@ -64,8 +65,10 @@ class Preparation:
             places = self._places(row[padding:]) or marked(tensors, number, padding)
             check_length(self.anatomy, len(row) - padding)
             own, asked = tuple(row[padding:].tolist()), questions[number].words
-            prompts.append(Prompt(len(own), padding, places, own, asked))
-        return self._sent(tensors), prompts
+            prompt = Prompt(len(own), padding, places, own, asked)
+            lay_out = partial(self.layouts_of, questions, number, prompt, sent, processor_kwargs)
+            prompts.append(replace(prompt, lay_out=lay_out))
+        return sent, prompts
 
     def layouts_of(
         self,

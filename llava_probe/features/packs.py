@@ -9,7 +9,7 @@ it would stand alone, so no position has to be mended. ``packing.py`` keeps the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,12 +91,14 @@ class Pack:
         branches: one for each sample.
         visual: positions of the visual tokens, all in the prefix where there are several branches.
         places: where these lie on the pictures; empty where nobody asked, or where it is not known.
+        lay_out: works that out, for what visits its pass.
     """
 
     prefix: int
     branches: tuple[Branch, ...]
     visual: tuple[int, ...]
     places: PromptLayouts
+    lay_out: Callable[[], PromptLayouts] | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -126,6 +128,7 @@ class Batch:
                 pack.visual,
                 tuple(pack.ids),
                 pack.branches[0].sample.question if len(pack.branches) == 1 else None,
+                lay_out=pack.lay_out,
             )
             for pack in self.packs
         ]
@@ -176,7 +179,7 @@ def batch_of(
             start = branches[-1].stop if branches else prefix
             branches.append(Branch(sample, whole, answer, prefix, start))
         found = vlm.layouts_of(firsts, number, prompt, tensors, settings) if places else PromptLayouts()
-        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found))
+        packs.append(Pack(prefix, tuple(branches), prompt.image_positions, found, prompt.lay_out))
         rows.append(prompt.padding)
     return Batch(tuple(packs), _inputs(vlm, tensors, packs, rows))
 

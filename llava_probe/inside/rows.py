@@ -2,7 +2,7 @@
 
 A fused kernel (sdpa, flash) gives the output of attention and never its weights; eager gives all P×P of them. A
 ``Call`` is what one attention module handed its kernel: from it the weights of the queries that are wanted are computed
-beside the kernel, for every kernel and every form of mask, and attention to some keys can be taken away.
+beside the kernel, for every kernel and every form of mask, and attention along some edges can follow another rule.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_probe.inside.anatomy import Stack
+from llava_probe.inside.edges import Edges, Edit, Hide, Rule
 from llava_probe.inside.spans import Span
 
 #: Queries whose rows are computed at once: bounds the float32 softmax when whole matrices are asked for.
@@ -23,6 +24,9 @@ QUERY_BLOCK = 256
 
 #: Weights of one block of queries, over all heads and keys: as many as stay near the processor (32 MB in float32).
 BLOCK_WEIGHTS = 2**23
+
+#: From this share of the queries on, keys are hidden by the mask; below it, these rows are computed beside the kernel.
+_BY_MASK = 0.25
 
 #: Kernels of transformers that take a mask [B, H, Q, K] of truth values, and of numbers to add; and that take none.
 _TAKES_TRUTH, _TAKES_NUMBERS = "sdpa", "eager"
@@ -44,6 +48,7 @@ class Call:
         span: the pass of the decoder that it is of.
         weights: [B, H, Q, K], where the kernel gave them of itself.
         emptied: [B, 1 or H, Q, 1] queries that were left without a key: their weights and their output are 0.
+        edits: other rules for the weights of some queries, in order; those that hide nothing, or hide few rows.
     """
 
     module: nn.Module
@@ -59,6 +64,7 @@ class Call:
     span: Span | None = None
     weights: Tensor | None = None
     emptied: Tensor | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def unread(self) -> bool:
@@ -111,6 +117,7 @@ class Call:
             kwargs=self.kwargs if bias is None else {**self.kwargs, "position_bias": part(bias)},
             weights=part(self.weights),
             emptied=part(self.emptied),
+            edits=tuple(replace(edit, edges=edit.edges.of_row(row)) for edit in self.edits),
         )
 
     # --- its weights ---
@@ -125,6 +132,8 @@ class Call:
             Truth values [B or 1, H or 1, queries, K].
         """
         opened = self._opened(queries)
+        for edit in self.edits:
+            opened = opened & ~edit.edges.pairs(queries) if edit.rule.hides else opened
         return opened if self.emptied is None else opened & ~_part(self.emptied, queries, None)
 
     def _opened(self, queries: Tensor | None = None) -> Tensor:
@@ -169,7 +178,17 @@ class Call:
             end = keys if reach is None else max(int(reach[block].max()), int(block.max()) + 1)
             yield block, self._block(block, None, end)
 
-    # --- taking keys away ---
+    # --- changing it ---
+
+    def edited(self, edges: Edges, rule: Rule) -> Call:
+        """The same call with another rule along some edges, behind those that it has."""
+        return replace(self, edits=(*self.edits, Edit(edges, rule)))
+
+    def hiding(self, edges: Edges) -> Call:
+        """The same call where some edges are not seen."""
+        if self.edits or len(edges.touched) >= _BY_MASK * self.queries:
+            return self.without(edges.pairs())
+        return self.edited(edges, Hide())
 
     def without(self, hidden: Tensor) -> Call:
         """The same call where some queries may not see some keys.
@@ -196,6 +215,19 @@ class Call:
         A kernel that takes no mask of any shape (flash) is stood in for by the sum that it stands for; somebody's own
         is given what sdpa takes.
         """
+        if not self.edits:
+            return self._kernels(kernel)
+        touched = torch.cat([edit.edges.touched for edit in self.edits]).unique().to(self.device)
+        if self.kernel == _TAKES_NUMBERS:  # all of it from one matrix, as an eager kernel's graph is
+            weights = self.rows()
+            return self._times_values(weights), weights
+        if len(touched) == self.queries:
+            return self._summed(), None
+        output, _ = self._kernels(kernel)
+        return output.index_copy(1, touched, self._times_values(self.rows(touched)).to(output.dtype)), None
+
+    def _kernels(self, kernel: Any) -> tuple[Tensor, Tensor | None]:
+        """The same without edits."""
         if self.emptied is None:
             output, weights = kernel(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
             return output, weights
@@ -210,13 +242,15 @@ class Call:
 
     def _summed(self) -> Tensor:
         """Σ weights · values, a block of queries at a time: [B, Q, H, d]."""
-        batch, heads, queries, _ = self.sizes
+        blocks = torch.arange(self.queries, device=self.device).split(QUERY_BLOCK)
+        return torch.cat([self._times_values(self._block(block, None, self.keys)) for block in blocks], dim=1)
+
+    def _times_values(self, weights: Tensor) -> Tensor:
+        """[B, q, H, d] for weights [B, H, q, K]."""
+        batch, heads, queries, _ = weights.shape
         kv_heads = self.value.shape[1]
-        parts = []
-        for block in torch.arange(queries, device=self.device).split(QUERY_BLOCK):
-            packed = self._block(block, None, self.keys).reshape(batch, kv_heads, heads // kv_heads * len(block), -1)
-            parts.append(torch.matmul(packed, self.value).view(batch, heads, len(block), -1))
-        return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+        packed = weights.reshape(batch, kv_heads, heads // kv_heads * queries, -1)
+        return torch.matmul(packed, self.value).view(batch, heads, queries, -1).transpose(1, 2).contiguous()
 
     def _block(self, index: Tensor | None, heads: Tensor | None, end: int) -> Tensor:
         """Weights of one block of queries over the first ``end`` keys."""
@@ -236,12 +270,29 @@ class Call:
         if (bias := kwargs.get("position_bias")) is not None:
             logits = logits + _part(bias[..., :end], index, heads)
         logits = self._masked(logits, index, heads)
+        edited = self._edited_pairs(logits, index, heads)
+        for rule, pairs in edited:
+            logits = rule.before(logits, pairs)
         if (sinks := kwargs.get("s_aux")) is not None:
             sinks = sinks if heads is None else sinks[heads]
             logits = torch.cat([logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1).to(logits.dtype)], dim=-1)
         exact = torch.promote_types(query.dtype, torch.float32)
-        weights = torch.softmax(logits, dim=-1, dtype=exact).to(query.dtype)
-        return self._without_emptied(weights[..., :-1] if sinks is not None else weights, index, heads)
+        weights = torch.softmax(logits, dim=-1, dtype=exact)
+        weights = weights[..., :-1] if sinks is not None else weights
+        for rule, pairs in edited:
+            weights = rule.after(weights, pairs)
+        return self._without_emptied(weights.to(query.dtype), index, heads)
+
+    def _edited_pairs(self, logits: Tensor, index: Tensor | None, heads: Tensor | None) -> list[tuple[Rule, Tensor]]:
+        """The rules for some queries, each with its pairs that may be seen."""
+        if not self.edits:
+            return []
+        found, seen = [], _allows(logits)
+        for edit in self.edits:
+            pairs = edit.edges.pairs(index, heads, logits.shape[-1]) & seen
+            seen = seen & ~pairs if edit.rule.hides else seen
+            found.append((edit.rule, pairs))
+        return [(rule, pairs if rule.hides else pairs & seen) for rule, pairs in found]
 
     def _without_emptied(self, weights: Tensor, index: Tensor | None, heads: Tensor | None) -> Tensor:
         if self.emptied is None:

@@ -6,7 +6,7 @@ ids and the mask that the model is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """One sample of a batch.
+    """One sample of a batch; like no other, though its ids are the same: its pictures may lie otherwise.
 
     Attributes:
         length: how many tokens its prompt has; ``padding``: pad tokens ahead of it.
@@ -25,6 +25,7 @@ class Prompt:
         question: as it was asked, where that is known.
         read: whether this was read from what the model is given, so that nobody has looked for its visual tokens.
         unknown: why what it holds is not known, where it is not.
+        lay_out: works out where its visual tokens lie, as ``PromptLayouts``; None where nobody knows its pictures.
     """
 
     length: int
@@ -34,6 +35,7 @@ class Prompt:
     question: str | None = None
     read: bool = False
     unknown: str | None = None
+    lay_out: Callable[[], Any] | None = None
 
     @property
     def stop(self) -> int:

@@ -20,9 +20,11 @@ class Visitor:
 
     Attributes:
         changes: whether it comes before what only looks.
+        whole: whether it needs each prompt in one pass, and not its beginning from a cache.
     """
 
     changes = False
+    whole: bool = False
 
     # --- what it wants to hear of ---
 

@@ -1,28 +1,33 @@
-"""What every intervention has: places named in words, found in each sample of each pass; acts that are counted.
-
-Places are read by the one reader of tokens (``explained.py``) on the prompt of each sample. A pass of ``generate`` does
-not know the answer yet, so a place that goes on (``"answer"``, ``"all"``) holds what will be said, and a word of the
-answer is found only where the answer is given.
-"""
+"""What every intervention has: acts that are counted, a plan that can be read before, and a refusal to do nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.inside.passes import Prompt, Span, Visitor
-from llava_probe.inside.spans import NO_MASK
+from llava_probe.inside import seam
+from llava_probe.inside.passes import Span, Visitor, visiting
+from llava_probe.interventions.places import Phase, Places, whole
 from llava_probe.model import VLM
-from llava_probe.trace.explained import ALL, ANSWER, GENERATED, IMAGE, PLACES, PREDICTING, TEXT, At, Place, positions
-from llava_probe.trace.tokens import Token, tokens_of
+from llava_probe.trace.request import spelled
+from llava_probe.trace.trace import Trace
 
-#: Places that hold what is yet to be said.
-_ONWARD = (ALL, ANSWER, GENERATED, PREDICTING)
+#: What was worked out for the layers of one pass is kept for so many of them at most.
+_KEPT = 64
+
+_PHASES = {
+    "prompt": "on the prompt, in the pass that reads it",
+    "answer": "on the answer, in every pass behind the prompt",
+    "both": "on prompt and answer, in every pass",
+}
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,17 @@ class Act:
     """One thing that an intervention did.
 
     Attributes:
-        layer: in which block.
+        layer: in which block, or at which hidden state.
         step: in which pass over its sequences: 0 reads the prompt, each later one a token of the answer.
-        pairs: how many (query, key) pairs it took away, over all sequences of the pass; heads are not counted apart.
+        count: how many pairs of query and key, or how many positions, over all sequences of the pass; heads are not
+            counted apart.
+        of: what was counted: ``"pairs"`` or ``"positions"``.
     """
 
     layer: int
     step: int
-    pairs: int
+    count: int
+    of: str = "pairs"
 
 
 class Intervention(Visitor):
@@ -45,172 +53,150 @@ class Intervention(Visitor):
 
     Attributes:
         vlm: whose passes are changed.
+        phase: in which part of a sequence.
+        allow_nothing: whether it may end without having acted.
     """
 
     changes = True
+    kind = "intervention"
+    counts = "pairs"
 
-    def __init__(self, vlm: VLM) -> None:
-        self.vlm = vlm
+    def __init__(self, vlm: VLM, phase: Phase = "both", allow_nothing: bool = False) -> None:
+        self.vlm, self.phase, self.allow_nothing = vlm, phase, allow_nothing
         self._acts: list[tuple[int, int, Tensor]] = []
         self._passes = 0
+        self._made: dict[Any, tuple[Span, Any]] = {}
+        self._refused: list[tuple[Tensor, str]] = []
+
+    # --- what it is, and what it did ---
 
     @property
     def acts(self) -> list[Act]:
         """What it did, by layer and step."""
-        counted = ((layer, step, int(pairs)) for layer, step, pairs in self._acts)
-        return [Act(*act) for act in counted if act[2]]
+        counted = ((layer, step, int(count)) for layer, step, count in self._acts)
+        return [Act(*act, self.counts) for act in counted if act[2]]
+
+    def settings(self) -> Mapping[str, Any]:
+        """What it does, as plain data, besides kind and phase."""
+        raise NotImplementedError
+
+    def told(self) -> Mapping[str, Any]:
+        """What it is, as plain data, for the records of what ran under it."""
+        return {"kind": self.kind, **self.settings(), "phase": self.phase}
+
+    def __repr__(self) -> str:
+        return spelled(self.told())
+
+    def plan(self, trace: Trace | None = None) -> str:
+        """What will happen, before anything has run: at which modules, layers and heads, at which tokens, and when.
+
+        Args:
+            trace: of the prompt that it is about, in which the tokens are spelt out.
+        """
+        return "\n".join([*self.planned(trace), _PHASES[self.phase]])
+
+    def planned(self, trace: Trace | None) -> list[str]:
+        """Its lines: what is its own."""
+        raise NotImplementedError
+
+    # --- while passes run ---
 
     def begin(self, span: Span) -> None:
         """A pass begins."""
         self._passes += 1
 
-    def acted(self, layer: int, span: Span, pairs: Tensor) -> None:
+    def end(self, span: Span, logits: Tensor) -> None:
+        """A pass is over: what it must not do is refused before anybody reads its logits.
+
+        Raises:
+            BadInput: something was asked that no pass of this kind can give.
+        """
+        self._refuse()
+
+    def acted(self, layer: int, span: Span, count: Tensor | int) -> None:
         """Note an act; it is counted when somebody asks, so that a GPU is not waited for."""
-        self._acts.append((layer, span.step, pairs))
+        self._acts.append((layer, span.step, torch.as_tensor(count)))
+
+    def refuse_where(self, found: Tensor, sentence: str) -> None:
+        """Refuse the pass when it is over if anything was ``found``: asked once a pass, for the same reason."""
+        self._refused.append((found, sentence))
+
+    def once(self, span: Span, key: Any, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, worked out once for all layers of a pass that ask for the same."""
+        place = (id(span), key)
+        if place not in self._made or self._made[place][0] is not span:
+            if len(self._made) >= _KEPT:
+                self._made.clear()
+            self._made[place] = span, make()
+        return self._made[place][1]  # type: ignore[no-any-return]
+
+    # --- and at last ---
+
+    def idle(self) -> str | None:
+        """Why it did nothing, if it did nothing and should have."""
+        self._made.clear()
+        self._refuse()
+        if self.allow_nothing or self.acts:
+            return None
+        why = self.why_idle() if self._passes else "no pass of this model ran inside it, in this thread"
+        return f"{self!r} did nothing: {why}"
+
+    def why_idle(self) -> str:
+        """Why, where passes ran."""
+        raise NotImplementedError
+
+    def _refuse(self) -> None:
+        refused, self._refused = self._refused, []
+        for found, sentence in refused:
+            if bool(found.any()):
+                raise BadInput(sentence)
+
+    @staticmethod
+    def missed(places: Places) -> str | None:
+        """Why no place was met, if none was."""
+        if places.empty:
+            return f"{places.argument}=[] names no token"
+        if places.met:
+            return None
+        later = {"prompt": " in a prompt", "answer": " in an answer", "both": ""}[places.phase]
+        return (
+            f"no pass computed a token{later} that {places.argument}={places.told()!r} names: it was never fed, or its "
+            "keys and values came from a cache made before"
+        )
 
 
-@dataclass(frozen=True)
-class WrittenPrompt:
-    """What a pass holds of one sample, as the reader of tokens takes it."""
-
-    tokens: Sequence[Token]
-    prompt_length: int
-    question: str | None
-    ends: frozenset[int] = frozenset()
-
-
-@dataclass
-class Places:
-    """One ``queries=`` or ``keys=``, found in each sample of each pass.
-
-    Args:
-        vlm: whose tokenizer reads the prompts.
-        at: as given; ``argument``: by what name.
-
-    Attributes:
-        met: whether any pass held one of them.
-    """
-
-    vlm: VLM
-    at: At
-    argument: str
-    met: bool = False
-    _found: dict[Prompt, frozenset[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._parts = _parts(self.at)
-        numbers = [part for part in self._parts if isinstance(part, int)]
-        if wrong := [number for number in numbers if number < 0]:
-            raise OutOfRange(
-                f"{self.argument}={wrong[0]}: how long an answer becomes is not known before it is there, so positions "
-                "count from 0; lp.LAST is the last of the prompt"
-            )
-        if not self._parts:
-            raise BadInput(f"{self.argument}=[] names no token")
-        self._numbers = frozenset(numbers)
-        self._names = [part for part in self._parts if not isinstance(part, int)]
-        self._onward = any(part in _ONWARD for part in map(_place, self._names))
-
-    def columns(self, span: Span, start: int, stop: int) -> Tensor:
-        """Truth values [samples, stop - start]: which columns of the batch are among them."""
-        out = torch.zeros(len(span.prompts), stop - start, dtype=torch.bool)
-        for row, prompt in zip(out, span.prompts, strict=True):
-            found = self._numbers | (self._of(prompt) if self._names or prompt.unknown else frozenset())
-            inside = [at for place in found if 0 <= (at := place + prompt.padding - start) < len(row)]
-            row[inside] = True
-            if self._onward:
-                row[max(0, prompt.padding + max(prompt.length, len(prompt.ids)) - start) :] = True
-        self.met = self.met or bool(out.any())
-        return out
-
-    def told(self) -> Any:
-        """As plain data, for the records of what ran under it."""
-        parts = [part.name if isinstance(part, Place) else part for part in self._parts]
-        return parts[0] if len(parts) == 1 else parts
-
-    def _of(self, prompt: Prompt) -> frozenset[int]:
-        """The positions in one sample that names and words stand for."""
-        if prompt not in self._found:
-            self._refuse_unknown(prompt)
-            self._found[prompt] = frozenset(place for name in self._names for place in self._named(prompt, name))
-        return self._found[prompt]
-
-    def _named(self, prompt: Prompt, name: str | Place) -> list[int]:
-        """A word is looked for in the prompt, however much of an answer is given with it: a run finds the same."""
-        asked = self._written(prompt, prompt.length)
-        whole = self._written(prompt, len(prompt.ids))
-        if (place := _place(name)) is not None:
-            positions(asked, name)  # refuses what is a word of the prompt as well
-            return positions(whole, place)
-        try:
-            return positions(asked, name)
-        except OutOfRange:
-            return positions(whole, name)
-
-    def _refuse_unknown(self, prompt: Prompt) -> None:
-        """Refuse what cannot be found in a pass that somebody else began."""
-        names = {_place(name) for name in self._names}
-        hidden = names & {IMAGE, TEXT} and prompt.read and max(self.vlm.visual_ids) < 0
-        if hidden or (prompt.unknown is not None and (self._names or prompt.unknown == NO_MASK)):
-            why = prompt.unknown or "this family marks its visual tokens beside the ids"
-            raise BadInput(
-                f"{self.argument}={self.told()!r}: what this pass holds is not known: {why}; ask through vlm.generate"
-                f"{'' if prompt.unknown == NO_MASK else ', or give positions'}"
-            )
-
-    def _written(self, prompt: Prompt, fed: int) -> WrittenPrompt:
-        """The first ``fed`` tokens, and one for what the last of them predicts, which is never fed."""
-        tokenizer, visual = self.vlm.processor.tokenizer, self.vlm.visual_ids
-        tokens = list(tokens_of(tokenizer, prompt.ids[:fed], prompt.length, visual))
-        for place in prompt.image_positions:
-            tokens[place] = Token(tokens[place].id, tokens[place].text, "image", place)
-        tokens.append(Token(-1, "", "generated", len(tokens)))
-        return WrittenPrompt(tokens, prompt.length, prompt.question)
-
-
-def _parts(at: Any) -> list[int | str | Place]:
-    """The numbers, words and places of an argument, lists inside lists laid out."""
-    if isinstance(at, str | Place):
-        return [at]
-    if hasattr(at, "__iter__") and getattr(at, "ndim", 1) != 0:
-        return [inner for part in at for inner in _parts(part)]
-    if not _whole(at):
-        raise BadInput(f"a place is a position, a word, lp.IMAGE and its like, or a list of these; got {at!r}")
-    return [int(at)]
-
-
-def _whole(number: Any) -> bool:
-    """Whether it is a whole number; torch takes truth values and fractions for some."""
-    kind = str(getattr(number, "dtype", "int"))
-    return not isinstance(number, bool) and hasattr(number, "__index__") and "int" in kind
-
-
-def _place(name: str | Place) -> Place | None:
-    return name if isinstance(name, Place) else PLACES.get(name)
-
-
-def chosen_layers(vlm: VLM, layers: Any) -> tuple[int, ...]:
-    """The blocks that ``layers`` names; all that have attention when None.
+@contextmanager
+def acting(intervention: Intervention) -> Iterator[None]:
+    """The intervention in force while the context lasts; the model is as it was behind it, whatever happened.
 
     Raises:
-        OutOfRange: a layer that is not there, or has no attention over the sequence.
+        NotActed: on leaving, where it did nothing.
+    """
+    with visiting(intervention.vlm.anatomy, intervention, alone=False):
+        yield
+
+
+def by_row(marked: Tensor, span: Span, rows: int, device: torch.device) -> Tensor:
+    """[B or 1, n] what is told for each sample, for the rows of a batch that stand for it."""
+    if len(marked) > 1 and rows != len(marked):
+        marked = marked[[span.sample(row) for row in range(rows)]]
+    return marked.to(device)
+
+
+def chosen_layers(vlm: VLM, layers: Any, *, attending: bool = True) -> tuple[int, ...]:
+    """The blocks that ``layers`` names; all (all that have attention) when None.
+
+    Raises:
+        OutOfRange: a layer that is not there, or has no attention over the sequence where it must have one.
     """
     inside = vlm.anatomy
     if layers is None:
-        return tuple(sorted(inside.head_counts))
-    chosen = []
-    for layer in layers if hasattr(layers, "__iter__") else [layers]:
-        if not _whole(layer):
-            raise BadInput(f"layers= takes numbers of blocks; got {layer!r}")
-        if not -inside.layers <= layer < inside.layers:
-            raise OutOfRange(f"layer {layer} is not there: this model has blocks 0 to {inside.layers - 1}")
-        chosen.append(int(layer) % inside.layers)
-    if without := [layer for layer in chosen if layer in inside.other_layers]:
+        return tuple(sorted(inside.head_counts)) if attending else tuple(range(inside.layers))
+    chosen = listed(layers, "layers", "blocks", inside.layers, "this model has blocks")
+    if attending and (without := [layer for layer in chosen if layer in inside.other_layers]):
         kind = inside.other_layers[without[0]]
         raise OutOfRange(f"layer {without[0]} has no attention over the sequence to act on: it is {kind}")
-    if not chosen:
-        raise BadInput("layers=[] names no layer; leave it out for all")
-    return tuple(sorted(set(chosen)))
+    return chosen
 
 
 def chosen_heads(vlm: VLM, heads: Any, layers: Sequence[int]) -> tuple[int, ...] | None:
@@ -221,13 +207,33 @@ def chosen_heads(vlm: VLM, heads: Any, layers: Sequence[int]) -> tuple[int, ...]
     """
     if heads is None:
         return None
-    count = min(vlm.anatomy.head_counts[layer] for layer in layers)
-    listed = [heads] if not hasattr(heads, "__iter__") else list(heads)
-    for head in listed:
-        if not _whole(head):
-            raise BadInput(f"heads= takes numbers of query heads; got {head!r}")
-        if not -count <= head < count:
-            raise OutOfRange(f"head {head} is not there: these layers have heads 0 to {count - 1}")
-    if not listed:
-        raise BadInput("heads=[] names no head; leave it out for all")
-    return tuple(sorted({int(head) % count for head in listed}))
+    count = min((vlm.anatomy.head_counts[layer] for layer in layers), default=vlm.anatomy.heads)
+    return listed(heads, "heads", "query heads", count, "these layers have heads")
+
+
+def listed(given: Any, argument: str, what: str, count: int, there: str) -> tuple[int, ...]:
+    """Numbers of blocks or heads in order, each once, none below 0.
+
+    Raises:
+        BadInput: something that is no number of one, or a range that runs the wrong way.
+        OutOfRange: one that is not there.
+    """
+    if isinstance(given, range) and not len(given) and given.start != given.stop:
+        raise BadInput(f"{argument}={given} names nothing: it runs the other way; range(8, 17) is 8 to 16")
+    found = []
+    for number in given if hasattr(given, "__iter__") else [given]:
+        if not whole(number):
+            raise BadInput(f"{argument}= takes numbers of {what}; got {number!r}")
+        if not -count <= number < count:
+            raise OutOfRange(f"{argument.removesuffix('s')} {number} is not there: {there} 0 to {count - 1}")
+        found.append(int(number) % count)
+    return tuple(sorted(set(found)))
+
+
+def attention_told(vlm: VLM, layers: Sequence[int], heads: Sequence[int] | None) -> str:
+    """Where attention is acted on, in words: modules, kernel, blocks, heads."""
+    stack = vlm.anatomy.decoder
+    kinds = sorted({type(module).__name__ for module, layer in stack.attentions.items() if layer in layers})
+    kernel = seam.implementation(stack.owner.config)
+    which = "all heads" if heads is None else f"heads {', '.join(map(str, heads))}"
+    return f"{', '.join(kinds)} ({kernel}) of blocks {', '.join(map(str, layers)) or 'none'}, {which}"

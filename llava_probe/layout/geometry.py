@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llava_probe.arrays import FloatArray, IntArray
-from llava_probe.border import Numeric, checked
+from llava_probe.border import CountFromZero, Numeric, WholeNumeric, checked
 from llava_probe.errors import BadInput, OutOfRange
 
 #: A patch is in the box of each token that it weighs at least this much in, as a share of where it weighs most.
@@ -205,6 +205,27 @@ class ImageLayout:
     def tokens_in(self, mask: Numeric) -> IntArray:
         """Sequence positions of the tokens whose box ``mask`` [height, width] covers by half or more."""
         return self.positions[self.to_tokens(mask) >= 0.5]
+
+    def around(self, tokens: WholeNumeric, ring: CountFromZero) -> IntArray:
+        """Some tokens and those up to ``ring`` steps from them in the same view, by index, diagonals too.
+
+        A step is a place of the grid; where a view's tokens form none, the size of a token.
+        """
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[np.asarray(tokens, dtype=np.int64)] = True
+        for own, grid in tile_grids(self):
+            marked = own[chosen[own]]
+            if grid is not None:
+                places = np.stack(np.divmod(np.arange(len(own)), grid[1]), axis=-1)
+                steps = np.abs(places[:, None] - places[chosen[own]]).max(-1)
+            else:
+                boxes = self.boxes[own]
+                middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+                apart = np.abs(middles[:, None] - (self.boxes[marked, :2] + self.boxes[marked, 2:]) / 2)
+                steps = (apart / sides[:, None]).round().max(-1)
+            if len(marked):
+                chosen[own] |= steps.min(1) <= ring
+        return np.flatnonzero(chosen)
 
 
 def cell_edges(low: float, high: float, count: int) -> FloatArray:

@@ -5,6 +5,7 @@
     positions(trace, IMAGE)                # a place; "image" says the same, unless it is a word of this trace too
     positions(trace, [3, -1, QUESTION])    # places in the whole sequence and names, in one list
     spans(trace, None)                     # the answer's content words, the positions of each
+    positions(trace, Region(box))          # the visual tokens of a part of the photograph
     placed(trace, 0)                       # the layout of the first picture
 
 Anything that is written in tokens can be read so: a trace, or a prompt of which none exists yet. A string names a word
@@ -24,6 +25,7 @@ from PIL import Image
 
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.layout import ImageLayout
+from llava_probe.trace.region import Region
 from llava_probe.trace.tokens import Token, divided, find
 
 
@@ -64,8 +66,9 @@ FUNCTION_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 
-#: A position (negative from the end), a word, a place, or a list of these, in which a list of positions is one word.
-At = int | str | Place | Sequence[int | str | Place | Sequence[int]]
+#: A position (negative from the end), a word, a place, a part of a photograph, or a list of these, in which a list of
+#: positions is one word.
+At = int | str | Place | Region | Sequence[int | str | Place | Region | Sequence[int]]
 #: The same, or None for the content words of the answer.
 Tokens = At | None
 
@@ -112,8 +115,8 @@ def positions(written: Written, at: Tokens) -> list[int]:
     Args:
         written: a trace, or a prompt.
         at: a position (negative counts from the end; numbers of numpy and torch too); a word or words, all the times
-            that the answer says them, or else the prompt; a place, by its constant or its name; a list of these; or
-            None for the content words of the answer.
+            that the answer says them, or else the prompt; a place, by its constant or its name; a part of a photograph;
+            a list of these; or None for the content words of the answer.
 
     Raises:
         OutOfRange: a position or word that is not there.
@@ -134,13 +137,13 @@ def spans(written: Written, tokens: Tokens) -> list[list[int]]:
     """
     if tokens is None:
         return _content(written)
-    if isinstance(tokens, str | Place):
+    if isinstance(tokens, str | Place | Region):
         return _named(written, tokens)
     if _single(tokens):
         return [[_position(written, tokens)]]
     found = []
     for part in tokens:  # type: ignore[union-attr]
-        if isinstance(part, str | Place):
+        if isinstance(part, str | Place | Region):
             found += _named(written, part)
         elif _single(part):
             found.append([_position(written, part)])
@@ -174,6 +177,8 @@ def told(tokens: Tokens) -> str:
         return "content words"
     if isinstance(tokens, Place):
         return tokens.name
+    if isinstance(tokens, Region):
+        return repr(tokens)
     return tokens if isinstance(tokens, str) else "positions"
 
 
@@ -233,7 +238,10 @@ def _numbered(numbers: Sequence[int], most: int = 8) -> str:
 # --- names ---
 
 
-def _named(written: Written, name: str | Place) -> list[list[int]]:
+def _named(written: Written, name: str | Place | Region) -> list[list[int]]:
+    if isinstance(name, Region):
+        layout = seen(written, name.image)  # type: ignore[arg-type]
+        return [[int(layout.positions[token])] for token in name.tokens(layout)]
     if isinstance(name, Place):
         return _at_place(written, name)
     place = PLACES.get(name)

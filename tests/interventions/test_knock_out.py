@@ -157,7 +157,7 @@ def test_logits_states_and_rows_are_those_of_a_mask_changed_by_hand(name, attent
     torch.testing.assert_close(trace.rows(at=fed).permute(1, 2, 0, 3), rows, atol=close, rtol=0)
     assert not trace.rows(at=fed).permute(1, 2, 0, 3)[list(layers)][..., hidden].any()  # exactly 0
     assert {act.layer for act in cut.acts} == set(layers)
-    assert all(act.pairs == int((hidden & torch.ones_like(hidden).tril()).sum()) for act in cut.acts)
+    assert all(act.count == int((hidden & torch.ones_like(hidden).tril()).sum()) for act in cut.acts)
 
 
 def test_heads_are_cut_alone():
@@ -614,7 +614,7 @@ def test_a_batch_by_hand_is_cut_as_a_batch_of_ours(cache):
     for keys in (lp.IMAGE, [1, 2]):
         with lp.knock_out(vlm, keys=keys, queries=lp.LAST) as cut:
             ours = vlm.generate_batch(asked, **kwargs)
-            acts = [act.pairs for act in cut.acts]
+            acts = [act.count for act in cut.acts]
         with lp.knock_out(vlm, keys=keys, queries=lp.LAST) as by_hand:
             out = vlm.model.generate(
                 **encoded.to(torch.float64), **kwargs, return_dict_in_generate=True, output_logits=True
@@ -622,7 +622,7 @@ def test_a_batch_by_hand_is_cut_as_a_batch_of_ours(cache):
         for row, trace in enumerate(ours):
             found = torch.stack([step[row] for step in out.logits]).double()
             torch.testing.assert_close(found, trace.logits.double(), atol=1e-5, rtol=1e-5)
-        assert [act.pairs for act in by_hand.acts] == acts
+        assert [act.count for act in by_hand.acts] == acts
 
 
 def test_passes_by_hand_that_do_not_belong_together_are_told_apart():
@@ -757,7 +757,7 @@ def test_what_is_cut_twice_acts_once(tiny_vlm, plain_inputs):
 def test_pairs_are_counted_in_every_row(tiny_vlm):
     with lp.knock_out(tiny_vlm, keys=1, queries=lp.GENERATED, layers=0) as cut:
         tiny_vlm.generate(photo(), "What is this?", max_new_tokens=2, min_new_tokens=2, num_beams=3)
-    assert [act.pairs for act in cut.acts] == [3]
+    assert [act.count for act in cut.acts] == [3]
 
 
 def test_adapters_that_put_tokens_of_their_own_ahead_are_refused():

@@ -22,7 +22,7 @@ from llava_probe.attribution.engine.target import Task
 from llava_probe.errors import BadModel
 from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside import seam
-from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead
+from llava_probe.inside.passes import Others, Visitor, alone_with, entered, instead, visitors_of
 from llava_probe.inside.tolerance import SCORES
 
 #: Makes of what enters the decoder what shall enter it; None leaves it.
@@ -125,6 +125,8 @@ class Replay:
 
     def _shareable(self, keep: Tensor, plain: Tensor) -> int:
         """How many of the first positions may come from a cache, as two changed inputs show; 0 where none."""
+        if any(visitor.whole for visitor in visitors_of(self.task.vlm.anatomy)):
+            return 0
         try:
             limit = self._unmoved()
             prefix = min(limit, self._prefix(keep))

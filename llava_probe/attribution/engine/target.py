@@ -25,7 +25,7 @@ from llava_probe.asking.prompts import asked_again
 from llava_probe.border import Limits
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.passes import Prompt, Visitor, visiting
-from llava_probe.layout import ImageLayout
+from llava_probe.layout import ImageLayout, PromptLayouts
 from llava_probe.model import VLM
 from llava_probe.trace.explained import Tokens, as_one, spans
 from llava_probe.trace.tokens import Token
@@ -215,7 +215,8 @@ class Task:
         """What a pass of one continuation holds, for what visits it."""
         trace = self.trace
         ids = (*(token.id for token in trace.tokens[: trace.prompt_length]), *self.answers[number][:-1])
-        return Prompt(trace.prompt_length, 0, tuple(visual_positions(trace)), ids, trace.request.question)
+        visual, question = tuple(visual_positions(trace)), trace.request.question
+        return Prompt(trace.prompt_length, 0, visual, ids, question, lay_out=lambda: PromptLayouts(trace.layouts))
 
     def logits(self, number: int, *visitors: Visitor, **changed: Any) -> Tensor:
         """[B, steps, V] of one pass over a continuation, under whatever is in force.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ def layer_kinds(config: Any) -> Sequence[str]:
 def shares_keys(config: Any) -> bool:
     """Whether the last layers use the keys of earlier ones: they run for the prompt's last token alone."""
     return bool(getattr(config, "num_kv_shared_layers", 0))
+
+
+def adds_features_later(owner: nn.Module) -> bool:
+    """Whether a decoder adds features of the picture between its blocks, besides those that enter it (deepstack)."""
+    return any("deepstack" in name for name in inspect.signature(type(owner).forward).parameters)
 
 
 def reads_pictures(part: Any) -> bool:

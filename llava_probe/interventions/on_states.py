@@ -1,0 +1,154 @@
+"""What acts on vectors of a pass: hidden states, what a part of a block adds, what a head gives; at some positions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from llava_probe.errors import BadModel
+from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Stack
+from llava_probe.inside.passes import Span
+from llava_probe.inside.rows import Call
+from llava_probe.interventions.intervention import Intervention, by_row
+from llava_probe.interventions.places import Phase, Places
+from llava_probe.model import VLM
+from llava_probe.trace.explained import ALL, At
+
+#: The parts whose vectors can be changed: the residual stream, and what attention, one of its heads and the MLP give.
+PARTS = ("residual", "attention", "mlp", "head")
+
+#: Which of them each kind of event tells of.
+_HEARS = {"state": ("residual",), "part": ("attention", "mlp"), "attended": ("head",)}
+
+
+class OnStates(Intervention):
+    """Changes vectors of one part of the decoder at some positions.
+
+    Args:
+        at: where; every position when None.
+        part: one of ``PARTS``.
+        layers: hidden states for the residual stream, blocks for the other parts.
+    """
+
+    counts = "positions"
+
+    def __init__(
+        self,
+        vlm: VLM,
+        at: At | None,
+        part: str,
+        layers: tuple[int, ...],
+        phase: Phase = "both",
+        allow_nothing: bool = False,
+        argument: str = "at",
+    ) -> None:
+        super().__init__(vlm, phase, allow_nothing)
+        self.part_name, self.layers = part, layers
+        self._here = threading.local()
+        self._at = Places(vlm, ALL if at is None else at, argument, phase)
+        if part == "head":
+            check_heads(vlm, layers)
+
+    def hears(self, method: str) -> bool:
+        """Of its own part only."""
+        own = _HEARS.get(method)
+        return super().hears(method) if own is None else self.part_name in own
+
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
+        """A hidden state."""
+        return self._change(layer, hidden) if layer in self.layers else None
+
+    def part(self, stack: Stack, kind: str, layer: int, output: Tensor) -> Tensor | None:
+        """What attention or the MLP adds."""
+        return self._change(layer, output) if kind == self.part_name and layer in self.layers else None
+
+    def attended(self, call: Call, output: Tensor | None) -> Tensor | None:
+        """What heads give: [B, Q, H, d]."""
+        if output is None or call.span is None or call.layer not in self.layers:
+            return None
+        return self._change(call.layer, output, call.span)
+
+    def begin(self, span: Span) -> None:
+        """A pass begins."""
+        super().begin(span)
+        self._here.span = span
+
+    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+        """Values [B, n, ...] with those at the marked positions [B or 1, n] changed; ``first``: their first column."""
+        raise NotImplementedError
+
+    def why_idle(self) -> str:
+        """Which place was not there."""
+        if not self.layers:
+            return "layers=[] names no layer"
+        return self.missed(self._at) or self.why_unchanged()
+
+    def why_unchanged(self) -> str:
+        """Why what was met was not changed."""
+        return f"the blocks that ran have no {self.part_name} that can be reached"
+
+    def _change(self, layer: int, values: Tensor, span: Span | None = None) -> Tensor | None:
+        span = self._here.span if span is None else span
+        rows, back = by_position(values, span)
+        first = span.start_of(rows.shape[1]) - span.before
+        found = self.once(span, ("marked", rows.shape[:2], rows.device), lambda: self._marked(span, first, rows))
+        if found is None:
+            return None
+        marked, count = found
+        made = self.changed(layer, rows, marked, span, first)
+        if made is None:
+            return None
+        self.acted(layer, span, count)
+        return back(made)
+
+    def _marked(self, span: Span, first: int, rows: Tensor) -> tuple[Tensor, int] | None:
+        """[B or 1, n] which positions are meant, and how many; None where none is."""
+        found = self._at.columns(span, first, first + rows.shape[1])
+        if not bool(found.any()):
+            return None
+        marked = by_row(found, span, rows.shape[0], rows.device)
+        return marked, int(found.sum()) * max(1, rows.shape[0] // len(span.prompts))
+
+
+def by_position(values: Tensor, span: Span) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What one part gives as [B, n, ...], and how that becomes again what it was.
+
+    Experts give the tokens of all rows one behind the other; a model of several streams may have them ahead.
+    """
+    fed = (span.rows, span.length)
+    if values.ndim == 2 and span.rows and values.shape[0] % span.rows == 0:
+        return values.unflatten(0, (span.rows, -1)), lambda made: made.flatten(0, 1)
+    if values.ndim == 4 and values.shape[:2] != fed and values.shape[1:3] == fed:
+        return values.movedim(0, 2), lambda made: made.movedim(2, 0)
+    return values, lambda made: made
+
+
+def check_heads(vlm: VLM, layers: tuple[int, ...]) -> None:
+    """Refuse attention whose heads cannot be reached.
+
+    Raises:
+        BadModel: a kernel of its own, past transformers' attention interface.
+    """
+    for module, layer in vlm.anatomy.decoder.attentions.items():
+        if layer in layers and not seam.reads_interface(module):
+            raise BadModel(
+                f"{type(module).__name__} has an attention kernel of its own, past transformers' attention interface, "
+                "so its heads cannot be reached"
+            )
+
+
+def modules_told(vlm: VLM, part: str, layers: tuple[int, ...]) -> str:
+    """Where it acts, in words."""
+    numbers = ", ".join(map(str, layers)) or "none"
+    if part == "residual":
+        return f"hidden states {numbers} (of 0 to {vlm.anatomy.layers}; the last behind the final norm)"
+    stack = vlm.anatomy.decoder
+    modules: Mapping[Any, int] = stack.feeds if part == "mlp" else stack.attentions
+    kinds = sorted({type(module).__name__ for module, layer in modules.items() if layer in layers})
+    return f"{', '.join(kinds) or 'nothing'} of blocks {numbers}: " + (
+        "what its heads give" if part == "head" else f"what the {part} adds"
+    )
