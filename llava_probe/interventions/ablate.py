@@ -31,7 +31,7 @@ from llava_probe.features.reading import Features
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import Others, Prompt, Span
-from llava_probe.interventions.intervention import acting, chosen_layers, listed
+from llava_probe.interventions.intervention import acting, chosen_layers, read_numbers
 from llava_probe.interventions.on_states import OnStates, by_position, modules_told
 from llava_probe.interventions.places import Phase, Places
 from llava_probe.interventions.replacements import Named, Replacement, groups_of
@@ -263,7 +263,7 @@ class MLPAblation(Ablation):
     what = "mlp"
 
     def __init__(self, vlm: VLM, mlp: Any, replacement: Replacement, at: At | None, **more: Any) -> None:
-        layers = listed(mlp, "mlp", "blocks", vlm.anatomy.layers, "this model has blocks")
+        layers = read_numbers(mlp, "mlp", "blocks", vlm.anatomy.layers, "this model has blocks")
         if without := sorted(set(layers) - set(vlm.anatomy.decoder.feeds.values())):
             name = type(vlm.anatomy.decoder.blocks[without[0]]).__name__
             raise BadModel(f"block {without[0]} ({name}) has no MLP that is a module of its own; ablate layers= instead")
@@ -323,6 +323,6 @@ def _by_block(vlm: VLM, heads: Any) -> dict[int, tuple[int, ...]]:
     for layer, own in pairs:
         (block,) = chosen_layers(vlm, layer)
         count = vlm.anatomy.head_counts[block]
-        found.setdefault(block, set()).update(listed(own, "heads", "query heads", count, f"block {block} has heads"))
+        found.setdefault(block, set()).update(read_numbers(own, "heads", "query heads", count, f"block {block} has heads"))
     return {layer: tuple(sorted(own)) for layer, own in sorted(found.items())}
 

@@ -29,7 +29,7 @@ from llava_probe.probes.probe import Label, Probe
 from llava_probe.trace.explained import LAST, At
 from llava_probe.trace.trace import Trace
 
-Method = Literal["mean", "pca"]
+DirectionMethod = Literal["mean", "pca"]
 
 
 @checked
@@ -114,7 +114,7 @@ class Direction:
         negative: Sequence[Trace] | Tensor,
         layer: int | None = None,
         at: At = LAST,
-        method: Method = "mean",
+        method: DirectionMethod = "mean",
     ) -> Direction:
         """From one set of hidden states to another.
 
@@ -142,7 +142,7 @@ class Direction:
         column: str,
         value: Any,
         against: Any = None,
-        method: Method = "mean",
+        method: DirectionMethod = "mean",
     ) -> Direction:
         """From the rows of a store whose column says something else to those where it says ``value``.
 
@@ -182,7 +182,7 @@ def _states(given: Any, layer: int | None, at: At) -> Tensor:
     return states.detach().float().cpu()
 
 
-def _difference(one: Tensor, other: Tensor, method: Method) -> Tensor:
+def _difference(one: Tensor, other: Tensor, method: DirectionMethod) -> Tensor:
     if one.shape[1] != other.shape[1]:
         raise BadInput(f"the two sets have {one.shape[1]} and {other.shape[1]} numbers a row")
     mean = one.mean(0) - other.mean(0)

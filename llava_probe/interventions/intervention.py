@@ -13,7 +13,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside import seam
 from llava_probe.inside.passes import Span, Visitor, visiting
-from llava_probe.interventions.places import Phase, Places, whole
+from llava_probe.interventions.places import Phase, Places, whole_number
 from llava_probe.model import VLM
 from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
@@ -27,7 +27,7 @@ _PHASES = {
     "both": "on prompt and answer, in every pass",
 }
 
-Made = TypeVar("Made")
+Once = TypeVar("Once")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Act:
 
 
 class Intervention(Visitor):
-    """Changes a pass, and counts where it did. Made by the functions of ``llava_probe.interventions``.
+    """Changes a pass, and counts where it did. Once by the functions of ``llava_probe.interventions``.
 
     Attributes:
         vlm: whose passes are changed.
@@ -121,7 +121,7 @@ class Intervention(Visitor):
         """Refuse the pass when it is over if anything was ``found``: asked once a pass, for the same reason."""
         self._refused.append((found, sentence))
 
-    def once(self, span: Span, key: Any, make: Callable[[], Made]) -> Made:
+    def once(self, span: Span, key: Any, make: Callable[[], Once]) -> Once:
         """What ``make`` gives, worked out once for all layers of a pass that ask for the same."""
         place = (id(span), key)
         if place not in self._made or self._made[place][0] is not span:
@@ -192,7 +192,7 @@ def chosen_layers(vlm: VLM, layers: Any, *, attending: bool = True) -> tuple[int
     inside = vlm.anatomy
     if layers is None:
         return tuple(sorted(inside.head_counts)) if attending else tuple(range(inside.layers))
-    chosen = listed(layers, "layers", "blocks", inside.layers, "this model has blocks")
+    chosen = read_numbers(layers, "layers", "blocks", inside.layers, "this model has blocks")
     if attending and (without := [layer for layer in chosen if layer in inside.other_layers]):
         kind = inside.other_layers[without[0]]
         raise OutOfRange(f"layer {without[0]} has no attention over the sequence to act on: it is {kind}")
@@ -208,10 +208,10 @@ def chosen_heads(vlm: VLM, heads: Any, layers: Sequence[int]) -> tuple[int, ...]
     if heads is None:
         return None
     count = min((vlm.anatomy.head_counts[layer] for layer in layers), default=vlm.anatomy.heads)
-    return listed(heads, "heads", "query heads", count, "these layers have heads")
+    return read_numbers(heads, "heads", "query heads", count, "these layers have heads")
 
 
-def listed(given: Any, argument: str, what: str, count: int, there: str) -> tuple[int, ...]:
+def read_numbers(given: Any, argument: str, what: str, count: int, there: str) -> tuple[int, ...]:
     """Numbers of blocks or heads in order, each once, none below 0.
 
     Raises:
@@ -222,7 +222,7 @@ def listed(given: Any, argument: str, what: str, count: int, there: str) -> tupl
         raise BadInput(f"{argument}={given} names nothing: it runs the other way; range(8, 17) is 8 to 16")
     found = []
     for number in given if hasattr(given, "__iter__") else [given]:
-        if not whole(number):
+        if not whole_number(number):
             raise BadInput(f"{argument}= takes numbers of {what}; got {number!r}")
         if not -count <= number < count:
             raise OutOfRange(f"{argument.removesuffix('s')} {number} is not there: {there} 0 to {count - 1}")

@@ -19,7 +19,7 @@ from llava_probe.model import VLM
 from llava_probe.trace.explained import ALL, At
 
 #: The parts whose vectors can be changed: the residual stream, and what attention, one of its heads and the MLP give.
-PARTS = ("residual", "attention", "mlp", "head")
+STATE_PARTS = ("residual", "attention", "mlp", "head")
 
 #: Which of them each kind of event tells of.
 _HEARS = {"state": ("residual",), "part": ("attention", "mlp"), "attended": ("head",)}
@@ -30,7 +30,7 @@ class OnStates(Intervention):
 
     Args:
         at: where; every position when None.
-        part: one of ``PARTS``.
+        part: one of ``STATE_PARTS``.
         layers: hidden states for the residual stream, blocks for the other parts.
     """
 

@@ -32,7 +32,7 @@ from llava_probe.errors import BadInput, NotCaptured, OutOfRange
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Prompt, Span, Visitor, alone_with, visiting
 from llava_probe.inside.rows import Call
-from llava_probe.interventions.intervention import acting, chosen_heads, chosen_layers, listed
+from llava_probe.interventions.intervention import acting, chosen_heads, chosen_layers, read_numbers
 from llava_probe.interventions.on_states import OnStates, by_position, modules_told
 from llava_probe.interventions.places import Phase
 from llava_probe.layout import ImageLayout
@@ -41,7 +41,7 @@ from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
 
-Part = Literal["residual", "attention", "mlp", "head"]
+PartName = Literal["residual", "attention", "mlp", "head"]
 Align = Literal["name", "position"]
 
 #: How far boxes of two layouts may lie apart, in shares of their photographs.
@@ -56,7 +56,7 @@ def patch(
     source: Trace,
     at: At,
     layers: int | Sequence[int],
-    part: Part = "residual",
+    part: PartName = "residual",
     heads: int | Sequence[int] | None = None,
     align: Align = "name",
     phase: Phase = "both",
@@ -105,7 +105,7 @@ class Patch(OnStates):
         source: Trace,
         at: At,
         layers: int | Sequence[int],
-        part: Part,
+        part: PartName,
         heads: int | Sequence[int] | None,
         align: Align,
         phase: Phase,
@@ -213,7 +213,7 @@ class Patch(OnStates):
 def layers_of(vlm: VLM, part: str, layers: Any) -> tuple[int, ...]:
     """The hidden states or blocks that ``layers`` names, as a part counts them."""
     if part == "residual":
-        return listed(layers, "layers", "hidden states", vlm.anatomy.layers + 1, "this model has hidden states")
+        return read_numbers(layers, "layers", "hidden states", vlm.anatomy.layers + 1, "this model has hidden states")
     chosen = chosen_layers(vlm, layers, attending=part != "mlp")
     if part == "mlp" and (without := sorted(set(chosen) - set(vlm.anatomy.decoder.feeds.values()))):
         raise OutOfRange(f"block {without[0]} has no MLP that is a module of its own")

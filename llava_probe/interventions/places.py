@@ -126,7 +126,7 @@ class Places:
 
     def shown(self, written: Any) -> str:
         """In words: as given, and spelt out in a trace or prompt where there is one."""
-        told = ", ".join(str(part) for part in self._parts) or "nothing"
+        told = ", ".join(part.name if isinstance(part, Place) else str(part) for part in self._parts) or "nothing"
         if written is None:
             return told
         found = sorted({place for part in self._parts for place in positions(written, part)})
@@ -190,12 +190,12 @@ def _parts(at: Any) -> list[int | str | Place | Region]:
         return [at]
     if hasattr(at, "__iter__") and getattr(at, "ndim", 1) != 0:
         return [inner for part in at for inner in _parts(part)]
-    if not whole(at):
+    if not whole_number(at):
         raise BadInput(f"a place is a position, a word, lp.IMAGE and its like, or a list of these; got {at!r}")
     return [int(at)]
 
 
-def whole(number: Any) -> bool:
+def whole_number(number: Any) -> bool:
     """Whether it is a whole number; torch takes truth values and fractions for some."""
     kind = str(getattr(number, "dtype", "int"))
     return not isinstance(number, bool) and hasattr(number, "__index__") and "int" in kind

@@ -28,7 +28,7 @@ from llava_probe.errors import BadInput
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Span, Visitor, visiting
 from llava_probe.interventions.directions import Direction
-from llava_probe.interventions.intervention import acting, listed
+from llava_probe.interventions.intervention import acting, read_numbers
 from llava_probe.interventions.on_states import OnStates, by_position, modules_told
 from llava_probe.interventions.places import Phase
 from llava_probe.model import VLM
@@ -104,7 +104,7 @@ class Steering(OnStates):
         allow: bool,
     ) -> None:
         states = vlm.anatomy.layers + 1
-        chosen = listed(layers, "layers", "hidden states", states, "this model has hidden states")
+        chosen = read_numbers(layers, "layers", "hidden states", states, "this model has hidden states")
         super().__init__(vlm, at, "residual", chosen, phase, allow)
         self.direction, self.scale, self.project_out = direction, scale, project_out
         if direction.width != vlm.anatomy.width:

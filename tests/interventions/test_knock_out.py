@@ -130,9 +130,28 @@ CUTS = {
         ),
         (3,),
     ),
-    "everything before the last": (
-        {"keys": list(range(60)), "queries": lp.LAST},
-        lambda trace: pairs(trace, queries=[trace.prompt_length - 1], keys=list(range(60))),
+    "the beginning": (
+        {"keys": list(range(20)), "queries": lp.LAST},
+        lambda trace: pairs(trace, queries=[trace.prompt_length - 1], keys=list(range(20))),
+        range(4),
+    ),
+    "everything but a word": (
+        {"keep": "stop", "queries": lp.LAST, "layers": [1, 3]},
+        lambda trace: pairs(
+            trace,
+            queries=[trace.prompt_length - 1],
+            keys=[place for place in range(trace.prompt_length - 1) if place not in trace.find("stop", "prompt")],
+        ),
+        (1, 3),
+    ),
+    "in the prompt alone": (
+        {"keys": lp.IMAGE, "phase": "prompt"},
+        lambda trace: pairs(trace, queries=[p for p in range(trace.prompt_length) if p not in visual(trace)]),
+        range(4),
+    ),
+    "in the answer alone": (
+        {"keys": lp.IMAGE, "phase": "answer"},
+        lambda trace: pairs(trace, queries=range(trace.prompt_length, len(trace.tokens) - 1)),
         range(4),
     ),
 }
@@ -396,8 +415,12 @@ def test_two_compose_in_either_order():
 
 IDLE = {
     "a position that is never passed": ({"keys": 500}, "no pass held a key"),
-    "a query that is never computed": ({"keys": 1, "queries": 400}, "no pass computed a query"),
+    "a query that is never computed": ({"keys": 1, "queries": 400}, "no pass computed a token that queries=400"),
     "keys that come later": ({"keys": lp.ANSWER, "queries": lp.IMAGE}, "could see these keys anyway"),
+    "no key": ({"keys": []}, r"keys=\[\] names no token"),
+    "no query": ({"keys": 1, "queries": []}, r"queries=\[\] names no token"),
+    "no layer": ({"keys": 1, "layers": []}, "names no layer"),
+    "another phase": ({"keys": 1, "queries": lp.IMAGE, "phase": "answer"}, "no pass computed a token in an answer"),
 }
 
 
@@ -406,6 +429,58 @@ def test_what_acts_nowhere_raises(name, tiny_vlm):
     given, why = IDLE[name]
     with pytest.raises(lp.NotActed, match=why), lp.knock_out(tiny_vlm, **given):
         tiny_vlm.generate(photo(), "What is this?", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", ["no key", "no query", "no layer"])
+def test_nothing_that_is_allowed_leaves_the_run_as_it_is(name, tiny_vlm):
+    plain = tiny_vlm.generate(photo(), "What is this?", max_new_tokens=3)
+    with lp.knock_out(tiny_vlm, **IDLE[name][0], allow_nothing=True) as cut:
+        trace = tiny_vlm.generate(photo(), "What is this?", max_new_tokens=3)
+    assert torch.equal(trace.logits, plain.logits) and torch.equal(trace.attention, plain.attention) and not cut.acts
+
+
+LEFT_ALONE = {"its own key": {"keys": [0], "queries": [0]}, "all keys": {"keys": lp.ALL, "queries": lp.LAST}}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_query_that_is_left_without_any_key_is_refused(name, attention):
+    vlm = lp.VLM(random_llava(attention=attention), llava_processor())
+    plain = answered(vlm)
+    with pytest.raises(lp.BadInput, match="leaves a query without any key"), lp.knock_out(vlm, **LEFT_ALONE[name]):
+        answered(vlm)
+    assert answered(vlm) == plain
+
+
+def test_spread_attention_is_the_dense_mean_and_keeps_what_the_keys_had():
+    vlm = exact()
+    ids = answered(vlm).generated_ids
+    everything = lp.Capture(attention_positions="all", positions="all")
+    plain = vlm.score(photo(), QUESTION, ids, capture=everything)
+    with lp.knock_out(vlm, keys=lp.IMAGE, queries=lp.LAST, layers=0, uniform=True) as cut:
+        trace = vlm.score(photo(), QUESTION, ids, capture=everything)
+    before, after = (each.rows(at="last", layer=0)[0] for each in (plain, trace))
+    image = visual(trace)
+    mean = before[:, image].mean(-1, keepdim=True).expand(-1, len(image))
+    torch.testing.assert_close(after[:, image], mean, atol=1e-12, rtol=1e-9)
+    rest = [place for place in range(before.shape[-1]) if place not in image]
+    assert torch.equal(after[:, rest], before[:, rest])
+    assert cut.acts[0].count == len(image) and not torch.equal(trace.logits, plain.logits)
+
+
+def test_what_is_hidden_stays_hidden_when_attention_is_spread():
+    vlm = exact()
+    trace = answered(vlm)
+    image = visual(trace)
+    spread = {"keys": lp.IMAGE, "queries": lp.LAST, "uniform": True}
+    found = []
+    for outer, inner in ((spread, {"keys": image[:5]}), ({"keys": image[:5]}, spread)):
+        with lp.knock_out(vlm, **outer), lp.knock_out(vlm, **inner):
+            found.append(vlm.rerun(trace, answer=trace.generated_ids))
+    for each in found:
+        rows = each.rows(at="last")[0]
+        assert not rows[..., image[:5]].any() and (rows[..., image[5:]] == rows[..., image[5:6]]).all()
+    assert torch.equal(found[0].logits, found[1].logits)
 
 
 def test_a_context_in_which_nothing_runs_raises(tiny_vlm):
@@ -427,9 +502,10 @@ WRONG = {
     "a layer": ({"keys": 1, "layers": 99}, lp.OutOfRange, "blocks 0 to 5"),
     "a head": ({"keys": 1, "heads": 99}, lp.OutOfRange, "heads 0 to 3"),
     "a negative position": ({"keys": -1}, lp.OutOfRange, "count from 0"),
-    "no layer": ({"keys": 1, "layers": []}, lp.BadInput, "names no layer"),
-    "no key": ({"keys": []}, lp.BadInput, "names no token"),
-    "no place": ({"keys": 1.5}, lp.BadInput, "takes a whole number, text, a Place or a list"),
+    "layers the wrong way": ({"keys": 1, "layers": range(4, 1)}, lp.BadInput, "runs the other way"),
+    "keys and what is kept": ({"keys": 1, "keep": 2}, lp.BadInput, "give one of the two"),
+    "neither": ({}, lp.BadInput, "give one of the two"),
+    "no place": ({"keys": 1.5}, lp.BadInput, "takes a whole number, text, a Place, a Region, a list"),
 }
 
 
@@ -452,7 +528,9 @@ def test_a_plan_says_what_will_happen_before_anything_runs(tiny_vlm):
     ):
         plan = cut.plan()
     assert "LlamaAttention (sdpa) of blocks 1, 2, heads 0" in plan
-    assert "queries: last" in plan and "may not look at: image" in plan
+    assert "queries: last" in plan and "keys: image" in plan and "they are not looked at" in plan
+    trace = tiny_vlm.generate(photo(), "What is this?", max_new_tokens=1)
+    assert f"keys: image: {len(visual(trace))} positions" in cut.plan(trace) and "'ASSISTANT:'" in cut.plan(trace)
 
 
 # --- what remembers it ---
@@ -461,10 +539,10 @@ def test_a_plan_says_what_will_happen_before_anything_runs(tiny_vlm):
 def test_a_trace_says_so_and_comes_back_equal(tiny_vlm, tmp_path):
     with lp.knock_out(tiny_vlm, keys=lp.IMAGE, queries="last", layers=[1, 2], heads=0):
         trace = tiny_vlm.generate(photo(), "What is this?")
-    told = {"kind": "knock_out", "keys": "image", "queries": "last", "layers": [1, 2], "heads": [0]}
+    told = {"kind": "knock_out", "keys": "image", "queries": "last", "layers": [1, 2], "heads": [0], "phase": "both"}
     assert trace.interventions == (told,)
     assert lp.Trace.load(trace.save(tmp_path / "cut.trace")) == trace
-    assert "under knock_out(keys='image', queries='last', layers=[1, 2], heads=[0])" in repr(trace)
+    assert "under knock_out(keys='image', queries='last', layers=[1, 2], heads=[0], phase='both')" in repr(trace)
     assert "under knock_out" in trace._repr_html_()
     printed = Console(record=True, width=200, file=io.StringIO())
     show(trace, console=printed)
@@ -748,8 +826,8 @@ def test_a_mask_is_no_list_of_positions(tiny_vlm, given):
 
 
 def test_what_is_cut_twice_acts_once(tiny_vlm, plain_inputs):
-    again = lp.knock_out(tiny_vlm, keys=[0], queries=[0])
-    with lp.knock_out(tiny_vlm, keys=[0], queries=[0]) as first, pytest.raises(lp.NotActed, match="could see"), again:
+    again = lp.knock_out(tiny_vlm, keys=[0], queries=[1])
+    with lp.knock_out(tiny_vlm, keys=[0], queries=[1]) as first, pytest.raises(lp.NotActed, match="could see"), again:
         changed(tiny_vlm, plain_inputs)
     assert first.acts
 
