@@ -199,6 +199,9 @@ def _entering(model: nn.Module, args: Any, kwargs: Others) -> tuple[Any, Others]
     span = scene.course.entered(*_sizes(args, others))
     for visitor in scene.hearing("begin"):
         visitor.begin(span)
+    for visitor in () if embeddings is None else scene.hearing("embedded"):
+        if (made := visitor.embedded(span, others["inputs_embeds"])) is not None:
+            others, changed = {**others, "inputs_embeds": made}, True
     return (args, others) if changed else None
 
 

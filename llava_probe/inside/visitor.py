@@ -52,6 +52,9 @@ class Visitor:
     def begin(self, span: Span) -> None:
         """A pass of the decoder begins, over these tokens."""
 
+    def embedded(self, span: Span, embeddings: Tensor) -> Tensor | None:
+        """What enters the decoder after all, [B, P, D], where it does not embed ids itself: nobody changes it again."""
+
     def attention(self, call: Call) -> Call | None:
         """An attention module is about to call its kernel."""
 

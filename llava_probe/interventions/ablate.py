@@ -16,6 +16,7 @@ section 2). A resample is a draw from other tokens of the same sample.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ from llava_probe.border import CountFromZero, Seed, checked
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.features.reading import Features
 from llava_probe.inside import seam
-from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Prompt, Span
 from llava_probe.interventions.intervention import acting, chosen_layers, read_numbers
-from llava_probe.interventions.on_states import OnStates, by_position, modules_told
+from llava_probe.interventions.on_states import OnStates, Where, by_position, modules_told
 from llava_probe.interventions.places import Phase, Places
 from llava_probe.interventions.replacements import Named, Replacement, groups_of
 from llava_probe.layout import ImageLayout, PromptLayouts
@@ -138,14 +139,23 @@ class Ablation(OnStates):
         instead = f"replaced with {self.replacement.told()}"
         return [where, f"at {self._at.shown(trace)}", instead]
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """With the replacement in their place."""
-        return self.replacement.of(values, marked, self.groups(span, first, values.shape[1]), span, layer)
+        return self.replacement.of(values, marked, self.groups(span, where.first, values.shape[1]), span, where.module)
+
+    def passed(self, where: Where, values: Tensor, span: Span) -> None:
+        """What the prompt held is what stands in the answer."""
+        self.replacement.hold(values, self.groups(span, where.first, values.shape[1]), span, where.module)
 
     def groups(self, span: Span, first: int, count: int) -> list[list[Tensor]]:
         """Which columns stand for one another."""
         if not self.replacement.whole:
             return []
+        if not span.step and count < span.length:
+            raise BadInput(
+                f"this layer of {type(self.vlm.anatomy.decoder.owner).__name__} runs for the end of a prompt only, so "
+                f"with_={self.replacement.named!r} has no prompt to be of; give with_='zero' or a tensor"
+            )
         apart = self.what == "tokens"
         return self.once(span, ("groups", first, count), lambda: groups_of(span, first, first + count, apart=apart))
 
@@ -189,6 +199,12 @@ class TokenAblation(Ablation):
         self._at = _Ringed(vlm, tokens, "tokens", self.phase, ring=ring)
         self._later = seam.adds_features_later(vlm.anatomy.decoder.owner)
         self._numbers = {block: number for number, block in enumerate(vlm.anatomy.decoder.blocks)}
+        if past := [kind for kind in vlm.anatomy.beside_attention if "Cross" in kind]:
+            warnings.warn(
+                f"{type(vlm.anatomy.model).__name__} looks at its picture past the visual tokens as well "
+                f"({'; '.join(past)}), which taking tokens away does not reach",
+                stacklevel=6,
+            )
 
     def settings(self) -> Mapping[str, Any]:
         """As plain data."""
@@ -197,6 +213,20 @@ class TokenAblation(Ablation):
     def hears(self, method: str) -> bool:
         """Of blocks as modules where features of the picture are added between them."""
         return self._later if method in ("before", "after") else super().hears(method)
+
+    def begin(self, span: Span) -> None:
+        """A pass begins."""
+        super().begin(span)
+        self._here.done = False
+
+    def embedded(self, span: Span, embeddings: Tensor) -> Tensor | None:
+        """Where they enter the decoder, so that whatever it makes of them besides is of what stands there instead."""
+        self._here.done = True
+        return self._change(0, embeddings)
+
+    def state(self, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
+        """Where a decoder embeds ids itself, or adds features ahead of it: where they enter its first block."""
+        return None if layer or (self._here.done and not self._later) else self._change(0, hidden)
 
     def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
         """The blocks, where it is between them."""
@@ -215,7 +245,7 @@ class TokenAblation(Ablation):
             return None
         marks = found[0].expand(rows.shape[:2]).reshape(*rows.shape[:2], *[1] * (rows.ndim - 2))
         kept = Replacement("zero") if self.replacement.given is not None else self.replacement
-        added = kept.of(rows, found[0], self.groups(span, first, rows.shape[1]), span, -number)
+        added = kept.of(rows, found[0], self.groups(span, first, rows.shape[1]), span, (number, 0))
         whole, _ = by_position(given, span)
         made = back(torch.where(marks, by_position(left, span)[0] + added, whole))
         return ((made, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": made})
@@ -245,16 +275,20 @@ class HeadAblation(Ablation):
         told = "; ".join(f"block {layer}: heads {', '.join(map(str, heads))}" for layer, heads in self.heads.items())
         return [first, told or "no head", *others]
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """In the chosen heads alone."""
-        chosen = list(self.heads[layer])
+        chosen = list(self.heads[where.layer])
         if not chosen:
             return None
         out = values.clone()
-        part = super().changed(layer, values[:, :, chosen], marked, span, first)
+        part = super().changed(where, values[:, :, chosen], marked, span)
         assert part is not None
         out[:, :, chosen] = part
         return out
+
+    def passed(self, where: Where, values: Tensor, span: Span) -> None:
+        """Of the chosen heads."""
+        super().passed(where, values[:, :, list(self.heads[where.layer])], span)
 
 
 class MLPAblation(Ablation):
@@ -305,12 +339,16 @@ class BlockAblation(Ablation):
         made = self._change(self._blocks[module], left)
         return made if made is None or isinstance(output, Tensor) else (made, *output[1:])
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """The input and the replacement where it is taken away; elsewhere to the bit what it was."""
         entered, _ = by_position(self._here.entered, span)
-        added = super().changed(layer, values - entered, marked, span, first)
+        added = super().changed(where, values - entered, marked, span)
         marks = marked.expand(values.shape[:2]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
         return torch.where(marks, entered + added, values)
+
+    def passed(self, where: Where, values: Tensor, span: Span) -> None:
+        """What they added."""
+        super().passed(where, values - by_position(self._here.entered, span)[0], span)
 
 
 def _by_block(vlm: VLM, heads: Any) -> dict[int, tuple[int, ...]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +25,25 @@ STATE_PARTS = ("residual", "attention", "mlp", "head")
 
 #: Which of them each kind of event tells of.
 _HEARS = {"state": ("residual",), "part": ("attention", "mlp"), "attended": ("head",)}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which vectors of a pass.
+
+    Attributes:
+        layer: of which hidden state or block; ``number``: which of its modules of this part, from 1.
+        first: the column of the batch that the first of them is of.
+    """
+
+    layer: int
+    number: int
+    first: int
+
+    @property
+    def module(self) -> tuple[int, int]:
+        """The same in every pass."""
+        return self.layer, self.number
 
 
 class OnStates(Intervention):
@@ -64,7 +85,10 @@ class OnStates(Intervention):
 
     def part(self, stack: Stack, kind: str, layer: int, output: Tensor) -> Tensor | None:
         """What attention or the MLP adds."""
-        return self._change(layer, output) if kind == self.part_name and layer in self.layers else None
+        if kind != self.part_name or layer not in self.layers:
+            return None
+        self._here.parts[layer] += 1  # a block may have two: an MLP, and experts beside it
+        return self._change(layer, output, number=self._here.parts[layer])
 
     def attended(self, call: Call, output: Tensor | None) -> Tensor | None:
         """What heads give: [B, Q, H, d]."""
@@ -75,11 +99,14 @@ class OnStates(Intervention):
     def begin(self, span: Span) -> None:
         """A pass begins."""
         super().begin(span)
-        self._here.span = span
+        self._here.span, self._here.parts = span, Counter()
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
-        """Values [B, n, ...] with those at the marked positions [B or 1, n] changed; ``first``: their first column."""
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
+        """Values [B, n, ...] with those at the marked positions [B or 1, n] changed; None leaves them."""
         raise NotImplementedError
+
+    def passed(self, where: Where, values: Tensor, span: Span) -> None:
+        """Values of which none is to be changed: a later pass may need to know of them."""
 
     def why_idle(self) -> str:
         """Which place was not there."""
@@ -91,15 +118,17 @@ class OnStates(Intervention):
         """Why what was met was not changed."""
         return f"the blocks that ran have no {self.part_name} that can be reached"
 
-    def _change(self, layer: int, values: Tensor, span: Span | None = None) -> Tensor | None:
+    def _change(self, layer: int, values: Tensor, span: Span | None = None, number: int = 1) -> Tensor | None:
         span = self._here.span if span is None else span
         rows, back = by_position(values, span)
         first = span.start_of(rows.shape[1]) - span.before
+        where = Where(layer, number, first)
         found = self.once(span, ("marked", rows.shape[:2], rows.device), lambda: self._marked(span, first, rows))
         if found is None:
+            self.passed(where, rows, span)
             return None
         marked, count = found
-        made = self.changed(layer, rows, marked, span, first)
+        made = self.changed(where, rows, marked, span)
         if made is None:
             return None
         self.acted(layer, span, count)

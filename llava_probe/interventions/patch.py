@@ -18,6 +18,8 @@ the machinery, never a finding.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,11 +31,12 @@ from torch import Tensor
 from llava_probe.asking.identity import model_of, other_model
 from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotCaptured, OutOfRange
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Prompt, Span, Visitor, alone_with, visiting
 from llava_probe.inside.rows import Call
 from llava_probe.interventions.intervention import acting, chosen_heads, chosen_layers, read_numbers
-from llava_probe.interventions.on_states import OnStates, by_position, modules_told
+from llava_probe.interventions.on_states import OnStates, Where, by_position, modules_told
 from llava_probe.interventions.places import Phase
 from llava_probe.layout import ImageLayout
 from llava_probe.model import VLM
@@ -94,7 +97,7 @@ class Patch(OnStates):
 
     Attributes:
         source: the other run; ``positions``: which of its tokens.
-        states: by layer, [positions, ...].
+        states: by layer and module, [positions, ...].
     """
 
     kind = "patch"
@@ -118,6 +121,14 @@ class Patch(OnStates):
         self.heads = chosen_heads(vlm, heads, chosen)
         self.source, self.align = source, align
         check_source(vlm, source)
+        owner = vlm.anatomy.decoder.owner
+        cross = [kind for kind in vlm.anatomy.beside_attention if "Cross" in kind]
+        if part == "residual" and (cross or seam.adds_features_later(owner) or seam.shares_keys(owner.config)):
+            warnings.warn(
+                f"{type(vlm.anatomy.model).__name__} carries more from block to block than hidden states (features of "
+                "the picture that are added again, or keys of earlier blocks), which a patch of them does not replace",
+                stacklevel=5,
+            )
         fed = max(source.prompt_length, len(source.tokens) - 1)
         self.positions = tuple(sorted({place for place in positions(source, at) if place < fed}))
         self.states = states_of(vlm, source, self.positions, part, chosen) if self.positions and chosen else {}
@@ -143,13 +154,13 @@ class Patch(OnStates):
         from_ = f"from the run that answered {self.source.answer!r}, {len(self.positions)} of its positions"
         return [modules_told(self.vlm, self.part_name, self.layers), *heads, f"at {self._at.shown(trace)}", from_]
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """With the source's in their place."""
-        count = values.shape[1]
-        found = self.once(span, ("matched", first, count, values.shape[0]), lambda: self._matched(span, first, values))
-        if found is None:
+        size, first = values.shape[:2], where.first
+        found = self.once(span, ("matched", first, size), lambda: self._matched(span, first, values))
+        if found is None or where.module not in self.states:
             return None
-        (rows, columns, index), states = found, self.states[layer].to(values)
+        (rows, columns, index), states = found, self.states[where.module].to(values)
         if states.shape[1:] != values.shape[2:]:
             raise BadInput(f"the source's states are {list(states.shape[1:])} here, this run's {list(values.shape[2:])}")
         out = values.clone()
@@ -240,8 +251,8 @@ def check_source(vlm: VLM, source: Trace) -> None:
 
 def states_of(
     vlm: VLM, source: Trace, places: Sequence[int], part: str, layers: Sequence[int]
-) -> dict[int, Tensor]:
-    """[positions, ...] of each layer: as the trace kept them, else of the same run again.
+) -> dict[tuple[int, int], Tensor]:
+    """[positions, ...] of each layer and module: as the trace kept them, else of the same run again.
 
     Raises:
         BadInput: it was made under an intervention and kept them not.
@@ -249,7 +260,7 @@ def states_of(
     if part == "residual":
         try:
             kept = source.hidden(layer=list(layers), at=list(places))
-            return {layer: kept[:, number] for number, layer in enumerate(layers)}
+            return {(layer, 1): kept[:, number] for number, layer in enumerate(layers)}
         except NotCaptured:
             pass
     if source.interventions:
@@ -258,7 +269,7 @@ def states_of(
             "Capture(positions=...) keeps hidden states"
         )
     keeper = Keeper(part, layers, places)
-    nothing = Capture(attention=False, hidden_states=False, logits=1, scores=False)
+    nothing = Capture(attention=False, hidden_states=True, positions=list(places[:1]), logits=1, scores=False)
     drawn = {"do_sample", "num_beams", "num_return_sequences"} & set(source.request.generate)
     plain = source.request.answer is None and not drawn
     with visiting(vlm.anatomy, keeper, alone=False, apart=True):
@@ -273,8 +284,8 @@ class Keeper(Visitor):
     """Keeps what one part gives at some positions of one sequence."""
 
     def __init__(self, part: str, layers: Sequence[int], places: Sequence[int]) -> None:
-        self._part, self._layers, self._places = part, tuple(layers), tuple(places)
-        self._held: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+        self._part, self._layers, self._places = part, frozenset(layers), tuple(places)
+        self._held: dict[tuple[int, int], dict[int, Tensor]] = {}
 
     def hears(self, method: str) -> bool:
         """Of its own part only."""
@@ -283,7 +294,7 @@ class Keeper(Visitor):
 
     def begin(self, span: Span) -> None:
         """A pass begins."""
-        self._span = span
+        self._span, self._parts = span, Counter[int]()
 
     def state(self, stack: Stack, layer: int, hidden: Tensor) -> None:
         """A hidden state."""
@@ -292,33 +303,34 @@ class Keeper(Visitor):
     def part(self, stack: Stack, kind: str, layer: int, output: Tensor) -> None:
         """What attention or the MLP adds."""
         if kind == self._part:
-            self._keep(layer, output)
+            self._parts[layer] += 1
+            self._keep(layer, output, self._parts[layer])
 
     def attended(self, call: Call, output: Tensor | None) -> None:
         """What heads give."""
         if output is not None and call.span is not None:
             self._keep(call.layer, output)
 
-    def states(self) -> dict[int, Tensor]:
-        """[positions, ...] of each layer.
+    def states(self) -> dict[tuple[int, int], Tensor]:
+        """[positions, ...] of each layer and module.
 
         Raises:
             OutOfRange: a layer that did not run at one of them.
         """
-        for layer, held in self._held.items():
+        for (layer, _), held in self._held.items():
             if missing := [place for place in self._places if place not in held]:
                 raise OutOfRange(f"the source has no {self._part} of layer {layer} at position {missing[0]}")
-        return {layer: torch.stack([held[place] for place in self._places]) for layer, held in self._held.items()}
+        return {module: torch.stack([held[place] for place in self._places]) for module, held in self._held.items()}
 
-    def _keep(self, layer: int, values: Tensor) -> None:
-        if layer not in self._held:
+    def _keep(self, layer: int, values: Tensor, number: int = 1) -> None:
+        if layer not in self._layers:
             return
         rows, _ = by_position(values, self._span)
-        prompt = self._span.prompts[0]
+        held, prompt = self._held.setdefault((layer, number), {}), self._span.prompts[0]
         first = self._span.start_of(rows.shape[1]) - self._span.before - prompt.padding
         for place in self._places:
             if 0 <= place - first < rows.shape[1]:
-                self._held[layer][place] = rows[0, place - first].detach().clone()
+                held[place] = rows[0, place - first].detach().clone()
 
 
 def _lie_alike(one: Sequence[ImageLayout], other: Sequence[ImageLayout]) -> bool:

@@ -22,6 +22,9 @@ Named = Literal["mean", "zero", "resample"]
 #: What ``with_=`` takes.
 With = Named | Tensor | Features
 
+#: Hidden state or block, and which of its modules.
+Module = tuple[int, int]
+
 #: Of the prompt's values, so many are kept for the tokens of an answer to be drawn from.
 DRAWS = 64
 
@@ -41,7 +44,7 @@ class Replacement:
     given: Tensor | None = None
     seed: int = 0
     elsewhere: bool = False
-    _prompts: dict[int, tuple[tuple[Prompt, ...], list[Tensor]]] = field(default_factory=dict)
+    _prompts: dict[tuple[int, int], tuple[tuple[Prompt, ...], list[Tensor]]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, with_: With, seed: int, layer: int | None) -> Replacement:
@@ -70,7 +73,7 @@ class Replacement:
             return {"tensor": list(self.given.shape), "norm": round(float(self.given.float().norm()), 4)}
         return self.named if self.named != "resample" else {"resample": self.seed}
 
-    def of(self, values: Tensor, marked: Tensor, groups: Sequence[Sequence[Tensor]], span: Span, layer: int) -> Tensor:
+    def of(self, values: Tensor, marked: Tensor, groups: Sequence[Sequence[Tensor]], span: Span, module: Module) -> Tensor:
         """[B, n, ...] with what is ``marked`` replaced.
 
         Args:
@@ -78,7 +81,7 @@ class Replacement:
             marked: [B or 1, n] what is taken away.
             groups: for each sample, index tensors of the pass's columns that belong together (one picture's tokens);
                 empty in a pass behind the prompt.
-            span: of the pass; ``layer``: of which layer.
+            span: of the pass; ``module``: which one gives them.
 
         Raises:
             BadInput: a tensor of another width, or a mean or draw whose prompt is not in one pass.
@@ -100,19 +103,30 @@ class Replacement:
             at = marks[row].nonzero().flatten()
             sample = span.sample(row)
             if not groups:
-                held = self._held(layer, span)[sample]
-                out[row, at] = held[self._numbers(layer, len(at), len(held), span.start).to(held.device)]
+                held = self._held(module, span)[sample]
+                out[row, at] = held[self._numbers(module, len(at), len(held), span.start).to(held.device)]
                 continue
             own = [group.to(values.device) for group in groups[sample]]
             for group in own:
-                out[row, at] = self._within(values[row], out[row, at], at, group, layer)
-            if row % span.copies == 0:
-                self._hold(values[row], torch.cat(own), sample, layer, span)
+                out[row, at] = self._within(values[row], out[row, at], at, group, module)
+        self.hold(values, groups, span, module)
         return out
+
+    def hold(self, values: Tensor, groups: Sequence[Sequence[Tensor]], span: Span, module: Module) -> None:
+        """Keep what the passes of an answer will need of its prompt."""
+        if not groups or not self.whole:
+            return
+        kept = []
+        for sample, own in enumerate(groups):
+            row, prompt = values[sample * span.copies], torch.cat(list(own)).to(values.device)
+            spread = torch.linspace(0, len(prompt) - 1, DRAWS, device=values.device).long()
+            part = row[prompt].mean(0, keepdim=True) if self.named == "mean" else row[prompt[spread]]
+            kept.append(part.detach())
+        self._prompts[module] = tuple(span.prompts), kept
 
     # --- details ---
 
-    def _within(self, values: Tensor, made: Tensor, at: Tensor, group: Tensor, layer: int) -> Tensor:
+    def _within(self, values: Tensor, made: Tensor, at: Tensor, group: Tensor, module: Module) -> Tensor:
         """``made`` [n, ...] for the columns ``at`` of a row [n, ...], those of one group replaced."""
         mine = torch.isin(at, group)
         if not bool(mine.any()):
@@ -123,27 +137,19 @@ class Replacement:
             others = group[~torch.isin(group, at)] if self.elsewhere else group
             if not len(others):
                 raise BadInput("with_='resample' has nothing left to draw from: name fewer tokens, or give a tensor")
-            new = values[others[self._numbers(layer, len(at), len(others), int(group[0])).to(others.device)]]
+            new = values[others[self._numbers(module, len(at), len(others), int(group[0])).to(others.device)]]
         return torch.where(mine.reshape(-1, *[1] * (made.ndim - 1)), new, made)
 
-    def _hold(self, values: Tensor, prompt: Tensor, sample: int, layer: int, span: Span) -> None:
-        """Keep what the passes of an answer will need of a prompt."""
-        if layer not in self._prompts or not _same(self._prompts[layer][0], span.prompts):
-            self._prompts[layer] = tuple(span.prompts), [values[:0]] * len(span.prompts)
-        spread = torch.linspace(0, len(prompt) - 1, DRAWS, device=prompt.device).long()
-        kept = values[prompt].mean(0, keepdim=True) if self.named == "mean" else values[prompt[spread]]
-        self._prompts[layer][1][sample] = kept.detach()
-
-    def _held(self, layer: int, span: Span) -> list[Tensor]:
-        if layer not in self._prompts or not _same(self._prompts[layer][0], span.prompts):
+    def _held(self, module: Module, span: Span) -> list[Tensor]:
+        if module not in self._prompts or not _same(self._prompts[module][0], span.prompts):
             raise BadInput(
                 f"with_={self.named!r} is of a prompt's own tokens, which this pass does not read as a whole: leave out "
                 "prefill_chunk_size and caches made before, or give with_= a tensor"
             )
-        return self._prompts[layer][1]
+        return self._prompts[module][1]
 
-    def _numbers(self, layer: int, count: int, among: int, start: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer * 10_007 + start)
+    def _numbers(self, module: Module, count: int, among: int, start: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + module[0] * 10_007 + module[1] + start)
         return torch.randint(among, (count,), generator=generator)
 
 

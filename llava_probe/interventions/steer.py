@@ -29,7 +29,7 @@ from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Span, Visitor, visiting
 from llava_probe.interventions.directions import Direction
 from llava_probe.interventions.intervention import acting, read_numbers
-from llava_probe.interventions.on_states import OnStates, by_position, modules_told
+from llava_probe.interventions.on_states import OnStates, Where, by_position, modules_told
 from llava_probe.interventions.places import Phase
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
@@ -129,17 +129,22 @@ class Steering(OnStates):
             how = f"pushed along {self.direction!r} by {self.scale:g} × the typical norm ({norms})"
         return [modules_told(self.vlm, "residual", self.layers), f"at {self._at.shown(trace)}", how]
 
-    def changed(self, layer: int, values: Tensor, marked: Tensor, span: Span, first: int) -> Tensor | None:
+    def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """Pushed, in float32 and rounded once."""
         if not self.scale:
             return None
+        if values.shape[-1] != self.direction.width:
+            raise BadInput(
+                f"hidden state {where.layer} of {type(self.vlm.anatomy.decoder.owner).__name__} has {values.shape[-1]} "
+                f"numbers, this direction {self.direction.width}: its blocks carry several streams side by side"
+            )
         exact = torch.promote_types(values.dtype, torch.float32)
         unit = self.direction.unit.to(values.device, exact)
         wide = values.to(exact)
         if self.project_out:
             made = wide - self.scale * (wide @ unit)[..., None] * unit
         else:
-            made = wide + self.scale * self.norms[layer] * unit
+            made = wide + self.scale * self.norms[where.layer] * unit
         marks = marked.expand(values.shape[:2]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
         return torch.where(marks, made.to(values.dtype), values)
 
