@@ -133,6 +133,10 @@ class Ablation(OnStates):
         """Which of them."""
         return list(self.layers)
 
+    def why_idle(self) -> str:
+        """Which of them was not there."""
+        return super().why_idle() if self.layers else f"{self.what}={self.named()} names none"
+
     def planned(self, trace: Trace | None) -> list[str]:
         """Modules, positions, and what stands there instead."""
         where = modules_told(self.vlm, self.part_name, self.layers)
@@ -141,11 +145,11 @@ class Ablation(OnStates):
 
     def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """With the replacement in their place."""
-        return self.replacement.of(values, marked, self.groups(span, where.first, values.shape[1]), span, where.module)
+        return self.replacement.of(values, marked, self.groups(span, where.first, values.shape[1]), span, where)
 
     def passed(self, where: Where, values: Tensor, span: Span) -> None:
         """What the prompt held is what stands in the answer."""
-        self.replacement.hold(values, self.groups(span, where.first, values.shape[1]), span, where.module)
+        self.replacement.hold(values, self.groups(span, where.first, values.shape[1]), span, where)
 
     def groups(self, span: Span, first: int, count: int) -> list[list[Tensor]]:
         """Which columns stand for one another."""
@@ -245,7 +249,7 @@ class TokenAblation(Ablation):
             return None
         marks = found[0].expand(rows.shape[:2]).reshape(*rows.shape[:2], *[1] * (rows.ndim - 2))
         kept = Replacement("zero") if self.replacement.given is not None else self.replacement
-        added = kept.of(rows, found[0], self.groups(span, first, rows.shape[1]), span, (number, 0))
+        added = kept.of(rows, found[0], self.groups(span, first, rows.shape[1]), span, Where(number, 0, first))
         whole, _ = by_position(given, span)
         made = back(torch.where(marks, by_position(left, span)[0] + added, whole))
         return ((made, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": made})

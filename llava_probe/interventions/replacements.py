@@ -17,16 +17,19 @@ from torch import Tensor
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.features.reading import Features
 from llava_probe.inside.passes import Prompt, Span
+from llava_probe.interventions.on_states import Where
 
 Named = Literal["mean", "zero", "resample"]
 #: What ``with_=`` takes.
 With = Named | Tensor | Features
 
-#: Hidden state or block, and which of its modules.
-Module = tuple[int, int]
+#: For each sample, the columns of a pass whose values stand for one another.
+Groups = Sequence[Sequence[Tensor]]
 
 #: Of the prompt's values, so many are kept for the tokens of an answer to be drawn from.
 DRAWS = 64
+#: Draws are by place of the sequence; beyond so many they come again.
+_PLACES = 8192
 
 
 @dataclass
@@ -73,15 +76,14 @@ class Replacement:
             return {"tensor": list(self.given.shape), "norm": round(float(self.given.float().norm()), 4)}
         return self.named if self.named != "resample" else {"resample": self.seed}
 
-    def of(self, values: Tensor, marked: Tensor, groups: Sequence[Sequence[Tensor]], span: Span, module: Module) -> Tensor:
+    def of(self, values: Tensor, marked: Tensor, groups: Groups, span: Span, where: Where) -> Tensor:
         """[B, n, ...] with what is ``marked`` replaced.
 
         Args:
             values: [B, n, ...] of this pass.
             marked: [B or 1, n] what is taken away.
-            groups: for each sample, index tensors of the pass's columns that belong together (one picture's tokens);
-                empty in a pass behind the prompt.
-            span: of the pass; ``module``: which one gives them.
+            groups: from ``groups_of``; empty in a pass behind the prompt.
+            span: of the pass; ``where``: which vectors these are.
 
         Raises:
             BadInput: a tensor of another width, or a mean or draw whose prompt is not in one pass.
@@ -98,59 +100,58 @@ class Replacement:
                     f"with_= takes a tensor {list(trailing)}, as the model's are here; got {list(given.shape)}"
                 )
             return torch.where(shaped, given, values)
+        self.hold(values, groups, span, where)
         out = values.clone()
         for row in range(values.shape[0]):
-            at = marks[row].nonzero().flatten()
-            sample = span.sample(row)
-            if not groups:
-                held = self._held(module, span)[sample]
-                out[row, at] = held[self._numbers(module, len(at), len(held), span.start).to(held.device)]
-                continue
-            own = [group.to(values.device) for group in groups[sample]]
+            at, sample = marks[row].nonzero().flatten(), span.sample(row)
+            own = [group.to(values.device) for group in groups[sample]] if groups else []
             for group in own:
-                out[row, at] = self._within(values[row], out[row, at], at, group, module)
-        self.hold(values, groups, span, module)
+                mine = at[torch.isin(at, group)]
+                if len(mine):
+                    out[row, mine] = self._drawn(values[row, self._open(group, at)], mine, span, sample, where)
+            behind = at[at + where.first >= span.prompts[sample].stop]
+            if len(behind):
+                out[row, behind] = self._drawn(self._held(where, span)[sample], behind, span, sample, where)
         return out
 
-    def hold(self, values: Tensor, groups: Sequence[Sequence[Tensor]], span: Span, module: Module) -> None:
-        """Keep what the passes of an answer will need of its prompt."""
+    def hold(self, values: Tensor, groups: Groups, span: Span, where: Where) -> None:
+        """Keep what the tokens of an answer will need of its prompt: of the first group of each sample."""
         if not groups or not self.whole:
             return
         kept = []
         for sample, own in enumerate(groups):
-            row, prompt = values[sample * span.copies], torch.cat(list(own)).to(values.device)
+            row, prompt = values[sample * span.copies], own[0].to(values.device)
             spread = torch.linspace(0, len(prompt) - 1, DRAWS, device=values.device).long()
             part = row[prompt].mean(0, keepdim=True) if self.named == "mean" else row[prompt[spread]]
             kept.append(part.detach())
-        self._prompts[module] = tuple(span.prompts), kept
+        self._prompts[where.module] = tuple(span.prompts), kept
 
     # --- details ---
 
-    def _within(self, values: Tensor, made: Tensor, at: Tensor, group: Tensor, module: Module) -> Tensor:
-        """``made`` [n, ...] for the columns ``at`` of a row [n, ...], those of one group replaced."""
-        mine = torch.isin(at, group)
-        if not bool(mine.any()):
-            return made
-        if self.named == "mean":
-            new = values[group].mean(0).expand_as(made)
-        else:
-            others = group[~torch.isin(group, at)] if self.elsewhere else group
-            if not len(others):
-                raise BadInput("with_='resample' has nothing left to draw from: name fewer tokens, or give a tensor")
-            new = values[others[self._numbers(module, len(at), len(others), int(group[0])).to(others.device)]]
-        return torch.where(mine.reshape(-1, *[1] * (made.ndim - 1)), new, made)
+    def _open(self, group: Tensor, at: Tensor) -> Tensor:
+        """What of a group may be drawn."""
+        others = group[~torch.isin(group, at)] if self.elsewhere and self.named == "resample" else group
+        if not len(others):
+            raise BadInput("with_='resample' has nothing left to draw from: name fewer tokens, or give a tensor")
+        return others
 
-    def _held(self, module: Module, span: Span) -> list[Tensor]:
-        if module not in self._prompts or not _same(self._prompts[module][0], span.prompts):
+    def _drawn(self, pool: Tensor, at: Tensor, span: Span, sample: int, where: Where) -> Tensor:
+        """[len(at), ...] of a pool [m, ...]: its mean, or for each place of the sequence one that is always the same."""
+        if self.named == "mean":
+            return pool.mean(0)
+        seed = self.seed * 1_000_003 + where.layer * 10_007 + where.number
+        table = torch.randint(2**31, (_PLACES,), generator=torch.Generator().manual_seed(seed))
+        places = (at.cpu() + where.first - span.prompts[sample].padding) % _PLACES
+        return pool[(table[places] % len(pool)).to(pool.device)]
+
+    def _held(self, where: Where, span: Span) -> list[Tensor]:
+        held = self._prompts.get(where.module)
+        if held is None or not _same(held[0], span.prompts):
             raise BadInput(
                 f"with_={self.named!r} is of a prompt's own tokens, which this pass does not read as a whole: leave out "
                 "prefill_chunk_size and caches made before, or give with_= a tensor"
             )
-        return self._prompts[module][1]
-
-    def _numbers(self, module: Module, count: int, among: int, start: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + module[0] * 10_007 + module[1] + start)
-        return torch.randint(among, (count,), generator=generator)
+        return held[1]
 
 
 def groups_of(span: Span, first: int, stop: int, *, apart: bool) -> list[list[Tensor]]:
