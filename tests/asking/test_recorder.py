@@ -92,9 +92,7 @@ def test_records_equal_transformers_own(kwargs, name, tiny_vlm):
 
 def test_chunks_are_refused_where_they_would_cut_a_pictures_features(monkeypatch):
     monkeypatch.setattr(seam, "encodes_first", lambda _model: False)
-    with pytest.raises(
-        lp.BadInput, match=r"LlavaForConditionalGeneration of .* into chunks; leave it out"
-    ):
+    with pytest.raises(lp.BadInput, match=r"LlavaForConditionalGeneration of .* into chunks; leave it out"):
         lp.VLM(random_llava(), llava_processor()).generate(photo(), QUESTION, prefill_chunk_size=16)
 
 
