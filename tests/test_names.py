@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 
 import house
+import pytest
 
 import llava_probe as lp
 
@@ -71,6 +72,7 @@ ignore_errors = True
 
 
 def test_a_users_own_file_sees_the_types(tmp_path):
+    pytest.importorskip("mypy")
     (tmp_path / "mypy.ini").write_text(SETTINGS)
     (tmp_path / "user.py").write_text(
         "import llava_probe as lp\n"

@@ -202,8 +202,9 @@ def encode(
     _check_settings(processor, processor_kwargs)
     texts = [question.prompt or "" for question in questions]
     images = [question.stills for question in questions]
-    films = [np.stack([np.asarray(frame) for frame in clip]) for question in questions for clip in question.clips]
-    if films and getattr(processor, "video_processor", None) is None:
+    films = [[np.stack([np.asarray(frame) for frame in clip]) for clip in question.clips] for question in questions]
+    reel = [film for of_one in films for film in of_one]
+    if reel and getattr(processor, "video_processor", None) is None:
         raise BadInput(f"{type(processor).__name__} takes no video; pass its frames as a list of pictures")
     tokenizer = processor.tokenizer
     settings: dict[str, Any] = {"return_tensors": "pt"}
@@ -214,10 +215,10 @@ def encode(
     if tokenizer.bos_token and all(text.startswith(tokenizer.bos_token) for text in texts):
         settings["add_special_tokens"] = False
     flat = [image for of_one in images for image in of_one]
-    # most processors want the pictures of each sample apart, some all in a row
+    # most processors want the pictures of each sample apart, some all in a row; with videos it is the other way round
     attempts: list[dict[str, Any]] = [{"images": given} for given in ([images, flat] if flat else [None])]
-    if films:
-        settings["videos"] = films
+    if reel:
+        attempts = [{**attempt, "videos": given} for given in (reel, films) for attempt in attempts]
         attempts += [{**attempt, "return_metadata": True} for attempt in attempts]  # some forget to ask for it
         if "do_sample_frames" not in {**processor_kwargs, **processor_kwargs.get("videos_kwargs", {})}:
             settings["do_sample_frames"] = False  # the frames given are the frames to look at

@@ -30,7 +30,7 @@ def of_saved_dataset(path: Path, split: str | None) -> Source:
     """What ``save_to_disk`` wrote."""
     datasets = needed("datasets", path.name)
     with reading(path.name):
-        saved = datasets.load_from_disk(path)
+        saved = datasets.load_from_disk(str(path))  # some versions take no Path
     return of_dataset(saved, split, shortened(path.name), path)
 
 

@@ -1,17 +1,17 @@
 """What is recorded equals what transformers' own, slower ways record: eager attention, output_hidden_states."""
 
 import copy
-import inspect
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
 
 import llava_probe as lp
+from llava_probe.inside import seam
 from tests.models import llava_processor, photo, random_llava
+from tests.zoo import newer
 
 QUESTION = "what is the text on the stop sign"
 PROMPT = f"USER: <image>\n{QUESTION}\nASSISTANT:"
@@ -49,12 +49,6 @@ def states(out, row_of_step):
     return torch.stack([torch.stack([layer[row, -1] for layer in step]) for step, row in pairs])
 
 
-def skip_where_chunks_lose_the_picture(kwargs):
-    takes_features = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
-    if "prefill_chunk_size" in kwargs and not takes_features:
-        pytest.skip("this transformers cuts a picture's features at the chunk; we refuse it there")
-
-
 DECODING = {
     "greedy": {},
     "sampling": {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
@@ -73,7 +67,7 @@ DECODING = {
 @pytest.mark.parametrize("kwargs", DECODING.values(), ids=DECODING)
 @pytest.mark.parametrize("name", ["grouped queries", "full heads", "tiny"])
 def test_records_equal_transformers_own(kwargs, name, tiny_vlm):
-    skip_where_chunks_lose_the_picture(kwargs)
+    newer.skip_where_broken(kwargs)
     model, processor = random_llava(kv_heads=2 if name == "grouped queries" else 4), llava_processor()
     if name == "tiny":
         model, processor = tiny_vlm.model, tiny_vlm.processor
@@ -96,9 +90,15 @@ def test_records_equal_transformers_own(kwargs, name, tiny_vlm):
     torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
+def test_chunks_are_refused_where_they_would_cut_a_pictures_features(monkeypatch):
+    monkeypatch.setattr(seam, "encodes_first", lambda _model: False)
+    with pytest.raises(lp.BadInput, match=r"LlavaForConditionalGeneration of .* into chunks; leave it out"):
+        lp.VLM(random_llava(), llava_processor()).generate(photo(), QUESTION, prefill_chunk_size=16)
+
+
 @pytest.mark.parametrize("kwargs", [{"cache_implementation": "static"}, {"prefill_chunk_size": 16}], ids=str)
 def test_other_caches_and_chunks_give_the_rows_of_a_plain_run(kwargs):
-    skip_where_chunks_lose_the_picture(kwargs)
+    newer.skip_where_broken(kwargs)
     vlm = lp.VLM(random_llava(), llava_processor())
     plain = vlm.generate(photo(), QUESTION, max_new_tokens=6)
     other = vlm.generate(photo(), QUESTION, max_new_tokens=6, capture=lp.Capture(attention_positions="all"), **kwargs)

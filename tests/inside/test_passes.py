@@ -304,7 +304,12 @@ def test_a_child_that_is_forked_while_another_thread_runs_does_not_wait_for_it(v
         thread.join()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vlm: unpacked(packed(vlm))], ids=["deep", "sent"])
+def sent(vlm):
+    pytest.importorskip("ray")
+    return unpacked(packed(vlm))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, sent], ids=["deep", "sent"])
 def test_a_copy_sees_as_well_as_what_it_was_made_of(vlm, copied):
     plain = vlm.generate(photo(), QUESTION, max_new_tokens=2)
     twin = copied(vlm)

@@ -19,6 +19,7 @@ import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.view.terminal import show
 from tests.models import llava_processor, photo, random_llava
+from tests.zoo import newer
 
 QUESTION = "what is the text on the stop sign"
 NEW = {"max_new_tokens": 5, "min_new_tokens": 5, "suppress_tokens": [3]}  # a mark of a picture is no answer
@@ -205,6 +206,7 @@ DECODING = {
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", DECODING)
 def test_an_answer_without_the_picture_does_not_depend_on_it(name, attention):
+    newer.skip_where_broken(DECODING[name])
     vlm = lp.VLM(random_llava(attention=attention), llava_processor())
     plain = [vlm.generate(photo(seed=seed), QUESTION, seed=0, **NEW, **DECODING[name]) for seed in (0, 1)]
     assert not torch.equal(plain[0].logits[0], plain[1].logits[0])

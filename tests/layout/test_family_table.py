@@ -16,8 +16,11 @@ MAPPED = tuple(family_table._mapped())
 @pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision")
 @pytest.mark.filterwarnings("ignore")
 def test_the_table_is_what_the_tests_hold():
+    from tests import zoo
     from tests.zoo import report
 
+    if set(zoo.NAMES) != zoo.WRITTEN:
+        pytest.skip("the table is of a later transformers, which has more families")
     written = json.loads(family_table._TABLE.read_text(encoding="utf-8"))
     assert written == report.table(), "write it again: make families"
 

@@ -9,6 +9,7 @@ from llava_probe import layout as layouts
 from llava_probe.layout import asking
 from tests import torchvision_half, zoo
 from tests.models import photo
+from tests.zoo import newer
 
 pytestmark = [
     pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision"),
@@ -44,8 +45,10 @@ def on_photograph(layout):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_measured_layouts_agree_with_the_written(name):
-    for sizes in ([size] for size in SIZES):
-        agree(name, sizes)
+    for size in SIZES:
+        if name == "idefics3" and min(size) == 20 and not newer.resamples_by_lanczos():
+            continue  # it makes 7 pixels of 20, then 64 of those: a bicubic kernel moves the outer edges further
+        agree(name, [size])
     if name not in ONE_PICTURE:
         agree(name, [(150, 90), (60, 200)])
 

@@ -45,12 +45,16 @@ _FILES = (
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {}
 
+#: Every name that a builder is written for, whether this transformers has the family or not.
+WRITTEN: set[str] = set()
+
 
 def family(name: str) -> Callable[[Callable[[], tuple[Any, Any]]], Callable[[], tuple[Any, Any]]]:
     """Register a builder of (model, processor) under ``name``."""
 
     def register(builder: Callable[[], tuple[Any, Any]]) -> Callable[[], tuple[Any, Any]]:
-        assert name not in BUILDERS, name
+        assert name not in WRITTEN, name
+        WRITTEN.add(name)
         if newer.is_here(name):
             BUILDERS[name] = builder
         return builder

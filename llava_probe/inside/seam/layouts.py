@@ -18,9 +18,9 @@ from torch import Tensor
 
 def call_settings(processor: Any, call: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The settings of one part of a processor (``"images_kwargs"``) under a call: its defaults, and what overrides."""
-    try:
-        settings: dict[str, Any] = processor._merge_kwargs(**call)[kind]
-    except (TypeError, AttributeError, KeyError):  # transformers 5.17 merges otherwise
+    try:  # transformers 5.17 has to be told what the processor takes; later ones would ask it themselves
+        settings: dict[str, Any] = processor._merge_kwargs(processor.valid_processor_kwargs, **call)[kind]
+    except (TypeError, AttributeError, KeyError):  # a processor of somebody's own
         return {**call, **call.get(kind, {})}
     return settings
 
