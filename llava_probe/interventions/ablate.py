@@ -161,7 +161,9 @@ class Ablation(OnStates):
                 f"with_={self.replacement.named!r} has no prompt to be of; give with_='zero' or a tensor"
             )
         apart = self.what == "tokens"
-        return self.once(span, ("groups", first, count), lambda: groups_of(span, first, first + count, apart=apart))
+        return self.once(
+            span, ("groups", first, count), lambda: groups_of(self.vlm, span, first, first + count, apart=apart)
+        )
 
 
 @dataclass
@@ -212,7 +214,11 @@ class TokenAblation(Ablation):
 
     def settings(self) -> Mapping[str, Any]:
         """As plain data."""
-        return {"tokens": self._at.told(), "with": self.replacement.told(), **({"ring": self.ring} if self.ring else {})}
+        return {
+            "tokens": self._at.told(),
+            "with": self.replacement.told(),
+            **({"ring": self.ring} if self.ring else {}),
+        }
 
     def hears(self, method: str) -> bool:
         """Of blocks as modules where features of the picture are added between them."""
@@ -304,7 +310,9 @@ class MLPAblation(Ablation):
         layers = read_numbers(mlp, "mlp", "blocks", vlm.anatomy.layers, "this model has blocks")
         if without := sorted(set(layers) - set(vlm.anatomy.decoder.feeds.values())):
             name = type(vlm.anatomy.decoder.blocks[without[0]]).__name__
-            raise BadModel(f"block {without[0]} ({name}) has no MLP that is a module of its own; ablate layers= instead")
+            raise BadModel(
+                f"block {without[0]} ({name}) has no MLP that is a module of its own; ablate layers= instead"
+            )
         super().__init__(vlm, at, "mlp", layers, **more)
         self.replacement = replacement
 
@@ -365,6 +373,7 @@ def _by_block(vlm: VLM, heads: Any) -> dict[int, tuple[int, ...]]:
     for layer, own in pairs:
         (block,) = chosen_layers(vlm, layer)
         count = vlm.anatomy.head_counts[block]
-        found.setdefault(block, set()).update(read_numbers(own, "heads", "query heads", count, f"block {block} has heads"))
+        found.setdefault(block, set()).update(
+            read_numbers(own, "heads", "query heads", count, f"block {block} has heads")
+        )
     return {layer: tuple(sorted(own)) for layer, own in sorted(found.items())}
-

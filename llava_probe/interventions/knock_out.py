@@ -106,9 +106,7 @@ class KnockOut(OnAttention):
         allow: bool = False,
     ) -> None:
         rule = Spread() if uniform else Hide()
-        super().__init__(
-            vlm, keys, queries, layers, heads, rule=rule, keep=keep, phase=phase, allow_nothing=allow
-        )
+        super().__init__(vlm, keys, queries, layers, heads, rule=rule, keep=keep, phase=phase, allow_nothing=allow)
         self.uniform = uniform
 
     def settings(self) -> Mapping[str, Any]:

@@ -162,7 +162,9 @@ class Patch(OnStates):
             return None
         (rows, columns, index), states = found, self.states[where.module].to(values)
         if states.shape[1:] != values.shape[2:]:
-            raise BadInput(f"the source's states are {list(states.shape[1:])} here, this run's {list(values.shape[2:])}")
+            raise BadInput(
+                f"the source's states are {list(states.shape[1:])} here, this run's {list(values.shape[2:])}"
+            )
         out = values.clone()
         if self.heads is None:
             out[rows, columns] = states[index]

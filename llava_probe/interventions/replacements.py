@@ -18,6 +18,7 @@ from llava_probe.errors import BadInput, NotANumber
 from llava_probe.features.reading import Features
 from llava_probe.inside.passes import Prompt, Span
 from llava_probe.interventions.on_states import Where
+from llava_probe.model import VLM
 
 Named = Literal["mean", "zero", "resample"]
 #: What ``with_=`` takes.
@@ -154,36 +155,49 @@ class Replacement:
         return held[1]
 
 
-def groups_of(span: Span, first: int, stop: int, *, apart: bool) -> list[list[Tensor]]:
+def groups_of(vlm: VLM, span: Span, first: int, stop: int, *, apart: bool) -> list[list[Tensor]]:
     """For each sample the columns of a pass, from ``first`` on, whose values stand for one another.
 
     Args:
+        vlm: whose visual tokens are known by their ids, where a pass is run by hand.
         span: of the pass.
         first, stop: the columns that it computes.
         apart: the words and each picture's tokens by themselves; else the whole prompt.
 
     Returns:
         Nothing where the pass does not hold every prompt as a whole.
+
+    Raises:
+        BadInput: which of the tokens are a picture's is not known.
     """
     if any(first > prompt.padding or stop < prompt.stop for prompt in span.prompts):
         return []
     found = []
     for prompt in span.prompts:
-        visual = sorted(prompt.image_positions) if apart else []
-        text = sorted(set(range(prompt.length)) - set(visual))
-        listed = [*([text] if text else []), *_pictures(prompt, visual)]
+        pictures = _pictures(vlm, prompt) if apart else []
+        visual = {place for picture in pictures for place in picture}
+        text = [place for place in range(prompt.length) if place not in visual]
+        listed = [*([text] if text else []), *pictures]
         found.append([torch.tensor(group) + prompt.padding - first for group in listed])
     return found
 
 
-def _pictures(prompt: Prompt, visual: list[int]) -> list[list[int]]:
+def _pictures(vlm: VLM, prompt: Prompt) -> list[list[int]]:
     """The visual tokens of each picture."""
-    layouts = prompt.lay_out().layouts if prompt.lay_out is not None and visual else ()
-    ends = [int(layout.positions.max()) for layout in layouts if len(layout)]
-    groups: list[list[int]] = [[] for _ in range(len(ends) or 1)]
-    for place in visual:
-        groups[min(sum(end < place for end in ends), len(groups) - 1)].append(place)
-    return [group for group in groups if group]
+    if not prompt.read:
+        layouts = prompt.lay_out().layouts if prompt.lay_out is not None and prompt.image_positions else ()
+        ends = [int(layout.positions.max()) for layout in layouts if len(layout)]
+        groups: list[list[int]] = [[] for _ in range(len(ends) or 1)]
+        for place in sorted(prompt.image_positions):
+            groups[min(sum(end < place for end in ends), len(groups) - 1)].append(place)
+        return [group for group in groups if group]
+    own = [place for place, token in enumerate(prompt.ids) if token in vlm.visual_ids]
+    if prompt.unknown or max(vlm.visual_ids) < 0 or (own and own[-1] - own[0] + 1 != len(own)):
+        raise BadInput(
+            "which tokens of this pass are of which picture is not known, so they have no mean of their own; ask through "
+            "vlm.generate, or give with_= a tensor"
+        )
+    return [own] if own else []
 
 
 def _same(one: Sequence[Prompt], other: Sequence[Prompt]) -> bool:

@@ -12,7 +12,9 @@ from llava_probe.layout.geometry import ImageLayout, boxes_between
 
 @pytest.fixture(scope="module")
 def trace(tiny_vlm):
-    return tiny_vlm.generate(tiny.scene(5).image, "What is this?", capture=lp.Capture(positions="all"), max_new_tokens=1)
+    return tiny_vlm.generate(
+        tiny.scene(5).image, "What is this?", capture=lp.Capture(positions="all"), max_new_tokens=1
+    )
 
 
 def layout(rows=4, columns=6, side=10.0, tiles=None):
@@ -57,9 +59,7 @@ def test_every_view_of_the_photograph_is_meant():
     """A thumbnail shows the region so small that it covers half of no token: the best of them stands for it."""
     thumbnail = np.array([[0, 0, 60, 40]], dtype=float).repeat(1, 0)
     fine = boxes_between(np.arange(7) * 10.0, np.arange(5) * 10.0)
-    both = ImageLayout(
-        (60, 40), np.arange(25), np.concatenate([thumbnail, fine]), np.array([0] + [1] * 24), None
-    )
+    both = ImageLayout((60, 40), np.arange(25), np.concatenate([thumbnail, fine]), np.array([0] + [1] * 24), None)
     assert lp.Region((20, 10, 30, 20)).tokens(both).tolist() == [0, 9]
 
 
@@ -108,7 +108,9 @@ def test_a_region_in_a_pass_by_hand_is_refused(tiny_vlm):
 
 
 def test_regions_are_found_on_each_samples_own_photograph(tiny_vlm):
-    asked = [(tiny.scene(seed).image.resize(size), "What is this?") for seed, size in ((1, (336, 336)), (2, (200, 120)))]
+    asked = [
+        (tiny.scene(seed).image.resize(size), "What is this?") for seed, size in ((1, (336, 336)), (2, (200, 120)))
+    ]
     with lp.ablate(tiny_vlm, tokens=lp.Region((10, 10, 100, 90))) as cut:
         batch = tiny_vlm.generate_batch(asked, max_new_tokens=1)
         counts = [len(trace.positions(lp.Region((10, 10, 100, 90)))) for trace in batch]

@@ -33,7 +33,7 @@ Enter = Callable[[Tensor | None, Others], Any]
 def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph: bool = False) -> Iterator[Replay]:
     """One continuation to be run again and again while the context lasts, its tower once; with a graph if asked."""
     model, vision = task.vlm.anatomy.model, task.vlm.anatomy.vision
-    memory = None if vision is None else _Memory()
+    memory = None if vision is None else TowerMemory()
     with (
         alone_with(model),
         torch.inference_mode(False),
@@ -44,11 +44,16 @@ def replaying(task: Task, number: int, baseline: str | Tensor = "mean", *, graph
         yield Replay(task, number, baseline, memory)
 
 
-class _Memory:
+class TowerMemory:
     """Answers each later pass with what a module gave in the first, call by call."""
 
     def __init__(self) -> None:
         self._held: list[Any] = []
+        self._passes = self._calls = 0
+
+    def forget(self) -> None:
+        """The next pass is of another picture."""
+        self._held.clear()
         self._passes = self._calls = 0
 
     def begin(self) -> None:
@@ -64,7 +69,7 @@ class _Memory:
         return type(held)(**held) if isinstance(held, ModelOutput) else held  # models write into what they are given
 
 
-class _Enter(Visitor):
+class Entering(Visitor):
     """Puts something else where the sequence enters the decoder."""
 
     changes = True
@@ -84,7 +89,7 @@ class Replay:
     task: Task
     number: int
     baseline: str | Tensor
-    memory: _Memory | None = None
+    memory: TowerMemory | None = None
 
     def __post_init__(self) -> None:
         self._limit: int | None = None  # how many of the first positions may come from a cache; untried
@@ -184,7 +189,7 @@ class Replay:
     def _pass(self, enter: Enter) -> Tensor:
         if self.memory is not None:
             self.memory.begin()
-        return self.task.logits(self.number, _Enter(enter))
+        return self.task.logits(self.number, Entering(enter))
 
     def _changed(self, entry: Tensor, others: Others, keep: Tensor, prefix: int) -> tuple[Tensor, Others]:
         """The decoder's inputs for a batch: its visual tokens blended, what is shared cut off."""

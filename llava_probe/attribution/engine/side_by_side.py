@@ -55,6 +55,15 @@ def widened(
     return {name: _widened(name, value, batch) for name, value in others.items()}
 
 
+def repeated(others: dict[str, Any], count: int, visual: int, length: int) -> dict[str, Any]:
+    """The same for a prompt of ``length`` tokens, ``visual`` of them visual, none of which is weighed.
+
+    Raises:
+        BadModel: an input that is neither known by its name nor one of the sequence's tokens by its shape.
+    """
+    return {name: _widened(name, value, _Batch(count, length, visual, (), None)) for name, value in others.items()}
+
+
 def _widened(name: str, value: Any, batch: _Batch) -> Any:
     """One input, or a part of it."""
     if isinstance(value, dict):

@@ -50,6 +50,13 @@ def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
+def hold(cache: Any, number: int, keys: Tensor, values: Tensor) -> None:
+    """Let one layer of a cache hold these keys and values [B, H, K, d]; nothing is copied."""
+    layer = cache.layers[number]
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+    layer.keys, layer.values = keys, values
+
+
 def is_whole(cache: Any) -> bool:
     """Whether each layer of a cache holds the keys and values of all tokens and nothing else: no window, no state."""
     layers: Sequence[Any] = cache.layers

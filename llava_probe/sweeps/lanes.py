@@ -1,0 +1,373 @@
+"""Many changed runs of one prompt in few passes: what an intervention leaves as it was is not computed again.
+
+    with departing(vlm, [trace]) as runs:
+        logits = runs.logits([Lane(start=8, first=603), ...], changes)     # [lanes, V] at the last position
+
+A changed run departs from a plain one: at a first block, and at a first position. What lies before either is the plain
+run's own. So the lanes of a batch are plain runs, the bases, and changed ones behind them, sorted by the block at which
+they depart:
+
+- positions before the first changed one are read from the bases' keys and values, which one plain pass each has left;
+- a lane joins the batch at the block where it departs, with its base's states; until then it costs nothing;
+- the bases come along, so a change may take states from one of them (a patch), and what they give in the end must be
+  what they gave alone: where it is not, a family does something between positions that we do not know, and every lane is
+  run from its first position and block on, or is refused.
+
+Blocks before a batch's first are passed by; the bases' states there were left by the batch before. So memory does not
+grow with the number of lanes or of blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from llava_probe.asking.prompts import asked_again
+from llava_probe.attribution.engine.forward import frozen
+from llava_probe.attribution.engine.replay import Entering, TowerMemory
+from llava_probe.attribution.engine.side_by_side import cut, repeated, sliceable
+from llava_probe.errors import BadInput, BadModel
+from llava_probe.faults import by_the_model, out_of_memory
+from llava_probe.inside import seam
+from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.passes import Others, Prompt, Visitor, alone_with, entered, instead, visiting
+from llava_probe.inside.tolerance import SCORES
+from llava_probe.model import VLM
+from llava_probe.trace.trace import Trace
+
+#: Tokens that go through the model together, and lanes at most: what keeps two cores busy, in some hundred MB.
+TOKENS, LANES = 8192, 96
+#: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
+_AXES = (3, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One changed run.
+
+    Attributes:
+        start: the block at which it departs; the hidden state of that number may be changed as it enters.
+        first: the first position that is changed.
+        base: which plain run it departs from.
+        change: what is changed, for the visitor that changes it.
+    """
+
+    start: int
+    first: int
+    change: Any = None
+    base: int = 0
+
+
+#: Makes the visitor that changes some lanes; their rows in the batch begin behind so many bases.
+Changes = Callable[[Sequence[Lane], int], Visitor]
+
+
+@contextmanager
+def departing(vlm: VLM, traces: Sequence[Trace]) -> Iterator[Departures]:
+    """Plain runs of the prompts of some traces, from which lanes depart, while the context lasts.
+
+    Raises:
+        BadInput: prompts of different tokens.
+    """
+    vision = vlm.anatomy.vision
+    with alone_with(vlm.anatomy.model), frozen(vlm.anatomy.model), torch.no_grad(), ExitStack() as stack:
+        memory = None
+        if vision is not None:
+            memory = TowerMemory()
+            stack.enter_context(instead(vision.owner, memory))
+        yield Departures(vlm, traces, memory)
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """One plain run.
+
+    Attributes:
+        inputs: of the model; ``prompt``: what they hold.
+        entry: [1, P, D]; ``others``: the decoder's other inputs.
+        cache: keys and values of its positions, None where the family keeps others.
+        logits: [V] at its last position, float64.
+    """
+
+    inputs: dict[str, Any]
+    prompt: Prompt
+    entry: Tensor
+    others: Others
+    cache: DynamicCache | None
+    logits: Tensor
+
+
+class Departures:
+    """Plain runs, and what departs from them. Made by ``departing``.
+
+    Attributes:
+        bases: the plain runs' logits, [V] each.
+    """
+
+    def __init__(self, vlm: VLM, traces: Sequence[Trace], memory: TowerMemory | None) -> None:
+        self._vlm, self._memory = vlm, memory
+        self._tails: dict[nn.Module, tuple[Any, ...] | None] = {}
+        self._runs = [self._plain(trace) for trace in traces]
+        ids = [run.prompt.ids for run in self._runs]
+        if any(each != ids[0] for each in ids):
+            raise BadInput(
+                "runs that are swept together have the same words and as many visual tokens: ask the same question "
+                "about pictures of one size"
+            )
+        self.length = len(ids[0])
+        self.prompt = self._runs[0].prompt
+        self.bases = [run.logits for run in self._runs]
+        self._shares: bool | None = None  # whether lanes may share; tried with the first batch
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Of the model."""
+        return self._vlm.anatomy
+
+    def logits(
+        self, lanes: Sequence[Lane], changes: Changes, done: Callable[[int], None] = lambda _count: None
+    ) -> Tensor:
+        """[lanes, V] float64 at the last position.
+
+        Args:
+            lanes: in any order.
+            changes: makes the visitor of some of them.
+            done: told how many lanes are through, after each batch.
+
+        Raises:
+            BadModel: a family in which several runs side by side are not what each is alone.
+        """
+        out: list[Tensor | None] = [None] * len(lanes)
+        order = sorted(range(len(lanes)), key=lambda index: (lanes[index].first, lanes[index].start))
+        while order:
+            prefix = self._prefix(lanes[order[0]].first)
+            size = self._at_once(prefix)
+            same = [index for index in order if self._prefix(lanes[index].first) == prefix]
+            order = order[len(same) :]
+            held: Tensor | None = None
+            begin = 0
+            for start in range(0, len(same), size):
+                part = same[start : start + size]
+                after = same[start + size] if start + size < len(same) else None
+                catch = None if after is None else lanes[after].start
+                if held is None:
+                    begin = 0
+                found, held = self._batch([lanes[index] for index in part], changes, prefix, begin, held, catch)
+                begin = catch or 0
+                for index, row in zip(part, found, strict=True):
+                    out[index] = row
+                done(len(part))
+        return torch.stack([row for row in out if row is not None])
+
+    # --- details ---
+
+    def _prefix(self, first: int) -> int:
+        """How many positions are read from the caches."""
+        if self._shares is False or any(run.cache is None for run in self._runs):
+            return 0
+        return min(first, self.length - 1)
+
+    def _at_once(self, prefix: int) -> int:
+        return max(4, min(LANES, TOKENS // (self.length - prefix)))
+
+    def _plain(self, trace: Trace) -> _Base:
+        tensors, prompts = self._vlm.prepare([asked_again(trace.images, trace.request)], trace.request.processor)
+        if prompts[0].padding:
+            raise BadInput("this prompt is padded; ask it alone")
+        cache = DynamicCache(config=self.anatomy.decoder.owner.config)
+        seen: list[tuple[Tensor | None, Others]] = []
+
+        def enter(embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others]:
+            seen.append((embeddings, dict(others)))
+            return embeddings, {**others, "past_key_values": cache, "use_cache": True}
+
+        inputs = {**tensors, **self._kept(tensors), **self.anatomy.everywhere, "use_cache": True}
+        if self._memory is not None:
+            self._memory.forget()
+            self._memory.begin()
+        tails = _Tails(self._tails)
+        with visiting(self.anatomy, Entering(enter), tails, prompts=prompts):
+            logits = self._vlm.model(**inputs).logits[0, -1].double()
+        embeddings, others = seen[0]
+        entry = entered(self.anatomy, embeddings, len(prompts[0].ids))
+        whole = seam.is_whole(cache) and cache.get_seq_length() == entry.shape[1] and sliceable(others)
+        others = {name: value for name, value in others.items() if name not in ("past_key_values", "use_cache")}
+        return _Base(inputs, prompts[0], entry, others, cache if whole else None, logits)
+
+    def _kept(self, tensors: Any) -> dict[str, Any]:
+        """Logits of the last position alone, where the model can leave out the others."""
+        named = "logits_to_keep" in inspect.signature(self.anatomy.model.forward).parameters
+        return {"logits_to_keep": 1} if named else {}
+
+    def _batch(
+        self,
+        lanes: Sequence[Lane],
+        changes: Changes,
+        prefix: int,
+        begin: int,
+        held: Tensor | None,
+        catch: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[lanes, V], and the bases' states [bases, positions, D] where the next batch begins."""
+        if self._shares is None:
+            self._shares = self._tried(lanes, changes, prefix)
+            if not self._shares:
+                prefix = 0
+        batch = _Batch(self, lanes, prefix, begin, held, catch)
+        visitor = changes(lanes, len(self._runs))
+        return self._passed(batch, visitor)
+
+    def _tried(self, lanes: Sequence[Lane], changes: Changes, prefix: int) -> bool:
+        """Whether the bases of a batch give what they give alone."""
+        try:
+            batch = _Batch(self, lanes, prefix, 0, None, None)
+            self._passed(batch, changes(lanes, len(self._runs)))
+        except Exception as error:  # a family that cannot go on from our cache fails in its own way
+            if not (out_of_memory(error) or by_the_model(error)):
+                raise
+            return False
+        return self._alike(batch)
+
+    def _alike(self, batch: _Batch) -> bool:
+        alone = torch.stack(self.bases).to(batch.given)
+        off = (batch.given - alone).abs() / alone.abs().clamp(min=1)
+        return bool((off <= SCORES[self.anatomy.model.dtype]).all())
+
+    def _passed(self, batch: _Batch, visitor: Visitor) -> tuple[Tensor, Tensor | None]:
+        if self._memory is not None:
+            self._memory.begin()
+        run = self._runs[0]
+        with ExitStack() as stack:
+            for number, block in enumerate(self.anatomy.decoder.blocks):
+                stack.enter_context(instead(block, partial(batch.block, number, self._tails.get(block))))
+            stack.enter_context(visiting(self.anatomy, Entering(batch.enter), visitor, prompts=[run.prompt]))
+            logits = self._vlm.model(**run.inputs).logits[:, -1].double()
+        bases = len(self._runs)
+        batch.given = logits[:bases]
+        if self._shares and not self._alike(batch):
+            raise BadModel(
+                f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they cannot "
+                "be swept together"
+            )
+        return logits[bases : bases + len(batch.lanes)], batch.caught
+
+
+class _Batch:
+    """One pass of bases and lanes."""
+
+    given: Tensor
+
+    def __init__(
+        self,
+        runs: Departures,
+        lanes: Sequence[Lane],
+        prefix: int,
+        begin: int,
+        held: Tensor | None,
+        catch: int | None,
+    ) -> None:
+        self.runs, self.lanes, self.prefix, self.begin, self.held, self.catch = runs, lanes, prefix, begin, held, catch
+        self.caught: Tensor | None = None
+        bases = len(runs._runs)
+        rows = [*range(bases), *(lane.base for lane in lanes)]
+        starts = [begin] * bases + [lane.start for lane in lanes]
+        while len(rows) in _AXES or len(rows) == 1:  # a spare row, so that no axis is taken for the batch
+            rows.append(0)
+            starts.append(len(runs.anatomy.decoder.blocks))
+        self._rows = torch.tensor(rows)
+        self._active = [sum(start <= block for start in starts) for block in range(len(runs.anatomy.decoder.blocks))]
+        self._cache = self._begun() if prefix else None
+
+    def enter(self, _embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
+        """The decoder's inputs: each row its base's, behind the prefix."""
+        runs, count = self.runs._runs, len(self._rows)
+        entry = torch.cat([runs[base].entry for base in self._rows.tolist()])
+        visual = len(runs[0].prompt.image_positions)
+        wide = repeated(runs[0].others, count, visual, self.runs.length)
+        if self._cache is None:
+            return entry, {**wide, "past_key_values": None, "use_cache": False}
+        rest = {name: cut(name, value, self.prefix) for name, value in wide.items()}
+        return entry[:, self.prefix :], {**rest, "past_key_values": self._cache, "use_cache": True}
+
+    def block(
+        self, number: int, tail: tuple[Any, ...] | None, inside: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One block: of the rows that have departed by now."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if number < self.begin:
+            if number == self.begin - 1 and self.held is not None:
+                hidden = self.held[self._rows.to(self.held.device)]
+            return hidden if tail is None else (hidden, *tail)
+        count, active = len(self._rows), self._active[number]
+        if active < count:
+            args = tuple(_first_rows(value, active, count) for value in args)
+            kwargs = {name: _first_rows(value, active, count) for name, value in kwargs.items()}
+        if self._cache is not None:
+            self._load(number, active)
+        output = inside(*args, **kwargs)
+        if self._cache is not None:
+            self._load(number, 1)
+        left = output if isinstance(output, Tensor) else output[0]
+        if self.catch is not None and number + 1 == self.catch:
+            self.caught = left[: len(self.runs._runs)].clone()
+        if active < count:
+            left = torch.cat([left, left[self._rows[active:].to(left.device)]])
+        return left if isinstance(output, Tensor) else (left, *output[1:])
+
+    def _begun(self) -> DynamicCache:
+        """A cache of the prefix whose layers are filled when their block comes."""
+        first = self.runs._runs[0].cache
+        assert first is not None
+        cache = DynamicCache(config=self.runs.anatomy.decoder.owner.config)
+        for number, (keys, values) in enumerate(seam.keys_and_values(first)):
+            seam.hold(cache, number, keys[:, :, : self.prefix], values[:, :, : self.prefix])
+        return cache
+
+    def _load(self, number: int, active: int) -> None:
+        """Let a layer of the cache hold the prefix of the rows that are there."""
+        held = []
+        for part in (0, 1):
+            own = [seam.keys_and_values(run.cache)[number][part][:, :, : self.prefix] for run in self.runs._runs]
+            if len(own) == 1:
+                held.append(own[0].expand(active, -1, -1, -1))
+            else:
+                held.append(torch.cat(own)[self._rows[:active].to(own[0].device)])
+        seam.hold(self._cache, number, held[0], held[1])
+
+
+class _Tails(Visitor):
+    """Notes what blocks give besides states."""
+
+    def __init__(self, found: dict[nn.Module, tuple[Any, ...] | None]) -> None:
+        self._found = found
+
+    def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
+        """The blocks."""
+        return anatomy.decoder.blocks
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A block has run."""
+        self._found[module] = None if isinstance(output, Tensor) else tuple(output[1:])
+
+
+def _first_rows(value: Any, count: int, rows: int) -> Any:
+    """The first rows of whatever a block is given for a batch of ``rows``."""
+    if isinstance(value, tuple | list):
+        return type(value)(_first_rows(part, count, rows) for part in value)
+    if isinstance(value, dict):
+        return {name: _first_rows(part, count, rows) for name, part in value.items()}
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    if value.shape[0] == rows:
+        return value[:count]
+    if value.ndim > 1 and value.shape[0] in _AXES and value.shape[1] == rows:
+        return value[:, :count]
+    return value
