@@ -39,6 +39,7 @@ from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import Others, Prompt, Visitor, alone_with, entered, instead, visiting
+from llava_probe.inside.rows import Call
 from llava_probe.inside.tolerance import SCORES
 from llava_probe.model import VLM
 from llava_probe.trace.trace import Trace
@@ -47,6 +48,8 @@ from llava_probe.trace.trace import Trace
 TOKENS, LANES = 8192, 96
 #: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
 _AXES = (3, 4)
+#: Kinds of blocks whose keys and values are all that later positions read of earlier ones.
+_KEEP_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,7 @@ class _Base:
         entry: [1, P, D]; ``others``: the decoder's other inputs.
         cache: keys and values of its positions, None where the family keeps others.
         logits: [V] at its last position, float64.
+        ends: how many of its first positions see nothing behind themselves, as a set.
     """
 
     inputs: dict[str, Any]
@@ -103,6 +107,7 @@ class _Base:
     others: Others
     cache: DynamicCache | None
     logits: Tensor
+    ends: set[int]
 
 
 class Departures:
@@ -125,7 +130,8 @@ class Departures:
         self.length = len(ids[0])
         self.prompt = self._runs[0].prompt
         self.bases = [run.logits for run in self._runs]
-        self._shares: bool | None = None  # whether lanes may share; tried with the first batch
+        self._ends = set.intersection(*(run.ends for run in self._runs))
+        self._shares: bool | None = None  # whether lanes may share a prefix; tried with the first batch
 
     @property
     def anatomy(self) -> Anatomy:
@@ -145,13 +151,16 @@ class Departures:
         Raises:
             BadModel: a family in which several runs side by side are not what each is alone.
         """
+        if self._shares is None:
+            self._shares = self._tried(min(lanes, key=lambda lane: -self._prefix(lane.first)), changes)
         out: list[Tensor | None] = [None] * len(lanes)
         order = sorted(range(len(lanes)), key=lambda index: (lanes[index].first, lanes[index].start))
         while order:
             prefix = self._prefix(lanes[order[0]].first)
             size = self._at_once(prefix)
             same = [index for index in order if self._prefix(lanes[index].first) == prefix]
-            order = order[len(same) :]
+            order = [index for index in order if self._prefix(lanes[index].first) != prefix]
+            same.sort(key=lambda index: lanes[index].start)
             held: Tensor | None = None
             begin = 0
             for start in range(0, len(same), size):
@@ -170,10 +179,10 @@ class Departures:
     # --- details ---
 
     def _prefix(self, first: int) -> int:
-        """How many positions are read from the caches."""
+        """How many positions are read from the caches: up to the first changed one, where none before looks behind."""
         if self._shares is False or any(run.cache is None for run in self._runs):
             return 0
-        return min(first, self.length - 1)
+        return max(place for place in self._ends if place <= min(first, self.length - 1))
 
     def _at_once(self, prefix: int) -> int:
         return max(4, min(LANES, TOKENS // (self.length - prefix)))
@@ -182,7 +191,7 @@ class Departures:
         tensors, prompts = self._vlm.prepare([asked_again(trace.images, trace.request)], trace.request.processor)
         if prompts[0].padding:
             raise BadInput("this prompt is padded; ask it alone")
-        cache = DynamicCache(config=self.anatomy.decoder.owner.config)
+        cache = self._empty()
         seen: list[tuple[Tensor | None, Others]] = []
 
         def enter(embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others]:
@@ -193,14 +202,20 @@ class Departures:
         if self._memory is not None:
             self._memory.forget()
             self._memory.begin()
-        tails = _Tails(self._tails)
-        with visiting(self.anatomy, Entering(enter), tails, prompts=prompts):
+        tails, reach = _Tails(self._tails), _Reach(len(prompts[0].ids))
+        with visiting(self.anatomy, Entering(enter), tails, reach, prompts=prompts):
             logits = self._vlm.model(**inputs).logits[0, -1].double()
         embeddings, others = seen[0]
         entry = entered(self.anatomy, embeddings, len(prompts[0].ids))
         whole = seam.is_whole(cache) and cache.get_seq_length() == entry.shape[1] and sliceable(others)
         others = {name: value for name, value in others.items() if name not in ("past_key_values", "use_cache")}
-        return _Base(inputs, prompts[0], entry, others, cache if whole else None, logits)
+        return _Base(inputs, prompts[0], entry, others, cache if whole else None, logits, reach.ends(self.anatomy))
+
+    def _empty(self) -> DynamicCache:
+        """A cache that keeps the keys of all positions, where the family's blocks are of the kinds that leave any."""
+        config = self.anatomy.decoder.owner.config
+        plain = set(seam.layer_kinds(config)) <= _KEEP_KEYS and not seam.shares_keys(config)
+        return DynamicCache() if plain else DynamicCache(config=config)
 
     def _kept(self, tensors: Any) -> dict[str, Any]:
         """Logits of the last position alone, where the model can leave out the others."""
@@ -217,19 +232,17 @@ class Departures:
         catch: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """[lanes, V], and the bases' states [bases, positions, D] where the next batch begins."""
-        if self._shares is None:
-            self._shares = self._tried(lanes, changes, prefix)
-            if not self._shares:
-                prefix = 0
         batch = _Batch(self, lanes, prefix, begin, held, catch)
         visitor = changes(lanes, len(self._runs))
         return self._passed(batch, visitor)
 
-    def _tried(self, lanes: Sequence[Lane], changes: Changes, prefix: int) -> bool:
-        """Whether the bases of a batch give what they give alone."""
+    def _tried(self, lane: Lane, changes: Changes) -> bool:
+        """Whether the bases give behind their own keys and values what they give alone."""
+        if not (prefix := self._prefix(lane.first)):
+            return False
+        batch = _Batch(self, [lane], prefix, 0, None, None)
         try:
-            batch = _Batch(self, lanes, prefix, 0, None, None)
-            self._passed(batch, changes(lanes, len(self._runs)))
+            self._passed(batch, changes([lane], len(self._runs)))
         except Exception as error:  # a family that cannot go on from our cache fails in its own way
             if not (out_of_memory(error) or by_the_model(error)):
                 raise
@@ -252,7 +265,7 @@ class Departures:
             logits = self._vlm.model(**run.inputs).logits[:, -1].double()
         bases = len(self._runs)
         batch.given = logits[:bases]
-        if self._shares and not self._alike(batch):
+        if self._shares is not None and not self._alike(batch):
             raise BadModel(
                 f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they cannot "
                 "be swept together"
@@ -278,7 +291,8 @@ class _Batch:
         self.caught: Tensor | None = None
         bases = len(runs._runs)
         rows = [*range(bases), *(lane.base for lane in lanes)]
-        starts = [begin] * bases + [lane.start for lane in lanes]
+        whole = seam.shares_keys(runs.anatomy.decoder.owner.config)  # its later blocks read keys of its earlier ones
+        starts = [begin] * bases + [0 if whole else lane.start for lane in lanes]
         while len(rows) in _AXES or len(rows) == 1:  # a spare row, so that no axis is taken for the batch
             rows.append(0)
             starts.append(len(runs.anatomy.decoder.blocks))
@@ -292,6 +306,9 @@ class _Batch:
         entry = torch.cat([runs[base].entry for base in self._rows.tolist()])
         visual = len(runs[0].prompt.image_positions)
         wide = repeated(runs[0].others, count, visual, self.runs.length)
+        if len(runs) > 1:
+            rows = self._rows.tolist()
+            wide = {name: _of_rows(wide[name], [run.others[name] for run in runs], rows) for name in wide}
         if self._cache is None:
             return entry, {**wide, "past_key_values": None, "use_cache": False}
         rest = {name: cut(name, value, self.prefix) for name, value in wide.items()}
@@ -326,8 +343,9 @@ class _Batch:
         """A cache of the prefix whose layers are filled when their block comes."""
         first = self.runs._runs[0].cache
         assert first is not None
-        cache = DynamicCache(config=self.runs.anatomy.decoder.owner.config)
+        cache = DynamicCache()
         for number, (keys, values) in enumerate(seam.keys_and_values(first)):
+            cache.update(keys[:, :, :1], values[:, :, :1], number)
             seam.hold(cache, number, keys[:, :, : self.prefix], values[:, :, : self.prefix])
         return cache
 
@@ -356,6 +374,45 @@ class _Tails(Visitor):
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """A block has run."""
         self._found[module] = None if isinstance(output, Tensor) else tuple(output[1:])
+
+
+class _Reach(Visitor):
+    """How far each position sees, in the blocks of the decoder."""
+
+    def __init__(self, length: int) -> None:
+        self._reach = torch.arange(length)
+        self._seen: set[int] = set()
+        self._masks: list[Any] = []
+        self._known = True
+
+    def attended(self, call: Call, output: Tensor | None) -> None:
+        """A block's attention: the masks of a pass are few."""
+        self._seen.add(call.layer)
+        if call.unread or call.queries != len(self._reach):
+            self._known = False
+        elif call.mask is not None and not any(call.mask is mask for mask in self._masks):
+            self._masks.append(call.mask)
+            columns = torch.arange(call.keys, device=call.device)
+            last = (call.allowed().any(1).any(0) * columns).amax(-1).cpu()
+            self._reach = torch.maximum(self._reach, last.expand_as(self._reach))
+
+    def ends(self, anatomy: Anatomy) -> set[int]:
+        """How many of the first positions see nothing behind themselves; none where it is not known."""
+        if not self._known or self._seen != set(anatomy.decoder.attentions.values()):
+            return {0}
+        furthest = self._reach.cummax(0).values
+        return {0, *(int(place) + 1 for place in (furthest == torch.arange(len(furthest))).nonzero().flatten())}
+
+
+def _of_rows(wide: Any, given: Sequence[Any], rows: Sequence[int]) -> Any:
+    """An input for a batch, ``wide`` where the bases were given the same, else each row's own base's."""
+    if isinstance(wide, dict):
+        return {name: _of_rows(wide[name], [each[name] for each in given], rows) for name in wide}
+    if isinstance(wide, list | tuple):
+        return type(wide)(_of_rows(part, [each[at] for each in given], rows) for at, part in enumerate(wide))
+    if not isinstance(wide, Tensor) or all(torch.equal(given[0], each) for each in given[1:]):
+        return wide
+    return torch.cat([given[base] for base in rows])
 
 
 def _first_rows(value: Any, count: int, rows: int) -> Any:
