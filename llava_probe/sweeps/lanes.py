@@ -19,7 +19,6 @@ grow with the number of lanes or of blocks.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,29 +26,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from llava_probe.asking.prompts import asked_again
 from llava_probe.attribution.engine.forward import frozen
 from llava_probe.attribution.engine.replay import Entering, TowerMemory
-from llava_probe.attribution.engine.side_by_side import cut, repeated, sliceable
+from llava_probe.attribution.engine.side_by_side import cut, repeated
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
-from llava_probe.inside.passes import Others, Prompt, Visitor, alone_with, entered, instead, visiting
-from llava_probe.inside.rows import Call
+from llava_probe.inside.passes import Others, Visitor, alone_with, instead, visiting
 from llava_probe.inside.tolerance import SCORES
 from llava_probe.model import VLM
+from llava_probe.sweeps.plain import PlainRun, plain_run
 from llava_probe.trace.trace import Trace
 
 #: Tokens that go through the model together, and lanes at most: what keeps two cores busy, in some hundred MB.
 TOKENS, LANES = 8192, 96
 #: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
 _AXES = (3, 4)
-#: Kinds of blocks whose keys and values are all that later positions read of earlier ones.
-_KEEP_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,27 +85,6 @@ def departing(vlm: VLM, traces: Sequence[Trace]) -> Iterator[Departures]:
         yield Departures(vlm, traces, memory)
 
 
-@dataclass(frozen=True, eq=False)
-class _Base:
-    """One plain run.
-
-    Attributes:
-        inputs: of the model; ``prompt``: what they hold.
-        entry: [1, P, D]; ``others``: the decoder's other inputs.
-        cache: keys and values of its positions, None where the family keeps others.
-        logits: [V] at its last position, float64.
-        ends: how many of its first positions see nothing behind themselves, as a set.
-    """
-
-    inputs: dict[str, Any]
-    prompt: Prompt
-    entry: Tensor
-    others: Others
-    cache: DynamicCache | None
-    logits: Tensor
-    ends: set[int]
-
-
 class Departures:
     """Plain runs, and what departs from them. Made by ``departing``.
 
@@ -119,7 +94,6 @@ class Departures:
 
     def __init__(self, vlm: VLM, traces: Sequence[Trace], memory: TowerMemory | None) -> None:
         self._vlm, self._memory = vlm, memory
-        self._tails: dict[nn.Module, tuple[Any, ...] | None] = {}
         self._runs = [self._plain(trace) for trace in traces]
         ids = [run.prompt.ids for run in self._runs]
         if any(each != ids[0] for each in ids):
@@ -187,40 +161,11 @@ class Departures:
     def _at_once(self, prefix: int) -> int:
         return max(4, min(LANES, TOKENS // (self.length - prefix)))
 
-    def _plain(self, trace: Trace) -> _Base:
-        tensors, prompts = self._vlm.prepare([asked_again(trace.images, trace.request)], trace.request.processor)
-        if prompts[0].padding:
-            raise BadInput("this prompt is padded; ask it alone")
-        cache = self._empty()
-        seen: list[tuple[Tensor | None, Others]] = []
-
-        def enter(embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others]:
-            seen.append((embeddings, dict(others)))
-            return embeddings, {**others, "past_key_values": cache, "use_cache": True}
-
-        inputs = {**tensors, **self._kept(tensors), **self.anatomy.everywhere, "use_cache": True}
+    def _plain(self, trace: Trace) -> PlainRun:
         if self._memory is not None:
             self._memory.forget()
             self._memory.begin()
-        tails, reach = _Tails(self._tails), _Reach(len(prompts[0].ids))
-        with visiting(self.anatomy, Entering(enter), tails, reach, prompts=prompts):
-            logits = self._vlm.model(**inputs).logits[0, -1].double()
-        embeddings, others = seen[0]
-        entry = entered(self.anatomy, embeddings, len(prompts[0].ids))
-        whole = seam.is_whole(cache) and cache.get_seq_length() == entry.shape[1] and sliceable(others)
-        others = {name: value for name, value in others.items() if name not in ("past_key_values", "use_cache")}
-        return _Base(inputs, prompts[0], entry, others, cache if whole else None, logits, reach.ends(self.anatomy))
-
-    def _empty(self) -> DynamicCache:
-        """A cache that keeps the keys of all positions, where the family's blocks are of the kinds that leave any."""
-        config = self.anatomy.decoder.owner.config
-        plain = set(seam.layer_kinds(config)) <= _KEEP_KEYS and not seam.shares_keys(config)
-        return DynamicCache() if plain else DynamicCache(config=config)
-
-    def _kept(self, tensors: Any) -> dict[str, Any]:
-        """Logits of the last position alone, where the model can leave out the others."""
-        named = "logits_to_keep" in inspect.signature(self.anatomy.model.forward).parameters
-        return {"logits_to_keep": 1} if named else {}
+        return plain_run(self._vlm, trace)
 
     def _batch(
         self,
@@ -260,7 +205,7 @@ class Departures:
         run = self._runs[0]
         with ExitStack() as stack:
             for number, block in enumerate(self.anatomy.decoder.blocks):
-                stack.enter_context(instead(block, partial(batch.block, number, self._tails.get(block))))
+                stack.enter_context(instead(block, partial(batch.block, number, run.tails.get(block))))
             stack.enter_context(visiting(self.anatomy, Entering(batch.enter), visitor, prompts=[run.prompt]))
             logits = self._vlm.model(**run.inputs).logits[:, -1].double()
         bases = len(self._runs)
@@ -359,49 +304,6 @@ class _Batch:
             else:
                 held.append(torch.cat(own)[self._rows[:active].to(own[0].device)])
         seam.hold(self._cache, number, held[0], held[1])
-
-
-class _Tails(Visitor):
-    """Notes what blocks give besides states."""
-
-    def __init__(self, found: dict[nn.Module, tuple[Any, ...] | None]) -> None:
-        self._found = found
-
-    def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
-        """The blocks."""
-        return anatomy.decoder.blocks
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A block has run."""
-        self._found[module] = None if isinstance(output, Tensor) else tuple(output[1:])
-
-
-class _Reach(Visitor):
-    """How far each position sees, in the blocks of the decoder."""
-
-    def __init__(self, length: int) -> None:
-        self._reach = torch.arange(length)
-        self._seen: set[int] = set()
-        self._masks: list[Any] = []
-        self._known = True
-
-    def attended(self, call: Call, output: Tensor | None) -> None:
-        """A block's attention: the masks of a pass are few."""
-        self._seen.add(call.layer)
-        if call.unread or call.queries != len(self._reach):
-            self._known = False
-        elif call.mask is not None and not any(call.mask is mask for mask in self._masks):
-            self._masks.append(call.mask)
-            columns = torch.arange(call.keys, device=call.device)
-            last = (call.allowed().any(1).any(0) * columns).amax(-1).cpu()
-            self._reach = torch.maximum(self._reach, last.expand_as(self._reach))
-
-    def ends(self, anatomy: Anatomy) -> set[int]:
-        """How many of the first positions see nothing behind themselves; none where it is not known."""
-        if not self._known or self._seen != set(anatomy.decoder.attentions.values()):
-            return {0}
-        furthest = self._reach.cummax(0).values
-        return {0, *(int(place) + 1 for place in (furthest == torch.arange(len(furthest))).nonzero().flatten())}
 
 
 def _of_rows(wide: Any, given: Sequence[Any], rows: Sequence[int]) -> Any:
