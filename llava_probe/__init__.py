@@ -51,10 +51,10 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.pictures.images import open_image as open_image
     from llava_probe.probes import Probe as Probe
     from llava_probe.probes import fit_probe as fit_probe
-    from llava_probe.sweeps import attribution_patching as attribution_patching
-    from llava_probe.sweeps import causal_trace as causal_trace
-    from llava_probe.sweeps import dose_response as dose_response
-    from llava_probe.sweeps import information_flow as information_flow
+    from llava_probe.sweeps.attribution_patching import attribution_patching as attribution_patching
+    from llava_probe.sweeps.causal_trace import causal_trace as causal_trace
+    from llava_probe.sweeps.dose_response import dose_response as dose_response
+    from llava_probe.sweeps.information_flow import information_flow as information_flow
     from llava_probe.trace.capture import Capture as Capture
     from llava_probe.trace.explained import ALL as ALL
     from llava_probe.trace.explained import ANSWER as ANSWER
@@ -104,7 +104,10 @@ _NAMES = {
     "patch": "interventions.patch",
     "steer": "interventions.steer",
     "Direction": "interventions.directions",
-    **dict.fromkeys(("attribution_patching", "causal_trace", "dose_response", "information_flow"), "sweeps"),
+    "attribution_patching": "sweeps.attribution_patching",
+    "causal_trace": "sweeps.causal_trace",
+    "dose_response": "sweeps.dose_response",
+    "information_flow": "sweeps.information_flow",
     "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",

@@ -66,7 +66,7 @@ def spearman(one: ImageMap, other: ImageMap, row: int | None = None) -> float:
 
 
 def rank_correlation(one: FloatArray, other: FloatArray) -> float:
-    """Spearman's rank correlation of two arrays [n], ties sharing the mean of their ranks; NaN where one has no order."""
+    """Spearman's rank correlation of two arrays [n], ties sharing their mean rank; NaN where one has no order."""
     first, second = (_ranks(values) for values in (one, other))
     first, second = first - first.mean(), second - second.mean()
     spread = np.sqrt((first @ first) * (second @ second))

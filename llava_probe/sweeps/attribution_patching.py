@@ -4,10 +4,11 @@
     print(found.table())                 # with the rank correlation with the exact sweep, part by part
 
 Two runs and one backward pass in place of one run for each patch (Nanda 2023; Syed et al. 2023, arXiv 2310.10348): the
-effect of putting the clean vector a* where the corrupted run has a is about (a* − a)·∂m/∂a, with m the logit difference.
-Where a vector goes through a softmax that is all but certain the gradient is near zero whatever a patch would do. So for
-queries and keys the softmax is taken again with the patched ones, and the change of weights is multiplied by ∂m/∂A (Kramár
-et al. 2024, "AtP*", arXiv 2403.00745, section 3.1); what stands beside it is the plain first order.
+effect of putting the clean vector a* where the corrupted run has a is about (a* − a)·∂m/∂a, with m the logit
+difference. Where a vector goes through a softmax that is all but certain the gradient is near zero whatever a patch
+would do. So for queries and keys the softmax is taken again with the patched ones, and the change of weights is
+multiplied by ∂m/∂A (Kramár et al. 2024, "AtP*", arXiv 2403.00745, section 3.1); what stands beside it is the plain
+first order.
 
 An approximation is worth what it has been compared with: ``exact`` samples are swept exactly too, and Spearman's rank
 correlation over all groups and layers of a part is told.
@@ -53,8 +54,8 @@ class AttributionPatching:
 
     Attributes:
         groups, parts, layers: as in a causal trace; hidden states for the residual stream, blocks for the rest.
-        effects: [samples, groups, parts, layers] share of the logit difference that a clean vector brings back, with the
-            correction of queries and keys; ``first_order``: without it.
+        effects: [samples, groups, parts, layers] share of the logit difference that a clean vector brings back, with
+            the correction of queries and keys; ``first_order``: without it.
         exact: the same of the samples that were swept exactly; NaN for the others.
         differences: [samples, 2] logit difference of the clean and of the corrupted run.
     """

@@ -5,12 +5,14 @@
     print(found.table())
 
 Meng et al. 2022 (arXiv 2202.05262); Zhang and Nanda 2023, "Towards Best Practices of Activation Patching" (arXiv
-2309.16042). The measure is the difference LD of the logits of the clean and the corrupted run's answers, as a share of what
-there is to win: denoising, (LD_patched − LD_corrupt) / (LD_clean − LD_corrupt), asks what suffices to bring the clean answer
-back; noising, (LD_clean − LD_patched) / (LD_clean − LD_corrupt), with corrupt states in the clean run, what it needs. 0 is
-nothing, 1 all of it; the two are told apart. A counterfactual picture (the same with one thing otherwise) is the corruption
-that says most, blur and grey say less, and noise is the worst choice: it throws the model off what it was trained on, and
-its effects are often spurious (same source, section 3).
+2309.16042). The measure is the difference LD of the logits of the clean and the corrupted run's answers, as a share of
+what
+there is to win: denoising, (LD_patched − LD_corrupt) / (LD_clean − LD_corrupt), asks what suffices to bring the clean
+answer back; noising, (LD_clean − LD_patched) / (LD_clean − LD_corrupt), with corrupt states in the clean run, what it
+needs. 0 is nothing, 1 all of it; the two are told apart. A counterfactual picture (the same with one thing otherwise)
+is the corruption
+that says most, blur and grey say less, and noise is the worst choice: it throws the model off what it was trained on,
+and its effects are often spurious (same source, section 3).
 
 Replacing every position of a hidden state makes all that follows the other run, whatever the model: a test of the
 machinery, and refused as a group here.
@@ -140,8 +142,8 @@ def causal_trace(
         clean: a trace or a pair of picture and question, or a list of these.
         corrupt: for each, another picture of the same size (a counterfactual one, best), a trace of it, or one word for
             all: ``"blur"``, ``"grey"``, ``"noise"`` (the worst choice, see above).
-        groups: tokens by name; by default ``"changed"`` (visual tokens with pixels that differ), ``"picture"`` (the others),
-            ``"question"``, ``"last"`` and ``"words"`` (what is left of the prompt).
+        groups: tokens by name; by default ``"changed"`` (visual tokens with pixels that differ), ``"picture"`` (the
+            others), ``"question"``, ``"last"`` and ``"words"`` (what is left of the prompt).
         parts: of ``"residual"``, ``"attention"``, ``"mlp"``.
         layers: the middle of each window, 0 to the number of blocks less one; all when None.
         window: so many layers at once; windows of several inflate effects.
@@ -184,11 +186,9 @@ def causal_trace(
     jobs = [(sample_name(one, other), runs, measure(one, other)) for one, other in pairs]
     found = swept("causal trace", vlm, settings, jobs, folder)
     shape = (len(found), len(modes), len(names), len(chosen_parts), len(middles))
-    effects = np.array([each["effects"] for each in found], dtype=np.float64).reshape(shape)
-    if len(modes) == 1:
-        both = np.full((len(found), 2, *shape[2:]), np.nan)
-        both[:, MODES.index(modes[0])] = effects[:, 0]
-        effects = both
+    effects: FloatArray = np.full((len(found), len(MODES), *shape[2:]), np.nan)
+    measured = np.array([each["effects"] for each in found], dtype=np.float64).reshape(shape)
+    effects[:, [MODES.index(mode) for mode in modes]] = measured
     return CausalTrace(
         names,
         chosen_parts,
@@ -317,6 +317,11 @@ def is_sample(given: Any) -> bool:
 
 
 def paired_with(cleans: Sequence[Trace], corrupt: Any) -> list[tuple[Trace, Any]]:
+    """Each clean run with what corrupts it.
+
+    Raises:
+        BadInput: another number of them.
+    """
     one = isinstance(corrupt, str | Trace | Image.Image | Path | np.ndarray) or not isinstance(corrupt, Sequence)
     listed = [corrupt] * len(cleans) if one else list(corrupt)
     if len(listed) != len(cleans):

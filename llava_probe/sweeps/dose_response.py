@@ -46,8 +46,8 @@ class DoseResponse:
     Attributes:
         scales: in typical norms of each hidden state; ``norms``: these, by hidden state.
         values: by name, [samples, directions, scales]: the watched word's ``"probability"`` and its logit's
-            ``"difference"`` to the other's, the answer's ``"perplexity"`` and its ``"length"`` in tokens. Direction 0 is
-            the given one, the rest are random.
+            ``"difference"`` to the other's, the answer's ``"perplexity"`` and its ``"length"`` in tokens. Direction 0
+            is the given one, the rest are random.
         said: [samples][directions][scales] the answers.
         answers: for each sample what is watched, and what it is weighed against.
     """

@@ -4,12 +4,14 @@
     print(flow.table())
     lp.sweep_figures.information_flow_figure(flow)
 
-Geva et al. 2023 (arXiv 2304.14767), section 5; for vision-language models Zhang et al. 2024, "Cross-modal Information Flow
-in Multimodal Large Language Models" (arXiv 2411.18620): the change of the answer's probability when, in a window of layers
-around each, some positions may not look at some others. Three things stand beside it, because the picture misleads
-without them: the change of the answer's logit beside the best other's, since a probability near 1 hides what happens; the
-window's width, since a wide one sums what its layers do; and two controls, the same attention spread evenly over the same
-keys, and as many other keys drawn for the same queries (from all that these may see, so where the cut keys are most of the
+Geva et al. 2023 (arXiv 2304.14767), section 5; for vision-language models Zhang et al. 2024, "Cross-modal Information
+Flow in Multimodal Large Language Models" (arXiv 2411.18620): the change of the answer's probability when, in a window
+of layers around each, some positions may not look at some others. Three things stand beside it, because the picture
+misleads
+without them: the change of the answer's logit beside the best other's, since a probability near 1 hides what happens;
+the window's width, since a wide one sums what its layers do; and two controls, the same attention spread evenly over
+the same keys, and as many other keys drawn for the same queries (from all that these may see, so where the cut keys are
+most of the
 prompt the two overlap: ``overlap`` tells how much).
 """
 
@@ -71,7 +73,10 @@ class InformationFlow:
         return f"InformationFlow({len(self)} samples; {', '.join(self.edges)}; windows {self.windows})"
 
     def change(self, of: str = "probability") -> FloatArray:
-        """[samples, controls, edges, windows, layers] relative change in percent, of ``"probability"`` or ``"difference"``.
+        """[samples, controls, edges, windows, layers] relative change in percent.
+
+        Args:
+            of: ``"probability"`` or ``"difference"``.
 
         Raises:
             BadInput: of something else.
@@ -83,7 +88,7 @@ class InformationFlow:
         return 100 * (changed - plain) / np.abs(plain)
 
     def interval(self, of: str = "probability") -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Mean over samples of ``change`` and the ends of its 95 % interval, each [controls, edges, windows, layers]."""
+        """Mean of ``change`` over samples, ends of its 95 % interval, each [controls, edges, windows, layers]."""
         return over_samples(self.change(of))
 
     def table(self, of: str = "probability") -> str:
@@ -129,8 +134,8 @@ def information_flow(
     Args:
         vlm: the model.
         samples: a trace, several, or pairs of a picture and a question.
-        edges: ``"image->question"`` and the like: keys, then queries; or by name, (keys, queries) as ``knock_out`` takes
-            them. Words that a prompt does not hold are NaN there.
+        edges: ``"image->question"`` and the like: keys, then queries; or by name, (keys, queries) as ``knock_out``
+            takes them. Words that a prompt does not hold are NaN there.
         window: widths in layers.
         layers: the middle of each window; every layer with attention when None.
         controls: also the uniform and the random control.

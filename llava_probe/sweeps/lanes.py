@@ -10,8 +10,8 @@ they depart:
 - positions before the first changed one are read from the bases' keys and values, which one plain pass each has left;
 - a lane joins the batch at the block where it departs, with its base's states; until then it costs nothing;
 - the bases come along, so a change may take states from one of them (a patch), and what they give in the end must be
-  what they gave alone: where it is not, a family does something between positions that we do not know, and every lane is
-  run from its first position and block on, or is refused.
+  what they gave alone: where it is not, a family does something between positions that we do not know, and every lane
+  is run from its first position and block on, or is refused.
 
 Blocks before a batch's first are passed by; the bases' states there were left by the batch before. So memory does not
 grow with the number of lanes or of blocks.
