@@ -25,7 +25,7 @@ Named = Literal["mean", "zero", "resample"]
 With = Named | Tensor | Features
 
 #: For each sample, the columns of a pass whose values stand for one another.
-Groups = Sequence[Sequence[Tensor]]
+ColumnGroups = Sequence[Sequence[Tensor]]
 
 #: Of the prompt's values, so many are kept for the tokens of an answer to be drawn from.
 DRAWS = 64
@@ -77,7 +77,7 @@ class Replacement:
             return {"tensor": list(self.given.shape), "norm": round(float(self.given.float().norm()), 4)}
         return self.named if self.named != "resample" else {"resample": self.seed}
 
-    def of(self, values: Tensor, marked: Tensor, groups: Groups, span: Span, where: Where) -> Tensor:
+    def of(self, values: Tensor, marked: Tensor, groups: ColumnGroups, span: Span, where: Where) -> Tensor:
         """[B, n, ...] with what is ``marked`` replaced.
 
         Args:
@@ -115,7 +115,7 @@ class Replacement:
                 out[row, behind] = self._drawn(self._held(where, span)[sample], behind, span, sample, where)
         return out
 
-    def hold(self, values: Tensor, groups: Groups, span: Span, where: Where) -> None:
+    def hold(self, values: Tensor, groups: ColumnGroups, span: Span, where: Where) -> None:
         """Keep what the tokens of an answer will need of its prompt: of the first group of each sample."""
         if not groups or not self.whole:
             return

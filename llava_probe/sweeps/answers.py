@@ -19,7 +19,7 @@ from llava_probe.trace.capture import Capture
 from llava_probe.trace.trace import Trace
 
 #: What is asked of a sweep: traces, or pictures and questions.
-Asked = Trace | Sequence[Trace] | Sequence[Sequence[Any]]
+SweepSamples = Trace | Sequence[Trace] | Sequence[Sequence[Any]]
 
 #: What a sweep needs of a trace besides its prompt.
 _LITTLE = Capture(attention=False, hidden_states=False, scores=False)
@@ -89,7 +89,7 @@ def first_token(vlm: VLM, word: str | int) -> int:
     return int(ids[0])
 
 
-def asked_of(vlm: VLM, samples: Asked) -> list[Trace]:
+def asked_of(vlm: VLM, samples: SweepSamples) -> list[Trace]:
     """Samples asked, traces as they are.
 
     Raises:

@@ -40,8 +40,8 @@ from llava_probe.model import VLM
 from llava_probe.sweeps.answers import Watched
 from llava_probe.sweeps.causal_trace import LEAST_GAP, both_runs, default_groups, watched_in_both
 from llava_probe.sweeps.changes import Swap, Swaps
-from llava_probe.sweeps.lanes import Lane, departing
-from llava_probe.sweeps.sweeping import PATIENCE, over_samples
+from llava_probe.sweeps.departures import Departure, departing
+from llava_probe.sweeps.sweeping import BAR_AFTER, over_samples
 from llava_probe.trace.trace import Trace
 
 PATCHED_PARTS = ("residual", "attention", "mlp", "query", "key", "value")
@@ -143,7 +143,7 @@ def attribution_patching(
     pairs = both_runs(vlm, clean, corrupt, seed)
     found, truths, gaps = [], [], []
     names: tuple[str, ...] = ()
-    with tqdm(total=len(pairs), desc="attribution patching", unit="sample", delay=PATIENCE, disable=None) as bar:
+    with tqdm(total=len(pairs), desc="attribution patching", unit="sample", delay=BAR_AFTER, disable=None) as bar:
         for number, (one, other) in enumerate(pairs):
             groups = default_groups(one, other, ring)
             names = tuple(groups)
@@ -178,7 +178,7 @@ def _sample(
         if swept_too and gap >= LEAST_GAP:
             places = [(name, part, layer) for name in groups for part in parts for layer in layers]
             lanes = [
-                Lane(layer, min(groups[name]), Swap(part, range(layer, layer + 1), groups[name], 0), 1)
+                Departure(layer, min(groups[name]), Swap(part, range(layer, layer + 1), groups[name], 0), 1)
                 for name, part, layer in places
                 if groups[name]
             ]

@@ -38,7 +38,7 @@ from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
 from llava_probe.sweeps.answers import Watched, asked_of, watched
 from llava_probe.sweeps.changes import Swap, Swaps
-from llava_probe.sweeps.lanes import Lane, departing
+from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
 from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
@@ -135,7 +135,7 @@ def causal_trace(
     """Put states of a clean run into a corrupted one, and the other way round, place by place and layer by layer.
 
     Both runs and all that departs from them go through together; what a patch leaves as it was is not computed again
-    (``sweeps/lanes.py``).
+    (``sweeps/departures.py``).
 
     Args:
         vlm: the model.
@@ -220,7 +220,7 @@ def _measured(
                 f"group {name!r} is every token of the prompt: all that follows would be the other run, whatever the "
                 "model, which tells nothing of it"
             )
-    lanes: list[Lane] = []
+    lanes: list[Departure] = []
     wanted: list[int | None] = []
     for mode in modes:
         into, source = (1, 0) if mode == "denoise" else (0, 1)
@@ -229,7 +229,7 @@ def _measured(
                 for layers in spans:
                     wanted.append(len(lanes) if places else None)
                     if places:
-                        lanes.append(Lane(layers.start, min(places), Swap(part, layers, places, source), into))
+                        lanes.append(Departure(layers.start, min(places), Swap(part, layers, places, source), into))
     with departing(vlm, [clean, corrupt]) as runs:
         first, other = (logits.cpu() for logits in runs.bases)
         watch = watched_in_both(vlm, first, other, words)

@@ -15,7 +15,7 @@ from llava_probe.inside.passes import Span, Visitor
 from llava_probe.inside.rows import Call
 from llava_probe.interventions.knock_out import Spread
 from llava_probe.interventions.on_states import by_position
-from llava_probe.sweeps.lanes import Lane
+from llava_probe.sweeps.departures import Departure
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cuts(Visitor):
 
     changes = True
 
-    def __init__(self, lanes: Sequence[Lane], bases: int) -> None:
+    def __init__(self, lanes: Sequence[Departure], bases: int) -> None:
         self._lanes, self._bases = lanes, bases
 
     def attention(self, call: Call) -> Call | None:
@@ -94,7 +94,7 @@ class Swaps(Visitor):
 
     changes = True
 
-    def __init__(self, lanes: Sequence[Lane], bases: int) -> None:
+    def __init__(self, lanes: Sequence[Departure], bases: int) -> None:
         self._lanes, self._bases = lanes, bases
 
     def begin(self, span: Span) -> None:

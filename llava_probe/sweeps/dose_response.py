@@ -28,14 +28,14 @@ from llava_probe.interventions.intervention import acting
 from llava_probe.interventions.places import Phase
 from llava_probe.interventions.steer import Steering
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import Asked, asked_of, watched
+from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
 from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
 
 SCALES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-MEASURES = ("probability", "difference", "perplexity", "length")
+DOSE_MEASURES = ("probability", "difference", "perplexity", "length")
 
 
 @checked
@@ -65,7 +65,7 @@ class DoseResponse:
         return f"DoseResponse({len(self)} samples; scales {', '.join(f'{scale:g}' for scale in self.scales)})"
 
     def interval(self, of: str) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Mean over samples of one of ``MEASURES`` and the ends of its 95 % interval, each [2, scales].
+        """Mean over samples of one of ``DOSE_MEASURES`` and the ends of its 95 % interval, each [2, scales].
 
         The second row is of the random directions, of which each sample's mean is taken.
         """
@@ -77,11 +77,11 @@ class DoseResponse:
 
     def table(self) -> str:
         """A line for each strength: each measure with its interval, and of random directions."""
-        lines = [["scale", *(f"{name}{beside}" for name in MEASURES for beside in ("", " (random)"))]]
-        found = {name: self.interval(name) for name in MEASURES}
+        lines = [["scale", *(f"{name}{beside}" for name in DOSE_MEASURES for beside in ("", " (random)"))]]
+        found = {name: self.interval(name) for name in DOSE_MEASURES}
         for column, scale in enumerate(self.scales):
             cells = []
-            for name in MEASURES:
+            for name in DOSE_MEASURES:
                 mean, low, high = found[name]
                 cells.append(f"{mean[0, column]:.3g} [{low[0, column]:.3g}, {high[0, column]:.3g}]")
                 cells.append(f"{mean[1, column]:.3g}")
@@ -99,7 +99,7 @@ class DoseResponse:
 def dose_response(
     vlm: VLM,
     direction: Direction | Tensor,
-    samples: Asked,
+    samples: SweepSamples,
     *,
     layers: int | Sequence[int],
     scales: Sequence[Finite] = SCALES,
@@ -156,7 +156,7 @@ def dose_response(
     return DoseResponse(
         tuple(map(float, scales)),
         norms,
-        {name: np.array([each[name] for each in found], dtype=np.float64) for name in MEASURES},
+        {name: np.array([each[name] for each in found], dtype=np.float64) for name in DOSE_MEASURES},
         tuple(each["said"] for each in found),
         tuple((each["answer"], each["against"]) for each in found),
     )
@@ -179,7 +179,7 @@ def _measured(
     plain = vlm.generate(**ask, max_new_tokens=max_new_tokens)
     watch = watched(vlm, plain.logits[0].double(), *words)
     read: dict[tuple[int, ...], float] = {}
-    rows: dict[str, list[list[Any]]] = {name: [] for name in (*MEASURES, "said")}
+    rows: dict[str, list[list[Any]]] = {name: [] for name in (*DOSE_MEASURES, "said")}
     for direction in directions:
         row: dict[str, list[Any]] = {name: [] for name in rows}
         for scale in scales:

@@ -30,9 +30,9 @@ from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.interventions.intervention import chosen_layers
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import Asked, asked_of, watched
+from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
 from llava_probe.sweeps.changes import Cut, Cuts
-from llava_probe.sweeps.lanes import Lane, departing
+from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
 from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
@@ -116,7 +116,7 @@ class InformationFlow:
 @checked
 def information_flow(
     vlm: VLM,
-    samples: Asked,
+    samples: SweepSamples,
     *,
     edges: Sequence[str] | Mapping[str, tuple[At, At]] = EDGES,
     window: Count | Sequence[Count] = WINDOWS,
@@ -129,7 +129,7 @@ def information_flow(
 ) -> InformationFlow:
     """Cut attention between groups of tokens in sliding windows of layers, and see what becomes of the answer.
 
-    What a cut leaves as it was is not computed again (``sweeps/lanes.py``).
+    What a cut leaves as it was is not computed again (``sweeps/departures.py``).
 
     Args:
         vlm: the model.
@@ -199,7 +199,7 @@ def _measured(
     done: Callable[[int], None],
 ) -> Mapping[str, Any]:
     """The numbers of one sample."""
-    lanes: list[Lane] = []
+    lanes: list[Departure] = []
     wanted: list[int | None] = []
     overlap: list[float] = []
     drawing = np.random.default_rng(seed)
@@ -213,7 +213,7 @@ def _measured(
             for layers in spans:
                 if used and queries and any(key <= max(queries) for key in used):
                     wanted.append(len(lanes))
-                    lanes.append(Lane(layers.start, min(queries), Cut(layers, queries, used, kind == "uniform")))
+                    lanes.append(Departure(layers.start, min(queries), Cut(layers, queries, used, kind == "uniform")))
                 else:
                     wanted.append(None)
     with departing(vlm, [trace]) as runs:

@@ -24,7 +24,7 @@ from llava_probe.stored import JSON_LIMIT, made_folder, read_json, write_text
 from llava_probe.trace.trace import Trace
 
 #: Seconds before a bar shows.
-PATIENCE = 2.0
+BAR_AFTER = 2.0
 #: Resamples of an interval over pictures.
 RESAMPLES = 1_000
 
@@ -37,14 +37,14 @@ class _Sample(TypedDict):
 
 
 #: Makes the numbers of one sample, by name; it is told how many of its runs are through.
-Measure = Callable[[Callable[[int], None]], Mapping[str, Any]]
+Measuring = Callable[[Callable[[int], None]], Mapping[str, Any]]
 
 
 def swept(
     what: str,
     vlm: VLM,
     settings: Mapping[str, Any],
-    samples: Sequence[tuple[str, int, Measure]],
+    samples: Sequence[tuple[str, int, Measuring]],
     folder: str | Path | None,
 ) -> list[Mapping[str, Any]]:
     """The numbers of each sample, of those that are in the folder as they are there.
@@ -63,7 +63,7 @@ def swept(
     if place is not None:
         _check(place, {"sweep": what, "settings": settings, **_identity(vlm)})
     found = []
-    with tqdm(total=sum(runs for _, runs, _ in samples), desc=what, unit="run", delay=PATIENCE, disable=None) as bar:
+    with tqdm(total=sum(runs for _, runs, _ in samples), desc=what, unit="run", delay=BAR_AFTER, disable=None) as bar:
         for number, (identity, runs, measure) in enumerate(samples):
             path = None if place is None else place / f"{number:05}.json"
             held = None if path is None or not path.is_file() else _read(path, identity)

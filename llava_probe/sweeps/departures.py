@@ -1,7 +1,7 @@
 """Many changed runs of one prompt in few passes: what an intervention leaves as it was is not computed again.
 
     with departing(vlm, [trace]) as runs:
-        logits = runs.logits([Lane(start=8, first=603), ...], changes)     # [lanes, V] at the last position
+        logits = runs.logits([Departure(start=8, first=603), ...], changes)     # [lanes, V] at the last position
 
 A changed run departs from a plain one: at a first block, and at a first position. What lies before either is the plain
 run's own. So the lanes of a batch are plain runs, the bases, and changed ones behind them, sorted by the block at which
@@ -49,7 +49,7 @@ _AXES = (3, 4)
 
 
 @dataclass(frozen=True, eq=False)
-class Lane:
+class Departure:
     """One changed run.
 
     Attributes:
@@ -66,7 +66,7 @@ class Lane:
 
 
 #: Makes the visitor that changes some lanes; their rows in the batch begin behind so many bases.
-Changes = Callable[[Sequence[Lane], int], Visitor]
+Changes = Callable[[Sequence[Departure], int], Visitor]
 
 
 @contextmanager
@@ -113,7 +113,7 @@ class Departures:
         return self._vlm.anatomy
 
     def logits(
-        self, lanes: Sequence[Lane], changes: Changes, done: Callable[[int], None] = lambda _count: None
+        self, lanes: Sequence[Departure], changes: Changes, done: Callable[[int], None] = lambda _count: None
     ) -> Tensor:
         """[lanes, V] float64 at the last position.
 
@@ -169,7 +169,7 @@ class Departures:
 
     def _batch(
         self,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Departure],
         changes: Changes,
         prefix: int,
         begin: int,
@@ -181,7 +181,7 @@ class Departures:
         visitor = changes(lanes, len(self._runs))
         return self._passed(batch, visitor)
 
-    def _tried(self, lane: Lane, changes: Changes) -> bool:
+    def _tried(self, lane: Departure, changes: Changes) -> bool:
         """Whether the bases give behind their own keys and values what they give alone."""
         if not (prefix := self._prefix(lane.first)):
             return False
@@ -226,7 +226,7 @@ class _Batch:
     def __init__(
         self,
         runs: Departures,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Departure],
         prefix: int,
         begin: int,
         held: Tensor | None,
