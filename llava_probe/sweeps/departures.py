@@ -20,7 +20,7 @@ grow with the number of lanes or of blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,13 +76,8 @@ def departing(vlm: VLM, traces: Sequence[Trace]) -> Iterator[Departures]:
     Raises:
         BadInput: prompts of different tokens.
     """
-    vision = vlm.anatomy.vision
-    with alone_with(vlm.anatomy.model), frozen(vlm.anatomy.model), torch.no_grad(), ExitStack() as stack:
-        memory = None
-        if vision is not None:
-            memory = TowerMemory()
-            stack.enter_context(instead(vision.owner, memory))
-        yield Departures(vlm, traces, memory)
+    with alone_with(vlm.anatomy.model), frozen(vlm.anatomy.model), torch.no_grad():
+        yield Departures(vlm, traces)
 
 
 class Departures:
@@ -92,8 +87,8 @@ class Departures:
         bases: the plain runs' logits, [V] each.
     """
 
-    def __init__(self, vlm: VLM, traces: Sequence[Trace], memory: TowerMemory | None) -> None:
-        self._vlm, self._memory = vlm, memory
+    def __init__(self, vlm: VLM, traces: Sequence[Trace]) -> None:
+        self._vlm, self._memory = vlm, TowerMemory()
         self._runs = [self._plain(trace) for trace in traces]
         ids = [run.prompt.ids for run in self._runs]
         if any(each != ids[0] for each in ids):
@@ -105,7 +100,7 @@ class Departures:
         self.prompt = self._runs[0].prompt
         self.bases = [run.logits for run in self._runs]
         self._ends = set.intersection(*(run.ends for run in self._runs))
-        self._shares: bool | None = None  # whether lanes may share a prefix; tried with the first batch
+        self._shared = {0: True}  # whether lanes may share so many positions, as far as that was tried
 
     @property
     def anatomy(self) -> Anatomy:
@@ -125,26 +120,27 @@ class Departures:
         Raises:
             BadModel: a family in which several runs side by side are not what each is alone.
         """
-        if self._shares is None:
-            self._shares = self._tried(min(lanes, key=lambda lane: -self._prefix(lane.first)), changes)
+        groups: dict[int, list[int]] = {}
+        for index, lane in enumerate(lanes):
+            prefix = self._prefix(lane.first)
+            if prefix not in self._shared:
+                self._shared[prefix] = self._tried(lane, changes, prefix)
+            groups.setdefault(prefix if self._shared[prefix] else 0, []).append(index)
         out: list[Tensor | None] = [None] * len(lanes)
-        order = sorted(range(len(lanes)), key=lambda index: (lanes[index].first, lanes[index].start))
-        while order:
-            prefix = self._prefix(lanes[order[0]].first)
-            size = self._at_once(prefix)
-            same = [index for index in order if self._prefix(lanes[index].first) == prefix]
-            order = [index for index in order if self._prefix(lanes[index].first) != prefix]
-            same.sort(key=lambda index: lanes[index].start)
-            held: Tensor | None = None
-            begin = 0
-            for start in range(0, len(same), size):
-                part = same[start : start + size]
-                after = same[start + size] if start + size < len(same) else None
-                catch = None if after is None else lanes[after].start
-                if held is None:
-                    begin = 0
-                found, held = self._batch([lanes[index] for index in part], changes, prefix, begin, held, catch)
-                begin = catch or 0
+        for prefix, group in groups.items():
+            group.sort(key=lambda index: lanes[index].start)
+            size, held, begin = self._at_once(prefix), None, 0
+            for start in range(0, len(group), size):
+                part, after = group[start : start + size], group[start + size : start + size + 1]
+                catch = lanes[after[0]].start if after else 0
+                batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch)
+                found = self._passed(batch, changes(batch.lanes, len(self._runs)))
+                if not self._alike(batch):
+                    raise BadModel(
+                        f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they "
+                        "cannot be swept together"
+                    )
+                begin, held = catch, batch.caught
                 for index, row in zip(part, found, strict=True):
                     out[index] = row
                 done(len(part))
@@ -154,7 +150,7 @@ class Departures:
 
     def _prefix(self, first: int) -> int:
         """How many positions are read from the caches: up to the first changed one, where none before looks behind."""
-        if self._shares is False or any(run.cache is None for run in self._runs):
+        if any(run.cache is None for run in self._runs):
             return 0
         return max(place for place in self._ends if place <= min(first, self.length - 1))
 
@@ -162,30 +158,21 @@ class Departures:
         return max(4, min(LANES, TOKENS // (self.length - prefix)))
 
     def _plain(self, trace: Trace) -> PlainRun:
-        if self._memory is not None:
-            self._memory.forget()
-            self._memory.begin()
-        return plain_run(self._vlm, trace)
+        self._memory.forget()
+        with self._remembering():
+            return plain_run(self._vlm, trace)
 
-    def _batch(
-        self,
-        lanes: Sequence[Departure],
-        changes: Changes,
-        prefix: int,
-        begin: int,
-        held: Tensor | None,
-        catch: int | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[lanes, V], and the bases' states [bases, positions, D] where the next batch begins."""
-        batch = _Batch(self, lanes, prefix, begin, held, catch)
-        visitor = changes(lanes, len(self._runs))
-        return self._passed(batch, visitor)
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """A pass whose tower runs once, whatever picture it is given then: other embeddings enter the decoder."""
+        self._memory.begin()
+        vision = self.anatomy.vision
+        with nullcontext() if vision is None else instead(vision.owner, self._memory):
+            yield
 
-    def _tried(self, lane: Departure, changes: Changes) -> bool:
+    def _tried(self, lane: Departure, changes: Changes, prefix: int) -> bool:
         """Whether the bases give behind their own keys and values what they give alone."""
-        if not (prefix := self._prefix(lane.first)):
-            return False
-        batch = _Batch(self, [lane], prefix, 0, None, None)
+        batch = _Batch(self, [lane], prefix, 0, None, 0)
         try:
             self._passed(batch, changes([lane], len(self._runs)))
         except Exception as error:  # a family that cannot go on from our cache fails in its own way
@@ -199,23 +186,18 @@ class Departures:
         off = (batch.given - alone).abs() / alone.abs().clamp(min=1)
         return bool((off <= SCORES[self.anatomy.model.dtype]).all())
 
-    def _passed(self, batch: _Batch, visitor: Visitor) -> tuple[Tensor, Tensor | None]:
-        if self._memory is not None:
-            self._memory.begin()
+    def _passed(self, batch: _Batch, visitor: Visitor) -> Tensor:
+        """[lanes, V] of one pass; the batch holds what the bases gave, and their states where the next begins."""
         run = self._runs[0]
         with ExitStack() as stack:
+            stack.enter_context(self._remembering())
             for number, block in enumerate(self.anatomy.decoder.blocks):
                 stack.enter_context(instead(block, partial(batch.block, number, run.tails.get(block))))
             stack.enter_context(visiting(self.anatomy, Entering(batch.enter), visitor, prompts=[run.prompt]))
             logits = self._vlm.model(**run.inputs).logits[:, -1].double()
         bases = len(self._runs)
         batch.given = logits[:bases]
-        if self._shares is not None and not self._alike(batch):
-            raise BadModel(
-                f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they cannot "
-                "be swept together"
-            )
-        return logits[bases : bases + len(batch.lanes)], batch.caught
+        return logits[bases : bases + len(batch.lanes)]
 
 
 class _Batch:
@@ -230,7 +212,7 @@ class _Batch:
         prefix: int,
         begin: int,
         held: Tensor | None,
-        catch: int | None,
+        catch: int,
     ) -> None:
         self.runs, self.lanes, self.prefix, self.begin, self.held, self.catch = runs, lanes, prefix, begin, held, catch
         self.caught: Tensor | None = None
@@ -278,7 +260,7 @@ class _Batch:
         if self._cache is not None:
             self._load(number, 1)
         left = output if isinstance(output, Tensor) else output[0]
-        if self.catch is not None and number + 1 == self.catch:
+        if number + 1 == self.catch:
             self.caught = left[: len(self.runs._runs)].clone()
         if active < count:
             left = torch.cat([left, left[self._rows[active:].to(left.device)]])
