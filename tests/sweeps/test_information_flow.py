@@ -1,4 +1,4 @@
-"""A sweep's numbers are those of single knock-outs, its table tells what they say, and a folder goes on where it was."""
+"""A sweep is single knock-outs, its table tells what they say, and a folder goes on where it was."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_folder_goes_on_where_it_was_and_holds_one_sweep(tiny_vlm, tmp_path):
     again = lp.information_flow(tiny_vlm, asked, **given, folder=tmp_path / "flow")
     assert again.probability[0, 0, 0, 0, 0] == 0.123  # it was not made again
     np.testing.assert_allclose(again.probability[1:], whole.probability[1:], rtol=1e-12)
-    with pytest.raises(lp.BadInput, match="holds another sweep .*window"):
+    with pytest.raises(lp.BadInput, match=r"holds another sweep .*window"):
         lp.information_flow(tiny_vlm, asked, **{**given, "window": 3}, folder=tmp_path / "flow")
     with pytest.raises(lp.BadInput, match="another sample"):
         lp.information_flow(tiny_vlm, asked[::-1], **given, folder=tmp_path / "flow")
