@@ -41,7 +41,7 @@ from llava_probe.sweeps.answers import Watched
 from llava_probe.sweeps.causal_trace import LEAST_GAP, both_runs, default_groups, watched_in_both
 from llava_probe.sweeps.changes import Swap, Swaps
 from llava_probe.sweeps.departures import Departure, departing
-from llava_probe.sweeps.sweeping import BAR_AFTER, over_samples
+from llava_probe.sweeps.sweeping import BAR_AFTER, aligned, over_samples
 from llava_probe.trace.trace import Trace
 
 PATCHED_PARTS = ("residual", "attention", "mlp", "query", "key", "value")
@@ -103,10 +103,7 @@ class AttributionPatching:
             ends = f"{low[group, number, layer]:.2f} to {high[group, number, layer]:.2f}"
             rank = [f"{self.correlation(part, corrected=corrected):.2f}" for corrected in (True, False)]
             lines.append([part, self.groups[group], str(self.layers[layer]), f"{own[group, layer]:.2f}", ends, *rank])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return aligned(lines)
 
     def __str__(self) -> str:
         return self.table()

@@ -39,7 +39,7 @@ from llava_probe.pictures.images import open_image
 from llava_probe.sweeps.answers import Watched, asked_of, watched
 from llava_probe.sweeps.changes import Swap, Swaps
 from llava_probe.sweeps.departures import Departure, departing
-from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
+from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept, told_with
 from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
 
@@ -102,14 +102,11 @@ class CausalTrace:
         lines = [[f"{part}, {mode}", *self.groups]]
         for column, layer in enumerate(self.layers):
             cells = [
-                f"{mean[group, column]:.2f} [{low[group, column]:.2f}, {high[group, column]:.2f}]"
+                told_with(mean[group, column], low[group, column], high[group, column], ".2f")
                 for group in range(len(self.groups))
             ]
             lines.append([str(layer), *cells])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return aligned(lines)
 
     def __str__(self) -> str:
         return self.table()

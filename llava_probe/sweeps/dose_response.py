@@ -29,7 +29,7 @@ from llava_probe.interventions.places import Phase
 from llava_probe.interventions.steer import Steering
 from llava_probe.model import VLM
 from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
-from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
+from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept, told_with
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
@@ -83,13 +83,10 @@ class DoseResponse:
             cells = []
             for name in DOSE_MEASURES:
                 mean, low, high = found[name]
-                cells.append(f"{mean[0, column]:.3g} [{low[0, column]:.3g}, {high[0, column]:.3g}]")
+                cells.append(told_with(mean[0, column], low[0, column], high[0, column], ".3g"))
                 cells.append(f"{mean[1, column]:.3g}")
             lines.append([f"{scale:+g}", *cells])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return aligned(lines)
 
     def __str__(self) -> str:
         return self.table()

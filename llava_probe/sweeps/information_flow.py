@@ -33,7 +33,7 @@ from llava_probe.model import VLM
 from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
 from llava_probe.sweeps.changes import Cut, Cuts
 from llava_probe.sweeps.departures import Departure, departing
-from llava_probe.sweeps.sweeping import over_samples, sample_name, swept
+from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept
 from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
 
@@ -104,10 +104,7 @@ class InformationFlow:
                 ends = f"{low[0, edge, window, at]:+.1f} to {high[0, edge, window, at]:+.1f}"
                 others = [f"{mean[control, edge, window, at]:+.1f}" for control in (1, 2)]
                 lines.append([name, str(width), str(self.layers[at]), f"{own[at]:+.1f}", ends, *others])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return aligned(lines)
 
     def __str__(self) -> str:
         return self.table()

@@ -104,6 +104,19 @@ def over_samples(values: FloatArray, seed: int = 0) -> tuple[FloatArray, FloatAr
     return mean.reshape(values.shape[1:]), low, high
 
 
+def told_with(mean: float, low: float, high: float, form: str) -> str:
+    """A mean and its interval, as a cell of a table; the mean alone where there is one sample."""
+    shown = [format(round(value, 9) + 0.0, form) for value in (mean, low, high)]
+    return shown[0] if low == high else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a table to print."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = (zip(line, widths, strict=True) for line in lines)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in rows)
+
+
 def _identity(vlm: VLM) -> dict[str, Any]:
     under = in_force(vlm.anatomy)
     return {"model": model_of(vlm.anatomy, vlm.model), **({"interventions": list(under)} if under else {})}
