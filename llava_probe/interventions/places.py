@@ -133,7 +133,8 @@ class Places:
         words = "".join(written.tokens[place].text for place in found[:12] if written.tokens[place].role != "image")
         visual = sum(written.tokens[place].role == "image" for place in found)
         parts = [*([f"{visual} visual tokens"] if visual else []), *([repr(words)] if words.strip() else [])]
-        return f"{told}: {len(found)} positions{_ranges(found)}" + (f" ({', '.join(parts)})" if parts else "")
+        count = f"{len(found)} position{'s' if len(found) != 1 else ''}"
+        return f"{told}: {count}{_ranges(found)}" + (f" ({', '.join(parts)})" if parts else "")
 
     def _named(self, prompt: Prompt, name: str | Place | Region) -> list[int]:
         """A word is looked for in the prompt, however much of an answer is given with it: a run finds the same."""
