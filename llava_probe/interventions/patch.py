@@ -271,7 +271,8 @@ def states_of(
             "Capture(positions=...) keeps hidden states"
         )
     keeper = Keeper(part, layers, places)
-    nothing = Capture(attention=False, hidden_states=True, positions=list(places[:1]), logits=1, scores=False)
+    last = [vlm.anatomy.layers]  # states are asked for, or some families compute the end of a prompt only
+    nothing = Capture(attention=False, layers=last, positions=list(places[:1]), logits=1, scores=False)
     drawn = {"do_sample", "num_beams", "num_return_sequences"} & set(source.request.generate)
     plain = source.request.answer is None and not drawn
     with visiting(vlm.anatomy, keeper, alone=False, apart=True):
