@@ -8,8 +8,8 @@
     with lp.ablate(vlm, layers=20, with_="zero"): ...               # a block that passes its input on
 
 Tokens are replaced where the sequence enters the first block; features of the picture that a family adds again later
-(Qwen3-VL's deepstack) are replaced with them. What a head gives is replaced before the output projection, what an MLP or
-a block adds where it is added. ``with_="mean"`` keeps what every token shares; zeros lie far from anything that the
+(Qwen3-VL's deepstack) are replaced with them. What a head gives is replaced before the output projection, what an MLP
+or a block adds where it is added. ``with_="mean"`` keeps what every token shares; zeros lie far from anything that the
 model has seen, and do more harm than taking away (Wang et al. 2023, "Interpretability in the Wild", arXiv 2211.00593,
 section 2). A resample is a draw from other tokens of the same sample.
 """
@@ -58,7 +58,7 @@ def ablate(
     seed: Seed = 0,
     allow_nothing: bool = False,
 ) -> Iterator[Ablation]:
-    """Take a part away while the context lasts, in whatever runs in it. One of ``tokens``, ``heads``, ``mlp``, ``layers``.
+    """Take a part away while the context lasts, in whatever runs in it: one of tokens, heads, MLPs and blocks.
 
     Args:
         vlm: whose passes.
@@ -67,8 +67,8 @@ def ablate(
         mlp: blocks whose MLP is taken away.
         layers: whole blocks.
         with_: what stands there instead: ``"mean"`` of the picture's tokens (for words: of the prompt's; for parts of
-            blocks: of what they give at every token of the prompt), ``"zero"``, ``"resample"`` (others of these, drawn),
-            a tensor, or a store of features: the mean of its visual tokens at hidden state 0.
+            blocks: of what they give at every token of the prompt), ``"zero"``, ``"resample"`` (others of these,
+            drawn), a tensor, or a store of features: the mean of its visual tokens at hidden state 0.
         ring: with ``tokens``: so many visual tokens around them as well.
         at: with heads, MLPs and blocks: where; everywhere when None.
         phase: of which positions: the prompt's, the answer's, or both.
@@ -121,7 +121,7 @@ class Ablation(OnStates):
     replacement: Replacement
 
     @property
-    def whole(self) -> bool:
+    def whole(self) -> bool:  # type: ignore[override]  # a visitor's own is fixed
         """Whether it needs the prompt in one pass."""
         return self.replacement.whole
 
@@ -357,6 +357,7 @@ class BlockAblation(Ablation):
         """The input and the replacement where it is taken away; elsewhere to the bit what it was."""
         entered, _ = by_position(self._here.entered, span)
         added = super().changed(where, values - entered, marked, span)
+        assert added is not None
         marks = marked.expand(values.shape[:2]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
         return torch.where(marks, entered + added, values)
 

@@ -7,8 +7,8 @@
     lp.Direction.of_word(vlm, "red")                                         # of the unembedding
     direction.random(seed)                                                   # a direction of no meaning, as a control
 
-Mean differences: Marks and Tegmark 2023 (arXiv 2310.06824); principal components of paired differences: Zou et al. 2023,
-"Representation Engineering" (arXiv 2310.01405).
+Mean differences: Marks and Tegmark 2023 (arXiv 2310.06824); principal components of paired differences: Zou et al.
+2023, "Representation Engineering" (arXiv 2310.01405).
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Direction:
             positive, negative: traces that kept the states, or tensors [n, D].
             layer: which hidden state of the traces.
             at: at which of their tokens; the mean over several.
-            method: ``"mean"`` difference, or ``"pca"``: the first principal component of the differences of pairs, turned
-                so that it points to ``positive``.
+            method: ``"mean"`` difference, or ``"pca"``: the first principal component of the differences of pairs,
+                turned so that it points to ``positive``.
 
         Raises:
             BadInput: no states, of different widths, or unpaired where pairs are needed.

@@ -5,15 +5,15 @@
         trace = vlm.generate(image, question)
     with lp.patch(vlm, source=other, at="last", layers=range(8), part="mlp"): ...
 
-Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262), Zhang and Nanda 2023, "Towards Best Practices of
-Activation Patching" (arXiv 2309.16042). Places are found by name in both runs (the picture, a word, the last token) and
-matched in order; runs whose pictures lie otherwise, or that say the word in another number of tokens, are refused unless
-``align="position"`` matches equal places of the sequence. States that the source kept are taken from it; what it did not
-keep is captured by running it again, as it was asked.
+Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262), Zhang and Nanda 2023, "Towards Best Practices
+of Activation Patching" (arXiv 2309.16042). Places are found by name in both runs (the picture, a word, the last token)
+and matched in order; runs whose pictures lie otherwise, or that say the word in another number of tokens, are refused
+unless ``align="position"`` matches equal places of the sequence. States that the source kept are taken from it; what it
+did not keep is captured by running it again, as it was asked.
 
-``part="residual"`` counts hidden states as a trace does: 0 enters the first block, the last is behind the final norm. The
-other parts count blocks. Replacing every position of a hidden state makes all that follows the source's own: a test of
-the machinery, never a finding.
+``part="residual"`` counts hidden states as a trace does: 0 enters the first block, the last is behind the final norm.
+The other parts count blocks. Replacing every position of a hidden state makes all that follows the source's own: a test
+of the machinery, never a finding.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ class Patch(OnStates):
         theirs = [place for place in self.positions if place < self.source.prompt_length]
         if len(own) != len(theirs):
             raise BadInput(
-                f"at={self._at.told()!r} is {len(theirs)} tokens of the source's prompt and {len(own)} of this one's, so "
-                "they cannot be matched; align='position' matches equal places of the sequence"
+                f"at={self._at.told()!r} is {len(theirs)} tokens of the source's prompt and {len(own)} of this one's, "
+                "so they cannot be matched; align='position' matches equal places of the sequence"
             )
         if set(own) & set(prompt.image_positions) and prompt.lay_out is not None:
             layouts = prompt.lay_out().layouts
@@ -242,8 +242,8 @@ def check_source(vlm: VLM, source: Trace) -> None:
     inside, sizes = vlm.anatomy, source.sizes
     if (sizes.layers, sizes.width) != (inside.layers, inside.width):
         raise BadInput(
-            f"the source is of a model of {sizes.layers} layers of width {sizes.width}, this one has {inside.layers} of "
-            f"{inside.width}"
+            f"the source is of a model of {sizes.layers} layers of width {sizes.width}, this one has {inside.layers} "
+            f"of {inside.width}"
         )
     with alone_with(inside.model):
         here = model_of(inside, vlm.model)
@@ -267,8 +267,8 @@ def states_of(
             pass
     if source.interventions:
         raise BadInput(
-            "the source was made under an intervention and did not keep these states, and run again it would be without; "
-            "Capture(positions=...) keeps hidden states"
+            "the source was made under an intervention and did not keep these states, and run again it would be "
+            "without; Capture(positions=...) keeps hidden states"
         )
     keeper = Keeper(part, layers, places)
     last = [vlm.anatomy.layers]  # states are asked for, or some families compute the end of a prompt only

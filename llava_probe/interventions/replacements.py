@@ -1,8 +1,8 @@
 """What stands in the place of what is taken away: nothing, a mean, something drawn from elsewhere, or a given tensor.
 
-Means and draws are of the same sample: a visual token's are of its own picture's tokens, a word's of the prompt's words,
-what a part adds of what it adds at every token of the prompt. They are of what the pass computes, so they need the
-prompt in one pass; the answer's passes use the prompt's.
+Means and draws are of the same sample: a visual token's are of its own picture's tokens, a word's of the prompt's
+words, what a part adds of what it adds at every token of the prompt. They are of what the pass computes, so they need
+the prompt in one pass; the answer's passes use the prompt's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.features.reading import Features
+from llava_probe.features.reading import Features, Ragged
 from llava_probe.inside.passes import Prompt, Span
 from llava_probe.interventions.on_states import Where
 from llava_probe.model import VLM
@@ -137,7 +137,7 @@ class Replacement:
         return others
 
     def _drawn(self, pool: Tensor, at: Tensor, span: Span, sample: int, where: Where) -> Tensor:
-        """[len(at), ...] of a pool [m, ...]: its mean, or for each place of the sequence one that is always the same."""
+        """[len(at), ...] of a pool [m, ...]: its mean, or for each place of a sequence one that is always the same."""
         if self.named == "mean":
             return pool.mean(0)
         seed = self.seed * 1_000_003 + where.layer * 10_007 + where.number
@@ -149,8 +149,8 @@ class Replacement:
         held = self._prompts.get(where.module)
         if held is None or not _same(held[0], span.prompts):
             raise BadInput(
-                f"with_={self.named!r} is of a prompt's own tokens, which this pass does not read as a whole: leave out "
-                "prefill_chunk_size and caches made before, or give with_= a tensor"
+                f"with_={self.named!r} is of a prompt's own tokens, which this pass does not read as a whole: leave "
+                "out prefill_chunk_size and caches made before, or give with_= a tensor"
             )
         return held[1]
 
@@ -194,8 +194,8 @@ def _pictures(vlm: VLM, prompt: Prompt) -> list[list[int]]:
     own = [place for place, token in enumerate(prompt.ids) if token in vlm.visual_ids]
     if prompt.unknown or max(vlm.visual_ids) < 0 or (own and own[-1] - own[0] + 1 != len(own)):
         raise BadInput(
-            "which tokens of this pass are of which picture is not known, so they have no mean of their own; ask through "
-            "vlm.generate, or give with_= a tensor"
+            "which tokens of this pass are of which picture is not known, so they have no mean of their own; ask "
+            "through vlm.generate, or give with_= a tensor"
         )
     return [own] if own else []
 
@@ -206,7 +206,8 @@ def _same(one: Sequence[Prompt], other: Sequence[Prompt]) -> bool:
 
 def _mean_of(features: Features, layer: int | None) -> Tensor:
     """[D] the mean of a data set's visual tokens."""
-    keys = [key for key in features.keys() if key[0] == f"layer_{layer}" and key[1] in ("image_mean", "image")]
+    stored = features.keys()
+    keys = [key for key in stored if key[0] == f"layer_{layer}" and key[1] in ("image_mean", "image")]
     if layer is None or not keys:
         raise BadInput(
             f"the mean of a data set's visual tokens is of hidden state 0, which {features!r} does not hold at "
@@ -215,5 +216,5 @@ def _mean_of(features: Features, layer: int | None) -> Tensor:
             else "a store of features holds hidden states, not what heads or MLPs add; give with_= a tensor"
         )
     held = features[keys[0]]
-    values = getattr(held, "values", held)
+    values = held.values if isinstance(held, Ragged) else held  # a tensor has something else by this name
     return torch.as_tensor(values[:]).float().mean(0)
