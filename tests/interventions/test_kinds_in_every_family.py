@@ -35,14 +35,11 @@ CROSS = ("idefics", "mllama")
 ONE_TOKEN = ("idefics", "inkling2", "inkling_mm_model", "mllama")
 
 #: Families in which more than a hidden state goes from block to block: features of the picture that are added again,
-#: keys of earlier blocks, another stack's states.
+#: keys or states of earlier blocks, pictures that are none of the tokens.
 CARRIES_MORE = (
-    *("cohere_compass", "cosmos3_omni", "gemma4", "granite4_vision", "granite_docling", "granite_docling fine"),
-    *("idefics", "mllama", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe"),
+    *("blip", "cohere_compass", "cosmos3_omni", "gemma4", "granite4_vision", "granite_docling", "granite_docling fine"),
+    *("git", "idefics", "inkling2", "mllama", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe"),
 )
-
-#: Families that do so and do not say it yet.
-CARRIES_MORE_UNTOLD = ("blip", "git", "inkling2")
 
 #: Families whose last blocks run for the end of a prompt only, and whose runs differ in the last bits.
 ENDS_ONLY = ("gemma4",)
@@ -246,7 +243,7 @@ def test_all_positions_of_a_hidden_state_are_the_sources_run(name):
     middle, last = found.values()
     assert any("carries more from block to block" in str(each.message) for each in said) == (name in CARRIES_MORE)
     torch.testing.assert_close(last.logits, other.logits, atol=close, rtol=0)
-    assert torch.equal(middle.logits, other.logits) == (name not in (*CARRIES_MORE, *CARRIES_MORE_UNTOLD))
+    assert torch.equal(middle.logits, other.logits) == (name not in CARRIES_MORE)
 
 
 @pytest.mark.parametrize("part", ["attention", "mlp", "head"])
