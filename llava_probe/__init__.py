@@ -51,6 +51,10 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.pictures.images import open_image as open_image
     from llava_probe.probes import Probe as Probe
     from llava_probe.probes import fit_probe as fit_probe
+    from llava_probe.sweeps.attribution_patching import attribution_patching as attribution_patching
+    from llava_probe.sweeps.causal_trace import causal_trace as causal_trace
+    from llava_probe.sweeps.dose_response import dose_response as dose_response
+    from llava_probe.sweeps.information_flow import information_flow as information_flow
     from llava_probe.trace.capture import Capture as Capture
     from llava_probe.trace.explained import ALL as ALL
     from llava_probe.trace.explained import ANSWER as ANSWER
@@ -67,6 +71,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.trace.trace import Trace as Trace
     from llava_probe.view import figures as figures
     from llava_probe.view import probe_figures as probe_figures
+    from llava_probe.view import sweep_figures as sweep_figures
 
 __version__ = "0.1.0"
 
@@ -100,9 +105,14 @@ _NAMES = {
     "patch": "interventions.patch",
     "steer": "interventions.steer",
     "Direction": "interventions.directions",
+    "attribution_patching": "sweeps.attribution_patching",
+    "causal_trace": "sweeps.causal_trace",
+    "dose_response": "sweeps.dose_response",
+    "information_flow": "sweeps.information_flow",
     "evaluate": "evaluate",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",
+    "sweep_figures": "view.sweep_figures",
     **dict.fromkeys(
         ("ALL", "ANSWER", "GENERATED", "IMAGE", "LAST", "PREDICTING", "PROMPT", "QUESTION", "SPECIAL", "TEXT"),
         "trace.explained",
@@ -124,7 +134,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "probe_figures"}
+_MODULES = {"evaluate", "figures", "probe_figures", "sweep_figures"}
 
 __all__ = list(_NAMES)
 

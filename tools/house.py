@@ -46,7 +46,7 @@ ORDER = (
     ("asking/", "maps/"),
     ("model.py", "loading/"),
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
-    ("agreement.py", "evaluate/", "compare/", "signals/", "finetune/"),
+    ("agreement.py", "evaluate/", "sweeps/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/"),
     ("cli/",),
     ("__main__.py",),

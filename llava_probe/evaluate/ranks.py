@@ -62,7 +62,12 @@ def spearman(one: ImageMap, other: ImageMap, row: int | None = None) -> float:
         BadInput: the maps are not of the same tokens of the same picture.
         OutOfRange: there is no such row in one of them.
     """
-    first, second = (_ranks(values) for values in _paired(one, other, row))
+    return rank_correlation(*_paired(one, other, row))
+
+
+def rank_correlation(one: FloatArray, other: FloatArray) -> float:
+    """Spearman's rank correlation of two arrays [n], ties sharing their mean rank; NaN where one has no order."""
+    first, second = (_ranks(values) for values in (one, other))
     first, second = first - first.mean(), second - second.mean()
     spread = np.sqrt((first @ first) * (second @ second))
     return float(np.clip(first @ second / spread, -1, 1)) if spread else float("nan")

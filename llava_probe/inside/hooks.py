@@ -200,8 +200,8 @@ def _entering(model: nn.Module, args: Any, kwargs: Others) -> tuple[Any, Others]
     for visitor in scene.hearing("begin"):
         visitor.begin(span)
     for visitor in () if embeddings is None else scene.hearing("embedded"):
-        if (made := visitor.embedded(span, others["inputs_embeds"])) is not None:
-            others, changed = {**others, "inputs_embeds": made}, True
+        if (entered := visitor.embedded(span, others["inputs_embeds"])) is not None:
+            others, changed = {**others, "inputs_embeds": entered}, True
     return (args, others) if changed else None
 
 

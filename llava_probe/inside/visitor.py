@@ -20,11 +20,14 @@ class Visitor:
 
     Attributes:
         changes: whether it comes before what only looks.
-        whole: whether it needs each prompt in one pass, and not its beginning from a cache.
     """
 
     changes = False
-    whole: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs each prompt in one pass, and not its beginning from a cache."""
+        return False
 
     # --- what it wants to hear of ---
 

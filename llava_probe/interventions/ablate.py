@@ -58,17 +58,18 @@ def ablate(
     seed: Seed = 0,
     allow_nothing: bool = False,
 ) -> Iterator[Ablation]:
-    """Take a part away while the context lasts, in whatever runs in it: one of tokens, heads, MLPs and blocks.
+    """Take a part away while the context lasts, in whatever runs in it.
 
     Args:
         vlm: whose passes.
-        tokens: positions (from 0), words of the prompt, places, parts of the photograph (``lp.Region``).
+        tokens: (one of four) positions (from 0), words of the prompt, places, parts of the photograph (``lp.Region``).
         heads: by block, ``{12: [3, 7]}``, or as pairs of block and head.
         mlp: blocks whose MLP is taken away.
         layers: whole blocks.
         with_: what stands there instead: ``"mean"`` of the picture's tokens (for words: of the prompt's; for parts of
             blocks: of what they give at every token of the prompt), ``"zero"``, ``"resample"`` (others of these,
-            drawn), a tensor, or a store of features: the mean of its visual tokens at hidden state 0.
+                drawn),
+            a tensor, or a store of features: the mean of its visual tokens at hidden state 0.
         ring: with ``tokens``: so many visual tokens around them as well.
         at: with heads, MLPs and blocks: where; everywhere when None.
         phase: of which positions: the prompt's, the answer's, or both.

@@ -1,4 +1,4 @@
-"""What acts on attention: some queries, some keys, in some layers and heads, and a rule for weights between them."""
+"""What acts on attention: queries, keys, layers and heads, and a rule for the weights between them."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class OnAttention(Intervention):
         self.layers = chosen_layers(vlm, layers)
         self.heads = chosen_heads(vlm, heads, self.layers)
         self._kept = keys is None
-        meant: Any = keep if keys is None else keys
-        self._keys = Places(vlm, meant, "keep" if keys is None else "keys")
+        named = keep if keys is None else keys
+        self._keys = Places(vlm, [] if named is None else named, "keep" if keys is None else "keys")
         self._queries = None if queries is None else Places(vlm, queries, "queries", phase)
         _check_reached(vlm, self.layers, self.kind)
 

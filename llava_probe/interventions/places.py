@@ -155,8 +155,8 @@ class Places:
         regions = any(isinstance(name, Region) for name in self._names)
         if regions and prompt.lay_out is None and not prompt.unknown:
             raise BadInput(
-                f"{self.argument}={self._parts}: which pictures this pass is of is not known; ask through vlm.generate"
-                ", or give positions"
+                f"{self.argument}={self._parts}: which pictures this pass is of is not known; ask through "
+                "vlm.generate, or give positions"
             )
         hidden = names & {IMAGE, TEXT} and prompt.read and max(self.vlm.visual_ids) < 0
         if hidden or (prompt.unknown is not None and (self._names or prompt.unknown == NO_MASK)):

@@ -1,8 +1,8 @@
 """What stands in the place of what is taken away: nothing, a mean, something drawn from elsewhere, or a given tensor.
 
-Means and draws are of the same sample: a visual token's are of its own picture's tokens, a word's of the prompt's
-words, what a part adds of what it adds at every token of the prompt. They are of what the pass computes, so they need
-the prompt in one pass; the answer's passes use the prompt's.
+Means and draws are of the same sample: a visual token's are of its own picture's, a word's of the prompt's words, what
+a part adds of what it adds at every token of the prompt. They are of what the pass computes, so they need the prompt in
+one pass; the answer's tokens use the prompt's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Named = Literal["mean", "zero", "resample"]
 With = Named | Tensor | Features
 
 #: For each sample, the columns of a pass whose values stand for one another.
-Groups = Sequence[Sequence[Tensor]]
+ColumnGroups = Sequence[Sequence[Tensor]]
 
 #: Of the prompt's values, so many are kept for the tokens of an answer to be drawn from.
 DRAWS = 64
@@ -77,7 +77,7 @@ class Replacement:
             return {"tensor": list(self.given.shape), "norm": round(float(self.given.float().norm()), 4)}
         return self.named if self.named != "resample" else {"resample": self.seed}
 
-    def of(self, values: Tensor, marked: Tensor, groups: Groups, span: Span, where: Where) -> Tensor:
+    def of(self, values: Tensor, marked: Tensor, groups: ColumnGroups, span: Span, where: Where) -> Tensor:
         """[B, n, ...] with what is ``marked`` replaced.
 
         Args:
@@ -115,7 +115,7 @@ class Replacement:
                 out[row, behind] = self._drawn(self._held(where, span)[sample], behind, span, sample, where)
         return out
 
-    def hold(self, values: Tensor, groups: Groups, span: Span, where: Where) -> None:
+    def hold(self, values: Tensor, groups: ColumnGroups, span: Span, where: Where) -> None:
         """Keep what the tokens of an answer will need of its prompt: of the first group of each sample."""
         if not groups or not self.whole:
             return
@@ -137,7 +137,7 @@ class Replacement:
         return others
 
     def _drawn(self, pool: Tensor, at: Tensor, span: Span, sample: int, where: Where) -> Tensor:
-        """[len(at), ...] of a pool [m, ...]: its mean, or for each place of a sequence one that is always the same."""
+        """[len(at), ...] of a pool [m, ...]: its mean, or for each place one that is always the same."""
         if self.named == "mean":
             return pool.mean(0)
         seed = self.seed * 1_000_003 + where.layer * 10_007 + where.number
@@ -206,8 +206,7 @@ def _same(one: Sequence[Prompt], other: Sequence[Prompt]) -> bool:
 
 def _mean_of(features: Features, layer: int | None) -> Tensor:
     """[D] the mean of a data set's visual tokens."""
-    stored = features.keys()
-    keys = [key for key in stored if key[0] == f"layer_{layer}" and key[1] in ("image_mean", "image")]
+    keys = [key for key in list(features.keys()) if key[0] == f"layer_{layer}" and key[1] in ("image_mean", "image")]
     if layer is None or not keys:
         raise BadInput(
             f"the mean of a data set's visual tokens is of hidden state 0, which {features!r} does not hold at "
@@ -216,5 +215,5 @@ def _mean_of(features: Features, layer: int | None) -> Tensor:
             else "a store of features holds hidden states, not what heads or MLPs add; give with_= a tensor"
         )
     held = features[keys[0]]
-    values = held.values if isinstance(held, Ragged) else held  # a tensor has something else by this name
+    values: Any = getattr(held, "values", held)
     return torch.as_tensor(values[:]).float().mean(0)

@@ -102,6 +102,7 @@ class Steering(OnStates):
         project_out: bool,
         phase: Phase,
         allow: bool,
+        norms: Mapping[int, float] | None = None,
     ) -> None:
         states = vlm.anatomy.layers + 1
         chosen = read_numbers(layers, "layers", "hidden states", states, "this model has hidden states")
@@ -109,7 +110,8 @@ class Steering(OnStates):
         self.direction, self.scale, self.project_out = direction, scale, project_out
         if direction.width != vlm.anatomy.width:
             raise BadInput(f"this direction has {direction.width} numbers, the hidden states {vlm.anatomy.width}")
-        self.norms: Mapping[int, float] = {} if project_out or not scale else typical_norms(vlm, chosen)
+        measured = {} if project_out or not scale else norms or typical_norms(vlm, chosen)
+        self.norms: Mapping[int, float] = measured
 
     def settings(self) -> Mapping[str, Any]:
         """As plain data."""

@@ -15,7 +15,7 @@ from llava_probe.inside.passes import Span, Visitor
 from llava_probe.inside.rows import Call
 from llava_probe.interventions.knock_out import Spread
 from llava_probe.interventions.on_states import by_position
-from llava_probe.sweeps.lanes import Lane
+from llava_probe.sweeps.departures import Departure
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cuts(Visitor):
 
     changes = True
 
-    def __init__(self, lanes: Sequence[Lane], bases: int) -> None:
+    def __init__(self, lanes: Sequence[Departure], bases: int) -> None:
         self._lanes, self._bases = lanes, bases
 
     def attention(self, call: Call) -> Call | None:
@@ -76,7 +76,8 @@ class Swap:
     """States of one lane that are another's.
 
     Attributes:
-        part: ``"residual"``, ``"attention"`` or ``"mlp"``.
+        part: ``"residual"``, what ``"attention"`` or the ``"mlp"`` adds, or the ``"query"``, ``"key"`` or ``"value"``
+            vectors of all its heads.
         layers: hidden states for the residual stream, blocks for the other parts.
         places: positions of the prompt.
         source: the lane that they are taken from: a base.
@@ -93,7 +94,7 @@ class Swaps(Visitor):
 
     changes = True
 
-    def __init__(self, lanes: Sequence[Lane], bases: int) -> None:
+    def __init__(self, lanes: Sequence[Departure], bases: int) -> None:
         self._lanes, self._bases = lanes, bases
 
     def begin(self, span: Span) -> None:
@@ -108,14 +109,32 @@ class Swaps(Visitor):
         """What attention or the MLP adds."""
         return self._swapped(kind, layer, output)
 
-    def _swapped(self, part: str, layer: int, values: Tensor) -> Tensor | None:
-        span: Any = self._span
-        rows = values.shape[0] if values.ndim != 2 else values.shape[0] // span.length
-        wanted = [
+    def attention(self, call: Call) -> Call | None:
+        """Queries, keys and values, as they go into the kernel."""
+        if call.span is None or call.layer < 0 or call.stack is None:
+            return None
+        for name, start in (("query", call.start), ("key", call.first_key), ("value", call.first_key)):
+            for row, swap in self._wanted(name, call.layer, call.sizes[0]):
+                whole = getattr(call, name)
+                at = [place - (start - call.span.before) for place in swap.places]
+                at = [place for place in at if 0 <= place < whole.shape[2]]
+                made = whole.clone()
+                made[row, :, at] = whole[swap.source, :, at]
+                call = replace(call, **{name: made})
+        return call
+
+    def _wanted(self, part: str, layer: int, rows: int) -> list[tuple[int, Swap]]:
+        """Rows of a pass and what is swapped in them."""
+        return [
             (row, lane.change)
             for row, lane in enumerate(self._lanes, start=self._bases)
             if row < rows and lane.change.part == part and layer in lane.change.layers
         ]
+
+    def _swapped(self, part: str, layer: int, values: Tensor) -> Tensor | None:
+        span: Any = self._span
+        rows = values.shape[0] if values.ndim != 2 else values.shape[0] // span.length
+        wanted = self._wanted(part, layer, rows)
         if not wanted:
             return None
         whole, back = by_position(values, replace(span, rows=rows))

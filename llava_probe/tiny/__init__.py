@@ -6,14 +6,26 @@ says what is where, so that an explanation can be right or wrong rather than pla
     model = LlavaForConditionalGeneration.from_pretrained(tiny.path())
     scene = tiny.scene(7)
     scene.image; scene.objects; scene.questions
+    pair = tiny.counterfactual(7, change="colour")      # the same scene, one object otherwise
 """
 
 from pathlib import Path
 
+from llava_probe.tiny.counterfactuals import Counterfactual, counterfactual
 from llava_probe.tiny.questions import Question
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED, Scene, SceneObject, is_scene, scene
 
-__all__ = ["FIRST_TRAINING_SEED", "Question", "Scene", "SceneObject", "is_scene", "path", "scene"]
+__all__ = [
+    "FIRST_TRAINING_SEED",
+    "Counterfactual",
+    "Question",
+    "Scene",
+    "SceneObject",
+    "counterfactual",
+    "is_scene",
+    "path",
+    "scene",
+]
 
 
 def path() -> Path:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from llava_probe.border import Limits, Seed, checked
 from llava_probe.tiny import drawing
-from llava_probe.tiny.plan import plan
+from llava_probe.tiny.plan import Item, plan
 from llava_probe.tiny.questions import Question, select_questions
 
 #: Pixels of a side in which every object is seen; four thousand are more than any processor keeps.
@@ -66,6 +66,13 @@ class Scene:
 def scene(seed: Seed, size: Annotated[int, Limits(SMALLEST, 4096)] = drawing.MASTER) -> Scene:
     """Draw the scene of a seed as a ``size`` × ``size`` RGB picture, with its truth at that resolution."""
     items = plan(seed)
+    return drawn_scene(items, seed, select_questions(items, seed), size)
+
+
+def drawn_scene(
+    items: tuple[Item, ...], seed: int, questions: tuple[Question, ...], size: int = drawing.MASTER
+) -> Scene:
+    """A plan as a picture, with the background, shades and noise of a seed."""
     pixels, masks = drawing.draw(items, seed)
     image = Image.fromarray(pixels)
     if size != drawing.MASTER:
@@ -75,7 +82,7 @@ def scene(seed: Seed, size: Annotated[int, Limits(SMALLEST, 4096)] = drawing.MAS
         SceneObject(item.kind, item.colour, item.text, _box(mask), mask, item.place)
         for item, mask in zip(items, masks, strict=True)
     )
-    return Scene(seed, image, objects, select_questions(items, seed))
+    return Scene(seed, image, objects, questions)
 
 
 @checked

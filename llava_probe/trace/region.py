@@ -6,7 +6,8 @@
     with lp.ablate(vlm, tokens=sign): ...             # found anew on each sample's own photograph
 
 A token belongs to a region that covers half of its box or more. Where a view of the photograph (a thumbnail, say) shows
-the region so small that it covers half of none, those that it covers most stand for it there, or it would still be seen.
+the region so small that it covers half of none, those that it covers most stand for it there, or it would still be
+seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An ablation is the model with the part truly gone: columns zeroed, blocks removed, vectors replaced by hooks."""
+"""An ablation is the model with the part truly gone: columns zeroed, blocks removed, vectors replaced by hand."""
 
 from __future__ import annotations
 

@@ -145,8 +145,8 @@ def test_what_is_no_direction_is_a_sentence(name, vlm):
 
 @pytest.mark.parametrize("layers", [5, range(3, 1)])
 def test_states_that_are_not_there_are_a_sentence(layers, vlm, vector):
-    told = pytest.raises((lp.OutOfRange, lp.BadInput), match=r"hidden states 0 to 4|other way")
-    with told, lp.steer(vlm, vector, layers=layers):
+    sentence = r"hidden states 0 to 4|other way"
+    with pytest.raises((lp.OutOfRange, lp.BadInput), match=sentence), lp.steer(vlm, vector, layers=layers):
         pass
 
 

@@ -102,9 +102,8 @@ def test_what_is_no_region_is_refused_at_once_or_when_it_is_read(where, trace):
 
 def test_a_region_in_a_pass_by_hand_is_refused(tiny_vlm):
     inputs, _ = tiny_vlm.model_inputs(tiny.scene(5).image, "What is this?")
-    with pytest.raises(lp.BadInput, match="which pictures"):
-        with lp.ablate(tiny_vlm, tokens=lp.Region((0, 0, 50, 50))):
-            tiny_vlm.model(**inputs)
+    with pytest.raises(lp.BadInput, match="which pictures"), lp.ablate(tiny_vlm, tokens=lp.Region((0, 0, 50, 50))):
+        tiny_vlm.model(**inputs)
 
 
 def test_regions_are_found_on_each_samples_own_photograph(tiny_vlm):

@@ -1,7 +1,7 @@
 """Many changed runs of one prompt in few passes: what an intervention leaves as it was is not computed again.
 
     with departing(vlm, [trace]) as runs:
-        logits = runs.logits([Lane(start=8, first=603), ...], changes)     # [lanes, V] at the last position
+        logits = runs.logits([Departure(start=8, first=603), ...], changes)     # [lanes, V] at the last position
 
 A changed run departs from a plain one: at a first block, and at a first position. What lies before either is the plain
 run's own. So the lanes of a batch are plain runs, the bases, and changed ones behind them, sorted by the block at which
@@ -10,8 +10,8 @@ they depart:
 - positions before the first changed one are read from the bases' keys and values, which one plain pass each has left;
 - a lane joins the batch at the block where it departs, with its base's states; until then it costs nothing;
 - the bases come along, so a change may take states from one of them (a patch), and what they give in the end must be
-  what they gave alone: where it is not, a family does something between positions that we do not know, and every lane is
-  run from its first position and block on, or is refused.
+  what they gave alone: where it is not, a family does something between positions that we do not know, and every lane
+  is run from its first position and block on, or is refused.
 
 Blocks before a batch's first are passed by; the bases' states there were left by the batch before. So memory does not
 grow with the number of lanes or of blocks.
@@ -19,41 +19,37 @@ grow with the number of lanes or of blocks.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from llava_probe.asking.prompts import asked_again
 from llava_probe.attribution.engine.forward import frozen
 from llava_probe.attribution.engine.replay import Entering, TowerMemory
-from llava_probe.attribution.engine.side_by_side import cut, repeated, sliceable
+from llava_probe.attribution.engine.side_by_side import cut, repeated
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.faults import by_the_model, out_of_memory
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
-from llava_probe.inside.passes import Others, Prompt, Visitor, alone_with, entered, instead, visiting
-from llava_probe.inside.rows import Call
+from llava_probe.inside.passes import Others, Visitor, alone_with, instead, visiting
 from llava_probe.inside.tolerance import SCORES
 from llava_probe.model import VLM
+from llava_probe.sweeps.plain import PlainRun, plain_run
 from llava_probe.trace.trace import Trace
 
 #: Tokens that go through the model together, and lanes at most: what keeps two cores busy, in some hundred MB.
 TOKENS, LANES = 8192, 96
 #: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
 _AXES = (3, 4)
-#: Kinds of blocks whose keys and values are all that later positions read of earlier ones.
-_KEEP_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True, eq=False)
-class Lane:
+class Departure:
     """One changed run.
 
     Attributes:
@@ -70,7 +66,7 @@ class Lane:
 
 
 #: Makes the visitor that changes some lanes; their rows in the batch begin behind so many bases.
-Changes = Callable[[Sequence[Lane], int], Visitor]
+Changes = Callable[[Sequence[Departure], int], Visitor]
 
 
 @contextmanager
@@ -80,34 +76,8 @@ def departing(vlm: VLM, traces: Sequence[Trace]) -> Iterator[Departures]:
     Raises:
         BadInput: prompts of different tokens.
     """
-    vision = vlm.anatomy.vision
-    with alone_with(vlm.anatomy.model), frozen(vlm.anatomy.model), torch.no_grad(), ExitStack() as stack:
-        memory = None
-        if vision is not None:
-            memory = TowerMemory()
-            stack.enter_context(instead(vision.owner, memory))
-        yield Departures(vlm, traces, memory)
-
-
-@dataclass(frozen=True, eq=False)
-class _Base:
-    """One plain run.
-
-    Attributes:
-        inputs: of the model; ``prompt``: what they hold.
-        entry: [1, P, D]; ``others``: the decoder's other inputs.
-        cache: keys and values of its positions, None where the family keeps others.
-        logits: [V] at its last position, float64.
-        ends: how many of its first positions see nothing behind themselves, as a set.
-    """
-
-    inputs: dict[str, Any]
-    prompt: Prompt
-    entry: Tensor
-    others: Others
-    cache: DynamicCache | None
-    logits: Tensor
-    ends: set[int]
+    with alone_with(vlm.anatomy.model), frozen(vlm.anatomy.model), torch.no_grad():
+        yield Departures(vlm, traces)
 
 
 class Departures:
@@ -117,9 +87,8 @@ class Departures:
         bases: the plain runs' logits, [V] each.
     """
 
-    def __init__(self, vlm: VLM, traces: Sequence[Trace], memory: TowerMemory | None) -> None:
-        self._vlm, self._memory = vlm, memory
-        self._tails: dict[nn.Module, tuple[Any, ...] | None] = {}
+    def __init__(self, vlm: VLM, traces: Sequence[Trace]) -> None:
+        self._vlm, self._memory = vlm, TowerMemory()
         self._runs = [self._plain(trace) for trace in traces]
         ids = [run.prompt.ids for run in self._runs]
         if any(each != ids[0] for each in ids):
@@ -131,7 +100,7 @@ class Departures:
         self.prompt = self._runs[0].prompt
         self.bases = [run.logits for run in self._runs]
         self._ends = set.intersection(*(run.ends for run in self._runs))
-        self._shares: bool | None = None  # whether lanes may share a prefix; tried with the first batch
+        self._shared = {0: True}  # whether lanes may share so many positions, as far as that was tried
 
     @property
     def anatomy(self) -> Anatomy:
@@ -139,7 +108,7 @@ class Departures:
         return self._vlm.anatomy
 
     def logits(
-        self, lanes: Sequence[Lane], changes: Changes, done: Callable[[int], None] = lambda _count: None
+        self, lanes: Sequence[Departure], changes: Changes, done: Callable[[int], None] = lambda _count: None
     ) -> Tensor:
         """[lanes, V] float64 at the last position.
 
@@ -151,26 +120,27 @@ class Departures:
         Raises:
             BadModel: a family in which several runs side by side are not what each is alone.
         """
-        if self._shares is None:
-            self._shares = self._tried(min(lanes, key=lambda lane: -self._prefix(lane.first)), changes)
+        groups: dict[int, list[int]] = {}
+        for index, lane in enumerate(lanes):
+            prefix = self._prefix(lane.first)
+            if prefix not in self._shared:
+                self._shared[prefix] = self._tried(lane, changes, prefix)
+            groups.setdefault(prefix if self._shared[prefix] else 0, []).append(index)
         out: list[Tensor | None] = [None] * len(lanes)
-        order = sorted(range(len(lanes)), key=lambda index: (lanes[index].first, lanes[index].start))
-        while order:
-            prefix = self._prefix(lanes[order[0]].first)
-            size = self._at_once(prefix)
-            same = [index for index in order if self._prefix(lanes[index].first) == prefix]
-            order = [index for index in order if self._prefix(lanes[index].first) != prefix]
-            same.sort(key=lambda index: lanes[index].start)
-            held: Tensor | None = None
-            begin = 0
-            for start in range(0, len(same), size):
-                part = same[start : start + size]
-                after = same[start + size] if start + size < len(same) else None
-                catch = None if after is None else lanes[after].start
-                if held is None:
-                    begin = 0
-                found, held = self._batch([lanes[index] for index in part], changes, prefix, begin, held, catch)
-                begin = catch or 0
+        for prefix, group in groups.items():
+            group.sort(key=lambda index: lanes[index].start)
+            size, held, begin = self._at_once(prefix), None, 0
+            for start in range(0, len(group), size):
+                part, after = group[start : start + size], group[start + size : start + size + 1]
+                catch = lanes[after[0]].start if after else 0
+                batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch)
+                found = self._passed(batch, changes(batch.lanes, len(self._runs)))
+                if not self._alike(batch):
+                    raise BadModel(
+                        f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they "
+                        "cannot be swept together"
+                    )
+                begin, held = catch, batch.caught
                 for index, row in zip(part, found, strict=True):
                     out[index] = row
                 done(len(part))
@@ -180,67 +150,29 @@ class Departures:
 
     def _prefix(self, first: int) -> int:
         """How many positions are read from the caches: up to the first changed one, where none before looks behind."""
-        if self._shares is False or any(run.cache is None for run in self._runs):
+        if any(run.cache is None for run in self._runs):
             return 0
         return max(place for place in self._ends if place <= min(first, self.length - 1))
 
     def _at_once(self, prefix: int) -> int:
         return max(4, min(LANES, TOKENS // (self.length - prefix)))
 
-    def _plain(self, trace: Trace) -> _Base:
-        tensors, prompts = self._vlm.prepare([asked_again(trace.images, trace.request)], trace.request.processor)
-        if prompts[0].padding:
-            raise BadInput("this prompt is padded; ask it alone")
-        cache = self._empty()
-        seen: list[tuple[Tensor | None, Others]] = []
+    def _plain(self, trace: Trace) -> PlainRun:
+        self._memory.forget()
+        with self._remembering():
+            return plain_run(self._vlm, trace)
 
-        def enter(embeddings: Tensor | None, others: Others) -> tuple[Tensor | None, Others]:
-            seen.append((embeddings, dict(others)))
-            return embeddings, {**others, "past_key_values": cache, "use_cache": True}
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """A pass whose tower runs once, whatever picture it is given then: other embeddings enter the decoder."""
+        self._memory.begin()
+        vision = self.anatomy.vision
+        with nullcontext() if vision is None else instead(vision.owner, self._memory):
+            yield
 
-        inputs = {**tensors, **self._kept(tensors), **self.anatomy.everywhere, "use_cache": True}
-        if self._memory is not None:
-            self._memory.forget()
-            self._memory.begin()
-        tails, reach = _Tails(self._tails), _Reach(len(prompts[0].ids))
-        with visiting(self.anatomy, Entering(enter), tails, reach, prompts=prompts):
-            logits = self._vlm.model(**inputs).logits[0, -1].double()
-        embeddings, others = seen[0]
-        entry = entered(self.anatomy, embeddings, len(prompts[0].ids))
-        whole = seam.is_whole(cache) and cache.get_seq_length() == entry.shape[1] and sliceable(others)
-        others = {name: value for name, value in others.items() if name not in ("past_key_values", "use_cache")}
-        return _Base(inputs, prompts[0], entry, others, cache if whole else None, logits, reach.ends(self.anatomy))
-
-    def _empty(self) -> DynamicCache:
-        """A cache that keeps the keys of all positions, where the family's blocks are of the kinds that leave any."""
-        config = self.anatomy.decoder.owner.config
-        plain = set(seam.layer_kinds(config)) <= _KEEP_KEYS and not seam.shares_keys(config)
-        return DynamicCache() if plain else DynamicCache(config=config)
-
-    def _kept(self, tensors: Any) -> dict[str, Any]:
-        """Logits of the last position alone, where the model can leave out the others."""
-        named = "logits_to_keep" in inspect.signature(self.anatomy.model.forward).parameters
-        return {"logits_to_keep": 1} if named else {}
-
-    def _batch(
-        self,
-        lanes: Sequence[Lane],
-        changes: Changes,
-        prefix: int,
-        begin: int,
-        held: Tensor | None,
-        catch: int | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[lanes, V], and the bases' states [bases, positions, D] where the next batch begins."""
-        batch = _Batch(self, lanes, prefix, begin, held, catch)
-        visitor = changes(lanes, len(self._runs))
-        return self._passed(batch, visitor)
-
-    def _tried(self, lane: Lane, changes: Changes) -> bool:
+    def _tried(self, lane: Departure, changes: Changes, prefix: int) -> bool:
         """Whether the bases give behind their own keys and values what they give alone."""
-        if not (prefix := self._prefix(lane.first)):
-            return False
-        batch = _Batch(self, [lane], prefix, 0, None, None)
+        batch = _Batch(self, [lane], prefix, 0, None, 0)
         try:
             self._passed(batch, changes([lane], len(self._runs)))
         except Exception as error:  # a family that cannot go on from our cache fails in its own way
@@ -254,23 +186,18 @@ class Departures:
         off = (batch.given - alone).abs() / alone.abs().clamp(min=1)
         return bool((off <= SCORES[self.anatomy.model.dtype]).all())
 
-    def _passed(self, batch: _Batch, visitor: Visitor) -> tuple[Tensor, Tensor | None]:
-        if self._memory is not None:
-            self._memory.begin()
+    def _passed(self, batch: _Batch, visitor: Visitor) -> Tensor:
+        """[lanes, V] of one pass; the batch holds what the bases gave, and their states where the next begins."""
         run = self._runs[0]
         with ExitStack() as stack:
+            stack.enter_context(self._remembering())
             for number, block in enumerate(self.anatomy.decoder.blocks):
-                stack.enter_context(instead(block, partial(batch.block, number, self._tails.get(block))))
+                stack.enter_context(instead(block, partial(batch.block, number, run.tails.get(block))))
             stack.enter_context(visiting(self.anatomy, Entering(batch.enter), visitor, prompts=[run.prompt]))
             logits = self._vlm.model(**run.inputs).logits[:, -1].double()
         bases = len(self._runs)
         batch.given = logits[:bases]
-        if self._shares is not None and not self._alike(batch):
-            raise BadModel(
-                f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they cannot "
-                "be swept together"
-            )
-        return logits[bases : bases + len(batch.lanes)], batch.caught
+        return logits[bases : bases + len(batch.lanes)]
 
 
 class _Batch:
@@ -281,11 +208,11 @@ class _Batch:
     def __init__(
         self,
         runs: Departures,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Departure],
         prefix: int,
         begin: int,
         held: Tensor | None,
-        catch: int | None,
+        catch: int,
     ) -> None:
         self.runs, self.lanes, self.prefix, self.begin, self.held, self.catch = runs, lanes, prefix, begin, held, catch
         self.caught: Tensor | None = None
@@ -333,7 +260,7 @@ class _Batch:
         if self._cache is not None:
             self._load(number, 1)
         left = output if isinstance(output, Tensor) else output[0]
-        if self.catch is not None and number + 1 == self.catch:
+        if number + 1 == self.catch:
             self.caught = left[: len(self.runs._runs)].clone()
         if active < count:
             left = torch.cat([left, left[self._rows[active:].to(left.device)]])
@@ -359,49 +286,6 @@ class _Batch:
             else:
                 held.append(torch.cat(own)[self._rows[:active].to(own[0].device)])
         seam.hold(self._cache, number, held[0], held[1])
-
-
-class _Tails(Visitor):
-    """Notes what blocks give besides states."""
-
-    def __init__(self, found: dict[nn.Module, tuple[Any, ...] | None]) -> None:
-        self._found = found
-
-    def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
-        """The blocks."""
-        return anatomy.decoder.blocks
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A block has run."""
-        self._found[module] = None if isinstance(output, Tensor) else tuple(output[1:])
-
-
-class _Reach(Visitor):
-    """How far each position sees, in the blocks of the decoder."""
-
-    def __init__(self, length: int) -> None:
-        self._reach = torch.arange(length)
-        self._seen: set[int] = set()
-        self._masks: list[Any] = []
-        self._known = True
-
-    def attended(self, call: Call, output: Tensor | None) -> None:
-        """A block's attention: the masks of a pass are few."""
-        self._seen.add(call.layer)
-        if call.unread or call.queries != len(self._reach):
-            self._known = False
-        elif call.mask is not None and not any(call.mask is mask for mask in self._masks):
-            self._masks.append(call.mask)
-            columns = torch.arange(call.keys, device=call.device)
-            last = (call.allowed().any(1).any(0) * columns).amax(-1).cpu()
-            self._reach = torch.maximum(self._reach, last.expand_as(self._reach))
-
-    def ends(self, anatomy: Anatomy) -> set[int]:
-        """How many of the first positions see nothing behind themselves; none where it is not known."""
-        if not self._known or self._seen != set(anatomy.decoder.attentions.values()):
-            return {0}
-        furthest = self._reach.cummax(0).values
-        return {0, *(int(place) + 1 for place in (furthest == torch.arange(len(furthest))).nonzero().flatten())}
 
 
 def _of_rows(wide: Any, given: Sequence[Any], rows: Sequence[int]) -> Any:
