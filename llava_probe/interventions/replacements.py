@@ -215,5 +215,5 @@ def _mean_of(features: Features, layer: int | None) -> Tensor:
             else "a store of features holds hidden states, not what heads or MLPs add; give with_= a tensor"
         )
     held = features[keys[0]]
-    values: Any = getattr(held, "values", held)
+    values = held.values if isinstance(held, Ragged) else held  # a tensor has something else by this name
     return torch.as_tensor(values[:]).float().mean(0)
