@@ -71,7 +71,7 @@ class InterventionOptions:
         ),
     ] = None
 
-    def read(self, context: typer.Context) -> list[Asked]:
+    def read(self, context: typer.Context) -> list[Typed]:
         """What was typed, in its order; wrong settings are told before a model is loaded.
 
         Raises:
@@ -84,7 +84,7 @@ class InterventionOptions:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Typed:
     """One flag, read.
 
     Attributes:
@@ -113,14 +113,14 @@ class Asked:
 
 
 @contextmanager
-def under(vlm: VLM, asked: Sequence[Asked], *, plans: bool = True) -> Iterator[None]:
+def under(vlm: VLM, asked: Sequence[Typed], *, plans: bool = True) -> Iterator[None]:
     """All of them in force while this lasts, the first one outermost; their plans are told before, their acts after.
 
     Raises:
         BadInput: what this model cannot do; the sentence names the flag.
         NotActed: one that did nothing.
     """
-    force: list[tuple[Asked, Intervention]] = []
+    force: list[tuple[Typed, Intervention]] = []
     with ExitStack() as stack:
         for each in asked:
             try:
@@ -160,7 +160,7 @@ def acts_told(intervention: Intervention) -> str:
 # --- reading ---
 
 
-def _read(flag: str, text: str) -> Asked:
+def _read(flag: str, text: str) -> Typed:
     """Settings by name, each as what it is."""
     kind = _KINDS[flag]
     typed = _pairs(flag, text, kind)
@@ -171,7 +171,7 @@ def _read(flag: str, text: str) -> Asked:
         raise BadInput(f"{flag} needs {missing[0]}, such as {kind.example!r}; got {shortened(text)!r}")
     if "with" in settings:
         settings["with_"] = settings.pop("with")
-    return Asked(flag, text, settings, _direction(settings, text) if flag == "--steer" else None)
+    return Typed(flag, text, settings, _direction(settings, text) if flag == "--steer" else None)
 
 
 def _pairs(flag: str, text: str, kind: _Kind) -> dict[str, str]:

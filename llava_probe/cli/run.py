@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_probe.cli import arguments
-from llava_probe.cli.interventions import Asked, InterventionOptions, under
+from llava_probe.cli.interventions import Typed, InterventionOptions, under
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
@@ -105,7 +105,7 @@ def _one(
     asked: dict[str, Any],
     drawn: dict[str, Any],
     out: Path,
-    changed: list[Asked],
+    changed: list[Typed],
     *,
     plans: bool = True,
 ) -> str:
