@@ -18,6 +18,7 @@ from llava_probe.cli.demo import demo
 from llava_probe.cli.extract import extract
 from llava_probe.cli.fit_probe import fit_probe
 from llava_probe.cli.flow import flow
+from llava_probe.cli.interventions import InOrder
 from llava_probe.cli.leaderboard import leaderboard
 from llava_probe.cli.models import models
 from llava_probe.cli.run import run
@@ -33,7 +34,7 @@ app = typer.Typer(
 for _verb in (demo, run, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, models):
     # what ``run`` does not know goes to transformers' generate
     _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if _verb is run else None
-    app.command(_verb.__name__.replace("_", "-"), context_settings=_passed_on)(as_command(_verb))
+    app.command(_verb.__name__.replace("_", "-"), cls=InOrder, context_settings=_passed_on)(as_command(_verb))
 
 
 def _versions(wanted: bool) -> None:

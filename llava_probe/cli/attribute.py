@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from llava_probe.cli import arguments
+from llava_probe.cli.interventions import InterventionOptions, under
 from llava_probe.cli.options import AskingOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput
 
 
 def attribute(
+    context: typer.Context,
     model: ModelOptions,
     asking: AskingOptions,
+    interventions: InterventionOptions,
     image: PicturesArgument,
     question: QuestionArgument = None,
     method: Annotated[str, typer.Option(help="relevance, occlusion, tam ...; lp.METHODS and the README list all.")] = (
@@ -32,6 +35,7 @@ def attribute(
     """Explain the words of an answer by the picture."""
     arguments.check_order(image, question or "")
     options, explained = arguments.method_options(method, option or ()), arguments.place_or_word(tokens)
+    changed = interventions.read(context)
     pictures = arguments.pictures(image)
     if question is None and asking.prompt is None:
         raise BadInput("say what to ask:  llava-probe attribute PICTURE 'QUESTION'  (or --prompt for a whole prompt)")
@@ -47,12 +51,13 @@ def attribute(
     if model.is_tiny:
         warn_tiny(pictures)
     kept = Capture(hidden_states=False, logits=False)
-    trace = generated(vlm, pictures, question, max_new_tokens=max_new_tokens, capture=kept, **asking.settings)
-    own = trace.answer
-    if text is not None:
-        trace = vlm.score(pictures, question, text, capture=kept, **asking.settings)
-        explained = explained or ANSWER
-    m = explain(vlm, trace, method, picture, explained, contrast=contrast, **options)
+    with under(vlm, changed):
+        trace = generated(vlm, pictures, question, max_new_tokens=max_new_tokens, capture=kept, **asking.settings)
+        own = trace.answer
+        if text is not None:
+            trace = vlm.score(pictures, question, text, capture=kept, **asking.settings)
+            explained = explained or ANSWER
+        m = explain(vlm, trace, method, picture, explained, contrast=contrast, **options)
     written = write_attribution(trace, m, out, own=own)
     show_map(trace, m, own=own)
     typer.echo(f"\nEverything is in {told_folder(out, written)}")

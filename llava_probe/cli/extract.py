@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from llava_probe.cli.interventions import InterventionOptions, under
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions
 from llava_probe.escaping import visible
 
 
 def extract(
+    context: typer.Context,
     model: ModelOptions,
     data: DataOptions,
     asking: AskingOptions,
+    interventions: InterventionOptions,
     samples: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, a folder of pictures, a data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the store; the same command again goes on there.")],
     layers: Annotated[
@@ -52,33 +55,39 @@ def extract(
     """
     from llava_probe.features.engines import Cluster
     from llava_probe.features.extract import extract as run_extraction
+    from llava_probe.loading import load
 
     loading = dict(model.settings)
     if random_weights is not None:
         loading["random_weights"] = random_weights
-    features = run_extraction(
-        model.model,
-        samples,
-        out,
-        layers=layers,
-        positions=positions,
-        question=question,
-        answers=answers,
-        **data.settings,
-        **asking.settings,
-        store_dtype=store_dtype,
-        confidence=confidence,
-        image_attention=image_attention,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        pack=pack,
-        strict=strict,
-        engine=engine,
-        cluster=Cluster(workers, gpus_per_worker, cpus_per_worker, address),
-        progress=True,
-        **loading,
-    )
+    given: Any = model.model
+    changed = interventions.read(context)
+    if changed:
+        given, loading = load(model.model, **loading), {}
+    with under(given, changed):
+        features = run_extraction(
+            given,
+            samples,
+            out,
+            layers=layers,
+            positions=positions,
+            question=question,
+            answers=answers,
+            **data.settings,
+            **asking.settings,
+            store_dtype=store_dtype,
+            confidence=confidence,
+            image_attention=image_attention,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            pack=pack,
+            strict=strict,
+            engine=engine,
+            cluster=Cluster(workers, gpus_per_worker, cpus_per_worker, address),
+            progress=True,
+            **loading,
+        )
     typer.echo(f"{len(features):,} rows of {len(features.keys())} tensors are in {visible(str(out))}")
     failed = features.errors()
     if failed.num_rows:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_probe.cli import arguments
+from llava_probe.cli.interventions import InterventionOptions, Typed, under
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
@@ -23,6 +24,7 @@ def run(
     model: ModelOptions,
     asking: AskingOptions,
     data: DataOptions,
+    interventions: InterventionOptions,
     image: PicturesArgument,
     question: QuestionArgument = None,
     out: Annotated[Path, typer.Option(help="Folder for answer, trace, maps and figures.")] = Path("out"),
@@ -43,10 +45,15 @@ def run(
     PICTURE may also be a folder, or a .jsonl, .json, .csv or .parquet file with a picture and a question in each row:
     each row gets a folder of its own.
 
+    Interventions take settings by name, may be given several times, and hold in the order typed. Numbers are 3, 3-17 or
+    3,5; a place is image, question, last, answer, all, a word or positions; box=x0,y0,x1,y1 (with ring=1) is a part of
+    the photograph in its stead; phase=prompt or phase=answer is where in the sequence.
+
     Every other flag goes to transformers' generate as it is, after the question: --do-sample true --num-beams 4.
     """
     arguments.check_order(image, question or "")
     flags = arguments.generation_flags(context.args, [flag for each in context.command.params for flag in each.opts])
+    changed = interventions.read(context)
     chosen = arguments.flag_numbers("--attention-layers", attention_layers), arguments.flag_numbers("--heads", heads)
     drawn: dict[str, Any] = {"maps": maps, "layers": chosen[0], "heads": chosen[1]}
     drawn |= {"tokens": arguments.place_or_word(tokens), **({"side": None} if full_size else {})}
@@ -74,14 +81,15 @@ def run(
     if not several:
         if model.is_tiny:
             warn_tiny(pictures)
-        where = _one(vlm, pictures, {**asked, "question": question}, drawn, out)
+        where = _one(vlm, pictures, {**asked, "question": question}, drawn, out, changed)
         typer.echo(f"\nEverything is in {where}")
         return
     failed = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         try:
             pictures, way = _asked(sample)
-            _one(vlm, pictures, {**asked, **way}, drawn, out / arguments.file_name(sample.id))
+            folder = out / arguments.file_name(sample.id)
+            _one(vlm, pictures, {**asked, **way}, drawn, folder, changed, plans=not number)
         except ProbeError as error:
             failed.append(sample.id)
             typer.secho(visible(f"{sample.id}: {error}"), fg="red", err=True)
@@ -91,12 +99,22 @@ def run(
         raise typer.Exit(1)
 
 
-def _one(vlm: VLM, pictures: list[Any], asked: dict[str, Any], drawn: dict[str, Any], out: Path) -> str:
+def _one(
+    vlm: VLM,
+    pictures: list[Any],
+    asked: dict[str, Any],
+    drawn: dict[str, Any],
+    out: Path,
+    changed: list[Typed],
+    *,
+    plans: bool = True,
+) -> str:
     from llava_probe.view.folder import write_run
     from llava_probe.view.progress import generated
     from llava_probe.view.terminal import show
 
-    trace = generated(vlm, pictures, **asked)
+    with under(vlm, changed, plans=plans):
+        trace = generated(vlm, pictures, **asked)
     written = write_run(trace, out, **{**drawn, "maps": drawn["maps"] and bool(trace.layouts)})
     show(trace, written)
     return told_folder(out, written)

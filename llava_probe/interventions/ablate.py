@@ -122,7 +122,7 @@ class Ablation(OnStates):
     replacement: Replacement
 
     @property
-    def whole(self) -> bool:
+    def whole(self) -> bool:  # type: ignore[override]  # a visitor's own is fixed
         """Whether it needs the prompt in one pass."""
         return self.replacement.whole
 
@@ -232,12 +232,14 @@ class TokenAblation(Ablation):
 
     def embedded(self, span: Span, embeddings: Tensor) -> Tensor | None:
         """Where they enter the decoder, so that whatever it makes of them besides is of what stands there instead."""
+        if self._later:  # features may be added ahead of the first block too: replaced with them, and once
+            return None
         self._here.done = True
         return self._change(0, embeddings)
 
     def state(self, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
         """Where a decoder embeds ids itself, or adds features ahead of it: where they enter its first block."""
-        return None if layer or (self._here.done and not self._later) else self._change(0, hidden)
+        return None if layer or self._here.done else self._change(0, hidden)
 
     def modules(self, anatomy: Anatomy) -> tuple[nn.Module, ...]:
         """The blocks, where it is between them."""

@@ -121,12 +121,10 @@ class Patch(OnStates):
         self.heads = chosen_heads(vlm, heads, chosen)
         self.source, self.align = source, align
         check_source(vlm, source)
-        owner = vlm.anatomy.decoder.owner
-        cross = [kind for kind in vlm.anatomy.beside_attention if "Cross" in kind]
-        if part == "residual" and (cross or seam.adds_features_later(owner) or seam.shares_keys(owner.config)):
+        if part == "residual" and _carries_more(vlm):
             warnings.warn(
-                f"{type(vlm.anatomy.model).__name__} carries more from block to block than hidden states (features of "
-                "the picture that are added again, or keys of earlier blocks), which a patch of them does not replace",
+                f"{type(vlm.anatomy.model).__name__} carries more from block to block than its tokens' hidden states "
+                "(features of the picture, keys or states of earlier blocks), which a patch of them does not replace",
                 stacklevel=5,
             )
         fed = max(source.prompt_length, len(source.tokens) - 1)
@@ -223,6 +221,18 @@ class Patch(OnStates):
         return {place: number for number, place in enumerate(known)}
 
 
+def _carries_more(vlm: VLM) -> bool:
+    """Whether all hidden states of the tokens at one layer are not all that the later layers know."""
+    stack = vlm.anatomy.decoder
+    return (
+        any("Cross" in kind for kind in vlm.anatomy.beside_attention)
+        or not all(map(seam.reads_interface, stack.attentions))  # BLIP, GIT: their picture is none of the tokens
+        or seam.adds_features_later(stack.owner)
+        or seam.shares_keys(stack.owner.config)
+        or any(map(seam.reads_earlier_states, stack.blocks))
+    )
+
+
 def layers_of(vlm: VLM, part: str, layers: Any) -> tuple[int, ...]:
     """The hidden states or blocks that ``layers`` names, as a part counts them."""
     if part == "residual":
@@ -271,7 +281,8 @@ def states_of(
             "without; Capture(positions=...) keeps hidden states"
         )
     keeper = Keeper(part, layers, places)
-    nothing = Capture(attention=False, hidden_states=True, positions=list(places[:1]), logits=1, scores=False)
+    last = [vlm.anatomy.layers]  # states are asked for, or some families compute the end of a prompt only
+    nothing = Capture(attention=False, layers=last, positions=list(places[:1]), logits=1, scores=False)
     drawn = {"do_sample", "num_beams", "num_return_sequences"} & set(source.request.generate)
     plain = source.request.answer is None and not drawn
     with visiting(vlm.anatomy, keeper, alone=False, apart=True):

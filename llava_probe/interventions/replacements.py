@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.features.reading import Features
+from llava_probe.features.reading import Features, Ragged
 from llava_probe.inside.passes import Prompt, Span
 from llava_probe.interventions.on_states import Where
 from llava_probe.model import VLM
@@ -215,5 +215,5 @@ def _mean_of(features: Features, layer: int | None) -> Tensor:
             else "a store of features holds hidden states, not what heads or MLPs add; give with_= a tensor"
         )
     held = features[keys[0]]
-    values: Any = getattr(held, "values", held)
+    values = held.values if isinstance(held, Ragged) else held  # a tensor has something else by this name
     return torch.as_tensor(values[:]).float().mean(0)

@@ -87,6 +87,19 @@ def test_a_config_tells_of_shared_keys():
     )
 
 
+def test_a_decoder_tells_of_features_that_it_adds_between_its_blocks(vlm):
+    qwen = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl").Qwen3VLTextModel
+    assert seam.adds_features_later(qwen.__new__(qwen)) and not seam.adds_features_later(vlm.anatomy.decoder.owner), (
+        "deepstack features come under another name: an ablation of a picture's tokens leaves them where they are added"
+    )
+
+
+def test_a_block_tells_of_earlier_states_that_it_reads(vlm):
+    inkling = pytest.importorskip("transformers.models.inkling2.modeling_inkling2").Inkling2FullDecoderLayer
+    assert seam.reads_earlier_states(inkling.__new__(inkling)), "they have another name: a patch does not say so"
+    assert not seam.reads_earlier_states(vlm.anatomy.decoder.blocks[0])
+
+
 def test_a_model_says_what_it_reads(vlm):
     assert seam.reads_pictures(vlm.model) and not seam.reads_pictures(vlm.model.model.language_model), (
         "input_modalities tells otherwise: models of speech are taken for towers, or models of pictures refused"

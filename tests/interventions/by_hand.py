@@ -1,14 +1,87 @@
 """Interventions done with plain hooks of torch on modules found by name: the truth that ours are compared with.
 
 Nothing of the package runs in them. A change is a function of one module's output (or input) in one teacher-forced pass
-without a cache.
+without a cache; a change of attention is a function of its logits at some pairs, in a dense attention of its own.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+#: Of the dense attention: a function of logits and pairs, the pairs [Q, K], and in which blocks and heads (None: all).
+RULED: dict = {"rule": None, "pairs": None, "layers": (), "heads": None}
+
+
+def dense(module, query, key, value, attention_mask, scaling=None, **_kwargs):
+    """softmax(q·kᵀ + mask)·v with the rule between its pairs."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    seen = attention_mask > torch.finfo(attention_mask.dtype).min / 2
+    logits = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, float("-inf"))
+    weights = torch.softmax(logits, -1)
+    if module.layer_idx in RULED["layers"]:
+        ruled = RULED["rule"](logits, RULED["pairs"] & seen)
+        chosen = list(range(query.shape[1])) if RULED["heads"] is None else RULED["heads"]
+        weights[:, chosen] = ruled[:, chosen]
+    return (weights @ value).transpose(1, 2), weights
+
+
+AttentionInterface.register("ruled_by_hand", dense)
+AttentionMaskInterface.register("ruled_by_hand", eager_mask)
+
+
+@contextmanager
+def ruled(vlm, rule, pairs, layers, heads=None):
+    """The language model's attention under a rule while the context lasts."""
+    config = layers_of(vlm)[0].self_attn.config
+    before = config._attn_implementation
+    RULED.update(rule=rule, pairs=pairs, layers=tuple(layers), heads=heads)
+    config._attn_implementation = "ruled_by_hand"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        RULED.update(rule=None, pairs=None, layers=(), heads=None)
+
+
+def hidden(logits, pairs):
+    return torch.softmax(logits.masked_fill(pairs, float("-inf")), -1)
+
+
+def spread(logits, pairs):
+    weights = torch.softmax(logits, -1)
+    share = (weights * pairs).sum(-1, keepdim=True) / pairs.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(pairs, share, weights)
+
+
+def more_logits(by):
+    def rule(logits, pairs):
+        return torch.softmax(torch.where(pairs, logits + by * logits.abs(), logits), -1)
+
+    return rule
+
+
+def more_weight(by):
+    def rule(logits, pairs):
+        weights = torch.softmax(logits, -1)
+        return torch.where(pairs, weights * (1 + by), weights)
+
+    return rule
+
+
+def moved(by):
+    def rule(logits, pairs):
+        weights = torch.softmax(logits, -1)
+        own, rest = (weights * pairs).sum(-1, keepdim=True), (weights * ~pairs).sum(-1, keepdim=True)
+        goes = by * own if by > 0 else by * rest
+        made = torch.where(pairs, weights * (own - goes) / own, weights * (rest + goes) / rest)
+        return torch.where((own > 0) & (rest > 0), made, weights)
+
+    return rule
 
 
 def layers_of(vlm):

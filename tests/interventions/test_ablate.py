@@ -198,6 +198,18 @@ def test_the_answer_does_not_depend_on_a_picture_whose_tokens_are_gone(vlm):
     assert torch.equal(one.logits, two.logits)
 
 
+@pytest.mark.parametrize("position", ["image_mean", "image"])
+def test_a_store_gives_the_mean_of_its_visual_tokens(position, vlm, plain, tmp_path):
+    pytest.importorskip("pyarrow")
+    rows = [{"image": photo(seed=seed), "question": QUESTION} for seed in range(3)]
+    store = lp.extract(vlm, rows, tmp_path / "store", layers=[0], positions=[position])
+    kept = lp.Capture(positions="prompt")
+    traces = [vlm.generate(row["image"], QUESTION, max_new_tokens=1, capture=kept) for row in rows]
+    mean = torch.cat([trace.hidden(layer=0, at="image") for trace in traces]).mean(0)
+    one, two = (under(vlm, plain, tokens=visual(plain)[:5], with_=with_) for with_ in (store, mean.float()))
+    torch.testing.assert_close(one.logits, two.logits, atol=1e-4, rtol=1e-4)
+
+
 # --- whatever runs in it ---
 
 

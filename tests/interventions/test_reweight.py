@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import llava_probe as lp
+from tests.interventions.by_hand import more_logits, more_weight, moved
 from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
@@ -32,32 +33,6 @@ def dense(module, query, key, value, attention_mask, scaling, **_kwargs):
 
 AttentionInterface.register("reweighted_by_hand", dense)
 AttentionMaskInterface.register("reweighted_by_hand", sdpa_mask)
-
-
-def more_logits(by):
-    def rule(logits, pairs):
-        return torch.softmax(torch.where(pairs, logits + by * logits.abs(), logits), -1)
-
-    return rule
-
-
-def more_weight(by):
-    def rule(logits, pairs):
-        weights = torch.softmax(logits, -1)
-        return torch.where(pairs, weights * (1 + by), weights)
-
-    return rule
-
-
-def moved(by):
-    def rule(logits, pairs):
-        weights = torch.softmax(logits, -1)
-        own, rest = (weights * pairs).sum(-1, keepdim=True), (weights * ~pairs).sum(-1, keepdim=True)
-        goes = by * own if by > 0 else by * rest
-        made = torch.where(pairs, weights * (own - goes) / own, weights * (rest + goes) / rest)
-        return torch.where((own > 0) & (rest > 0), made, weights)
-
-    return rule
 
 
 RULES = {"logits": more_logits, "weights": more_weight, "move": moved}

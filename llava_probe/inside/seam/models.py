@@ -42,6 +42,11 @@ def adds_features_later(owner: nn.Module) -> bool:
     return any("deepstack" in name for name in inspect.signature(type(owner).forward).parameters)
 
 
+def reads_earlier_states(block: nn.Module) -> bool:
+    """Whether a block reads hidden states of blocks before the last one (attention over depth)."""
+    return "block_states" in inspect.signature(type(block).forward).parameters
+
+
 def reads_pictures(part: Any) -> bool:
     """Whether a model takes pictures, as far as it says."""
     return "image" in part.input_modalities
