@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test lowest lint house mutations fuzz interrupts families tiny benchmark figures leaderboard notebooks
+.PHONY: demo test lowest lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -61,6 +61,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/passes.py
 	$(BIN)/python benchmarks/layouts.py
 	$(BIN)/python benchmarks/attribution.py
+	$(BIN)/python benchmarks/interventions.py
 
 figures: $(VENV)/.dev
 	$(BIN)/python figures/make.py
@@ -72,6 +73,10 @@ leaderboard: $(VENV)/.dev
 	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --part $$part --scores build/leaderboard & \
 	done; wait
 	$(BIN)/llava-probe leaderboard --scores build/leaderboard --out figures
+
+# What interventions find in the tiny model, on 200 held-out scenes of each kind: half an hour on two cores.
+interventions: $(VENV)/.dev
+	$(BIN)/python figures/interventions.py
 
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev
