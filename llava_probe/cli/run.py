@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_probe.cli import arguments
-from llava_probe.cli.interventions import Typed, InterventionOptions, under
+from llava_probe.cli.interventions import InterventionOptions, Typed, under
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
