@@ -1,9 +1,9 @@
-"""What interventions find in the tiny model, on held-out scenes: the table of ``figures/interventions.md``, and figures.
+"""What interventions find in the tiny model, on held-out scenes: ``figures/interventions.md``, and its figures.
 
     python figures/interventions.py                 # 200 scenes of each kind; some minutes on two cores
 
-Three questions whose answers are known or have been claimed: does the answer rest on the asked object's own tokens; where
-along the layers does what distinguishes two pictures go; and do first-order patches order as exact ones do.
+Does the answer rest on the asked object's own tokens; where along the layers is what distinguishes two pictures; which
+cuts of attention take it away; and do first-order patches order as exact ones do.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def main() -> None:
         "",
         "## Where is what distinguishes two pictures?",
         "",
-        "Counterfactual pairs (one object otherwise); share of the logit difference that the clean states of a group bring",
-        "back into the other run. *changed*: visual tokens with pixels that differ; *picture*: the others.",
+        "Counterfactual pairs (one object otherwise); share of the logit difference that the clean states of a group",
+        "bring back into the other run. *changed*: visual tokens with pixels that differ; *picture*: the others.",
         *traces(vlm, arguments.pairs, arguments.out),
         "",
         "## Which cuts of attention take it away?",

@@ -158,6 +158,8 @@ def world() -> dict[str, Any]:
         "hidden": trace.hidden(layer=1, at=lp.LAST), "ragged": features["layer_1", "text"],
         "found": find_heads(vlm, [(scene.image, "What?")], validation=0.0), "agreement": evaluate.agreement({"a": m}),
         "overlap": evaluate.iou(m, mask), "curve": evaluate.pr_curve(m, mask), "token": trace.tokens[0],
+        "asked": vlm.generate(scene.image, "What?", max_new_tokens=1, capture=lp.Capture(positions="prompt")),
+        "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
     }  # fmt: skip
 
@@ -185,7 +187,48 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST}),
         "lp.sinks": (lp.sinks, {"trace": trace, "image": 0, "threshold": 20.0}),
         "lp.knock_out": (_entered(lp.knock_out), {"vlm": vlm, "keys": "image", "queries": "last", "layers": [0],
-                                                   "heads": [0]}),
+                                                   "heads": [0], "uniform": False, "phase": "both",
+                                                   "allow_nothing": False}),
+        "lp.knock_out, keep": (_entered(lp.knock_out), {"vlm": vlm, "keep": "image", "queries": "last"}),
+        "lp.reweight": (_entered(lp.reweight), {"vlm": vlm, "keys": "image", "by": 0.2, "queries": "last",
+                                                "how": "logits", "layers": [0], "heads": [0], "phase": "both"}),
+        "lp.ablate": (_entered(lp.ablate), {"vlm": vlm, "tokens": lp.Region((40, 40, 200, 200)), "with_": "mean",
+                                            "ring": 0, "phase": "both", "seed": 0, "allow_nothing": True}),
+        "lp.ablate, heads": (_entered(lp.ablate), {"vlm": vlm, "heads": {1: [0]}, "with_": "zero", "at": "last"}),
+        "lp.ablate, mlp": (_entered(lp.ablate), {"vlm": vlm, "mlp": [1]}),
+        "lp.ablate, layers": (_entered(lp.ablate), {"vlm": vlm, "layers": 1}),
+        "lp.patch": (_entered(lp.patch), {"vlm": vlm, "source": w["asked"], "at": "last", "layers": [1],
+                                          "part": "head", "heads": [0], "align": "name", "phase": "both"}),
+        "lp.steer": (_entered(lp.steer), {"vlm": vlm, "direction": w["direction"], "layers": [1], "scale": 1.0,
+                                          "at": "last", "project_out": False, "random": None, "phase": "both"}),
+        "lp.Direction": (lp.Direction, {"vector": torch.ones(192), "about": {}}),
+        "Direction.random": (w["direction"].random, {"seed": 0}),
+        "Direction.of_probe": (lp.Direction.of_probe, {"probe": w["probe"], "label": w["probe"].classes[0]}),
+        "Direction.of_word": (lp.Direction.of_word, {"vlm": vlm, "word": "red"}),
+        "Direction.between": (lp.Direction.between, {"positive": [trace], "negative": [trace, w["asked"]], "layer": 1,
+                                                     "at": lp.LAST, "method": "mean"}),
+        "Direction.of_features": (lp.Direction.of_features, {
+            "features": w["features"], "what": "layer_1", "position": "last_prompt", "column": "colour", "value": "red",
+            "against": None, "method": "mean"}),
+        "lp.Region": (_found_in(trace), {"where": (40, 40, 200, 200), "image": 0, "ring": 1, "box_format": "xyxy"}),
+        "Region.mask": (w["region"].mask, {"size": (336, 336)}),
+        "Region.tokens": (w["region"].tokens, {"layout": w["layout"]}),
+        "ImageLayout.around": (w["layout"].around, {"tokens": [3], "ring": 1}),
+        "lp.information_flow": (lp.information_flow, {
+            "vlm": vlm, "samples": [(image, "What?")], "edges": ["image->last"], "window": 1, "layers": [0],
+            "controls": False, "answer": None, "against": None, "folder": None, "seed": 0}),
+        "lp.causal_trace": (lp.causal_trace, {
+            "vlm": vlm, "clean": (image, "What?"), "corrupt": "grey", "groups": {"last": lp.LAST},
+            "parts": ["residual"], "layers": [0], "window": 1, "ring": 0, "mode": "denoise", "answer": None,
+            "against": None, "folder": None, "seed": 0}),
+        "lp.attribution_patching": (lp.attribution_patching, {
+            "vlm": vlm, "clean": (image, "What?"), "corrupt": "grey", "parts": ["mlp"], "exact": 0, "ring": 0,
+            "answer": None, "against": None, "seed": 0}),
+        "lp.dose_response": (lp.dose_response, {
+            "vlm": vlm, "direction": w["direction"], "samples": [(image, "What?")], "layers": 1, "scales": [1.0],
+            "at": "last", "phase": "both", "random": 0, "max_new_tokens": 1, "answer": None, "against": None,
+            "folder": None, "seed": 0}),
+        "tiny.counterfactual": (tiny.counterfactual, {"seed": 6, "change": "colour"}),
         "lp.extract": (lp.extract, {
             "vlm": vlm, "samples": w["rows"], "out": "OUT", "layers": [1], "positions": "last_prompt", "question": None,
             "columns": None, "images": None, "split": None, "store_dtype": None, "confidence": False,
@@ -360,6 +403,13 @@ def _entered(context: Callable[..., Any]) -> Callable[..., Any]:
             world()["vlm"].generate(world()["image"], "What?", max_new_tokens=1)
 
     return enter
+
+
+def _found_in(trace: lp.Trace) -> Callable[..., Any]:
+    def found(**arguments: Any) -> list[int]:
+        return trace.positions(lp.Region(**arguments))
+
+    return found
 
 
 def _used_up(iterate: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from llava_probe.border import Seed, checked
 from llava_probe.errors import BadInput, NotANumber, OutOfRange
 from llava_probe.features.reading import Features
+from llava_probe.interventions.on_states import read_tensor
 from llava_probe.model import VLM
 from llava_probe.probes.probe import Label, Probe
 from llava_probe.trace.explained import LAST, At
@@ -50,7 +51,7 @@ class Direction:
     about: Mapping[str, Any] = field(default_factory=lambda: {"from": "a tensor"})
 
     def __post_init__(self) -> None:
-        vector = torch.as_tensor(self.vector)
+        vector = read_tensor(self.vector, "a direction")
         if vector.ndim != 1:
             raise BadInput(f"a direction is a tensor [D]; got {list(vector.shape)}")
         if not bool(torch.isfinite(vector).all()):
@@ -140,8 +141,8 @@ class Direction:
         position: str,
         *,
         column: str,
-        value: Any,
-        against: Any = None,
+        value: str | bool | int | float,
+        against: str | bool | int | float | None = None,
         method: DirectionMethod = "mean",
     ) -> Direction:
         """From the rows of a store whose column says something else to those where it says ``value``.
@@ -171,12 +172,14 @@ class Direction:
 
 def _states(given: Any, layer: int | None, at: At) -> Tensor:
     """[n, D] float32."""
-    if isinstance(given, Tensor):
-        states = given
-    else:
+    listed = list(given) if isinstance(given, list | tuple) else []
+    if listed and all(isinstance(each, Trace) for each in listed):
         if layer is None:
             raise BadInput("say which hidden state of the traces: layer=")
-        states = torch.stack([trace.hidden(layer=layer, at=at).float().mean(0) for trace in given])
+        rows = [trace.hidden(layer=layer, at=at).float() for trace in listed]
+        states = torch.stack([row.mean(0) if row.ndim > 1 else row for row in rows])
+    else:
+        states = read_tensor(given, "a set of hidden states")
     if states.ndim != 2 or not len(states):
         raise BadInput(f"a set of hidden states is [n, D] with at least one row; got {list(states.shape)}")
     return states.detach().float().cpu()

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Stack
 from llava_probe.inside.passes import Span
@@ -112,6 +114,11 @@ class OnStates(Intervention):
         """Which place was not there."""
         if not self.layers:
             return "layers=[] names no layer"
+        if not self._at.empty and not self._at.met and seam.is_compiled(self.vlm.anatomy.model):
+            return (
+                f"a graph of this model that was compiled before goes past its {self.part_name}; torch.compiler.reset()"
+                " lets it be traced anew, inside the context"
+            )
         return self.missed(self._at) or self.why_unchanged()
 
     def why_unchanged(self) -> str:
@@ -154,6 +161,21 @@ def by_position(values: Tensor, span: Span) -> tuple[Tensor, Callable[[Tensor], 
     if values.ndim == 4 and values.shape[:2] != fed and values.shape[1:3] == fed:
         return values.movedim(0, 2), lambda made: made.movedim(2, 0)
     return values, lambda made: made
+
+
+def read_tensor(given: Any, told: str) -> Tensor:
+    """Numbers as a tensor of their own.
+
+    Raises:
+        BadInput: they are none, or a tensor without values.
+    """
+    try:
+        tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError):
+        raise BadInput(f"{told} is a tensor of numbers; got {type(given).__name__}") from None
+    if tensor.is_meta or tensor.is_complex() or tensor.is_sparse or tensor.dtype == torch.bool:
+        raise BadInput(f"{told} is a tensor of numbers; got {tensor.dtype} ({tensor.layout}, {tensor.device})")
+    return tensor.detach().clone()
 
 
 def check_heads(vlm: VLM, layers: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.features.reading import Features, Ragged
 from llava_probe.inside.passes import Prompt, Span
-from llava_probe.interventions.on_states import Where
+from llava_probe.interventions.on_states import Where, read_tensor
 from llava_probe.model import VLM
 
 Named = Literal["mean", "zero", "resample"]
@@ -62,9 +62,10 @@ class Replacement:
             return cls(with_, seed=seed, elsewhere=layer is not None)
         if isinstance(with_, Features):
             with_ = _mean_of(with_, layer)
-        if not bool(torch.isfinite(with_).all()):
+        given = read_tensor(with_, "with_=")
+        if not bool(torch.isfinite(given).all()):
             raise NotANumber("with_= holds NaN or infinity")
-        return cls(None, with_.detach().clone())
+        return cls(None, given)
 
     @property
     def whole(self) -> bool:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.border import CountFromZero, Numeric, WholeNumeric, checked
-from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.errors import BadInput, OutOfRange, shortened
 
 #: A patch is in the box of each token that it weighs at least this much in, as a share of where it weighs most.
 LEAST = 0.25
@@ -210,9 +210,15 @@ class ImageLayout:
         """Some tokens and those up to ``ring`` steps from them in the same view, by index, diagonals too.
 
         A step is a place of the grid; where a view's tokens form none, the size of a token.
+
+        Raises:
+            OutOfRange: a token that this layout does not have.
         """
+        given = np.asarray(tokens).reshape(-1)
+        if given.size and (given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= len(self)):
+            raise OutOfRange(f"tokens= takes numbers of tokens, 0 to {len(self) - 1}; got {shortened(repr(tokens))}")
         chosen = np.zeros(len(self), dtype=bool)
-        chosen[np.asarray(tokens, dtype=np.int64)] = True
+        chosen[given.astype(np.int64)] = True
         for own, grid in tile_grids(self):
             marked = own[chosen[own]]
             if grid is not None:

@@ -95,7 +95,12 @@ def asked_of(vlm: VLM, samples: SweepSamples) -> list[Trace]:
     Raises:
         BadInput: none at all, or something that is neither.
     """
-    listed = [samples] if isinstance(samples, Trace) else list(samples)
+    try:
+        listed = [samples] if isinstance(samples, Trace) else list(samples)
+    except TypeError:
+        raise BadInput(
+            f"samples are a trace or a list of pictures and questions; got {type(samples).__name__}"
+        ) from None
     if not listed:
         raise BadInput("there is no sample to sweep over")
     return [each if isinstance(each, Trace) else _asked(vlm, each) for each in listed]

@@ -45,7 +45,7 @@ from llava_probe.trace.trace import Trace
 
 TRACED_PARTS = ("residual", "attention", "mlp")
 MODES = ("denoise", "noise")
-Corruption = Literal["blur", "grey", "noise"]
+CORRUPTIONS = ("blur", "grey", "noise")
 
 #: Below this difference of logit differences there is nothing to bring back, and shares of it mean nothing.
 LEAST_GAP = 0.5
@@ -340,7 +340,8 @@ def corrupted(vlm: VLM, clean: Trace, corrupt: Any, seed: int) -> Trace:
         if len(clean.images) != 1:
             raise BadInput(f"the clean prompt has {len(clean.images)} pictures; give corrupt= as a trace")
         own = clean.images[0]
-        picture = _made(own, corrupt, seed) if corrupt in ("blur", "grey", "noise") else open_image(corrupt)
+        named = isinstance(corrupt, str) and corrupt in CORRUPTIONS
+        picture = _made(own, corrupt, seed) if named else open_image(corrupt)
         if picture.size != own.size:
             raise BadInput(f"the corrupted picture has {picture.size}, the clean one {own.size} pixels; keep its size")
         question = clean.request.question

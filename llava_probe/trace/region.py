@@ -112,7 +112,7 @@ def _box(where: Any) -> tuple[float, ...] | None:
     """Four numbers; None where it is something else."""
     try:
         numbers = np.asarray(where, dtype=np.float64) if not isinstance(where, str | bytes | Mapping) else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if numbers is None or numbers.shape != (4,) else tuple(numbers.tolist())
 

@@ -392,6 +392,29 @@ def test_a_cache_shows_its_keys_and_values(vlm, inputs):
     assert not seam.is_whole(sliding), "a window's layer looks whole: a prefix is shared that was let go"
 
 
+def test_a_compiled_model_is_known():
+    model = random_llava()
+    assert not seam.is_compiled(model)
+    model.model.language_model.compile(backend="eager")
+    assert seam.is_compiled(model), (
+        "compile() leaves no mark: a change that a graph goes past is told as a missing place"
+    )
+    other = random_llava()
+    other.forward = torch.compile(other.forward, backend="eager")
+    assert seam.is_compiled(other)
+
+
+def test_a_cache_takes_keys_and_values_as_they_are_and_goes_on_from_them():
+    cache, given = DynamicCache(), torch.randn(3, 2, 5, 4)
+    cache.update(given[:1, :, :1], given[:1, :, :1], 0)
+    seam.hold(cache, 0, given, given + 1)
+    assert seam.keys_and_values(cache)[0][0] is given and cache.get_seq_length() == 5, (
+        "a cache's layers keep keys and values elsewhere: sweeps read the shared beginning again, slowly"
+    )
+    keys, values = cache.update(torch.ones(3, 2, 1, 4), torch.ones(3, 2, 1, 4), 0)
+    assert torch.equal(keys[:, :, :5], given) and torch.equal(values[:, :, :5], given + 1) and keys.shape[2] == 6
+
+
 # --- layouts ---
 
 

@@ -98,6 +98,13 @@ def is_cut(output: Tensor) -> bool:
 # --- hooks and modes ---
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether passes of a model may run in a graph that was traced before, without hooks that came later."""
+    forwards = (part for module in model.modules() if (part := vars(module).get("forward")) is not None)
+    compiled = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    return any(hasattr(one, "_torchdynamo_orig_callable") for one in forwards) or any(compiled)
+
+
 def strip_hooks(module: nn.Module, ours: type) -> None:
     """Take off hooks of one class whose handles were lost, as when an interrupt came while they were put on."""
     for table in (module._forward_hooks, module._forward_pre_hooks):
