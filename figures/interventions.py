@@ -171,7 +171,7 @@ def main() -> None:
         "",
         "## Which cuts of attention take it away?",
         "",
-        "Relative change of the logit difference, at the layer where each cut takes most; beside it the controls there.",
+        "Relative change of the logit difference where each cut takes most; beside it the controls there.",
         *flows(vlm, arguments.few, arguments.out),
         "",
         "## Do first-order patches order as exact ones?",
