@@ -139,8 +139,8 @@ class Swaps(Visitor):
             return None
         whole, back = by_position(values, replace(span, rows=rows))
         first = span.start_of(whole.shape[1]) - span.before
-        made = whole.clone()
+        made = whole.clone() if torch.is_grad_enabled() else whole  # a batch of our own: nobody else holds its states
         for row, swap in wanted:
-            at = [place - first for place in swap.places]
+            at = torch.tensor(swap.places, device=whole.device) - first
             made[row, at] = whole[swap.source, at]
         return back(made)

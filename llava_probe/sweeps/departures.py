@@ -43,7 +43,9 @@ from llava_probe.sweeps.plain import PlainRun, plain_run
 from llava_probe.trace.trace import Trace
 
 #: Tokens that go through the model together, and lanes at most: what keeps two cores busy, in some hundred MB.
-TOKENS, LANES = 8192, 96
+TOKENS, LANES = 16_384, 96
+#: A shared beginning of less than this share of the prompt costs more than it saves.
+_WORTH_IT = 1 / 16
 #: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
 _AXES = (3, 4)
 
@@ -100,7 +102,6 @@ class Departures:
         self.prompt = self._runs[0].prompt
         self.bases = [run.logits for run in self._runs]
         self._ends = set.intersection(*(run.ends for run in self._runs))
-        self._shared = {0: True}  # whether lanes may share so many positions, as far as that was tried
 
     @property
     def anatomy(self) -> Anatomy:
@@ -120,27 +121,16 @@ class Departures:
         Raises:
             BadModel: a family in which several runs side by side are not what each is alone.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[int, list[int]] = {0: []}
         for index, lane in enumerate(lanes):
-            prefix = self._prefix(lane.first)
-            if prefix not in self._shared:
-                self._shared[prefix] = self._tried(lane, changes, prefix)
-            groups.setdefault(prefix if self._shared[prefix] else 0, []).append(index)
+            groups.setdefault(self._prefix(lane.first), []).append(index)
         out: list[Tensor | None] = [None] * len(lanes)
-        for prefix, group in groups.items():
-            group.sort(key=lambda index: lanes[index].start)
-            size, held, begin = self._at_once(prefix), None, 0
-            for start in range(0, len(group), size):
-                part, after = group[start : start + size], group[start + size : start + size + 1]
-                catch = lanes[after[0]].start if after else 0
-                batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch)
-                found = self._passed(batch, changes(batch.lanes, len(self._runs)))
-                if not self._alike(batch):
-                    raise BadModel(
-                        f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they "
-                        "cannot be swept together"
-                    )
-                begin, held = catch, batch.caught
+        for prefix in sorted(groups, reverse=True):
+            group = sorted(groups[prefix], key=lambda index: lanes[index].start)
+            for part, found in self._batches(lanes, group, changes, prefix):
+                if found is None:  # nothing can be shared so far: with those that share nothing
+                    groups[0] += group
+                    break
                 for index, row in zip(part, found, strict=True):
                     out[index] = row
                 done(len(part))
@@ -148,11 +138,41 @@ class Departures:
 
     # --- details ---
 
+    def _batches(
+        self, lanes: Sequence[Departure], group: Sequence[int], changes: Changes, prefix: int
+    ) -> Iterator[tuple[Sequence[int], Tensor | None]]:
+        """Lanes of one shared beginning, a batch at a time, and their logits; None where the beginning is not shared.
+
+        Raises:
+            BadModel: as for ``logits``.
+        """
+        size, begin = self._at_once(prefix), 0
+        held: Tensor | None = None
+        for start in range(0, len(group), size):
+            part, after = group[start : start + size], group[start + size : start + size + 1]
+            catch = lanes[after[0]].start if after else 0
+            batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch)
+            try:
+                found = self._passed(batch, changes(batch.lanes, len(self._runs)))
+                alike = self._alike(batch)
+            except Exception as error:  # a family that cannot go on from our cache fails in its own way
+                if not prefix or start or not (out_of_memory(error) or by_the_model(error)):
+                    raise
+                alike = False
+            if not alike and (not prefix or start):
+                raise BadModel(
+                    f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they "
+                    "cannot be swept together"
+                )
+            yield part, found if alike else None
+            begin, held = catch, batch.caught
+
     def _prefix(self, first: int) -> int:
         """How many positions are read from the caches: up to the first changed one, where none before looks behind."""
         if any(run.cache is None for run in self._runs):
             return 0
-        return max(place for place in self._ends if place <= min(first, self.length - 1))
+        prefix = max(place for place in self._ends if place <= min(first, self.length - 1))
+        return prefix if prefix >= _WORTH_IT * self.length else 0
 
     def _at_once(self, prefix: int) -> int:
         return max(4, min(LANES, TOKENS // (self.length - prefix)))
@@ -169,17 +189,6 @@ class Departures:
         vision = self.anatomy.vision
         with nullcontext() if vision is None else instead(vision.owner, self._memory):
             yield
-
-    def _tried(self, lane: Departure, changes: Changes, prefix: int) -> bool:
-        """Whether the bases give behind their own keys and values what they give alone."""
-        batch = _Batch(self, [lane], prefix, 0, None, 0)
-        try:
-            self._passed(batch, changes([lane], len(self._runs)))
-        except Exception as error:  # a family that cannot go on from our cache fails in its own way
-            if not (out_of_memory(error) or by_the_model(error)):
-                raise
-            return False
-        return self._alike(batch)
 
     def _alike(self, batch: _Batch) -> bool:
         alone = torch.stack(self.bases).to(batch.given)
@@ -224,7 +233,11 @@ class _Batch:
             rows.append(0)
             starts.append(len(runs.anatomy.decoder.blocks))
         self._rows = torch.tensor(rows)
-        self._active = [sum(start <= block for start in starts) for block in range(len(runs.anatomy.decoder.blocks))]
+        blocks = len(runs.anatomy.decoder.blocks)
+        self._active = [sum(start <= block for start in starts) for block in range(blocks)]
+        # what is added between blocks is added to all rows, so all must be there; else each joins when it departs
+        padded = seam.adds_features_later(runs.anatomy.decoder.owner)
+        self._leaving = [len(rows)] * blocks if padded else [*self._active[1:], len(rows)]
         self._cache = self._begun() if prefix else None
 
     def enter(self, _embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
@@ -248,9 +261,11 @@ class _Batch:
         hidden = args[0] if args else kwargs["hidden_states"]
         if number < self.begin:
             if number == self.begin - 1 and self.held is not None:
-                hidden = self.held[self._rows.to(self.held.device)]
+                hidden = self.held[self._rows[: self._leaving[number]].to(self.held.device)]
             return hidden if tail is None else (hidden, *tail)
-        count, active = len(self._rows), self._active[number]
+        count, active, leaving = len(self._rows), self._active[number], self._leaving[number]
+        if len(hidden) > active:
+            args, kwargs = _with_states(args, kwargs, hidden[:active])
         if active < count:
             args = tuple(_first_rows(value, active, count) for value in args)
             kwargs = {name: _first_rows(value, active, count) for name, value in kwargs.items()}
@@ -262,8 +277,8 @@ class _Batch:
         left = output if isinstance(output, Tensor) else output[0]
         if number + 1 == self.catch:
             self.caught = left[: len(self.runs._runs)].clone()
-        if active < count:
-            left = torch.cat([left, left[self._rows[active:].to(left.device)]])
+        if active < leaving:
+            left = torch.cat([left, left[self._rows[active:leaving].to(left.device)]])
         return left if isinstance(output, Tensor) else (left, *output[1:])
 
     def _begun(self) -> DynamicCache:
@@ -286,6 +301,11 @@ class _Batch:
             else:
                 held.append(torch.cat(own)[self._rows[:active].to(own[0].device)])
         seam.hold(self._cache, number, held[0], held[1])
+
+
+def _with_states(args: Any, kwargs: dict[str, Any], hidden: Tensor) -> tuple[Any, dict[str, Any]]:
+    """What a block is given, with other states."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 def _of_rows(wide: Any, given: Sequence[Any], rows: Sequence[int]) -> Any:
