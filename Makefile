@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test lowest lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
+.PHONY: demo test lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -22,6 +22,11 @@ lowest:
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(LOWEST)/torchvision-half torchvision==0.26.0
 	find $(LOWEST)/torchvision-half -name '*.so*' -delete
 	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -n 2 tests --ignore tests/external
+
+# The tests against other libraries, with TransformerLens too, which brings a hundred megabytes.
+external: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,external]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/external
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
