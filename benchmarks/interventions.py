@@ -182,8 +182,16 @@ def memory_of(arguments: argparse.Namespace) -> None:
     """Print the peak bytes of a sweep over some layers, over what was held before."""
     vlm = model_of(arguments.shape, 12, arguments.device, "bfloat16")
     traces = asked(vlm)
-    runs, changes, bases = sweeps_of(vlm, traces)["causal trace, image"]
-    runs = runs[:: max(1, len(runs) // arguments.memory_of)][: arguments.memory_of]
+    image = tuple(token.position for token in traces[0].tokens if token.role == "image")
+    runs, changes = (
+        [
+            Departure(at, image[0], Swap(part, range(at, at + 1), image, 1))
+            for part in ("residual", "attention", "mlp")
+            for at in range(vlm.anatomy.layers)
+        ],
+        Swaps,
+    )
+    runs, bases = runs[: arguments.memory_of], traces
     gc.collect()
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -199,14 +207,14 @@ def memory_of(arguments: argparse.Namespace) -> None:
 
 
 def remembering(arguments: argparse.Namespace) -> None:
-    """Peak memory of sweeps over few and over all layers."""
+    """Peak memory of sweeps over few and over many layers and parts: it stops growing where a batch is full."""
     found = {}
-    for count in (3, 6, 12):
+    for count in (6, 12, 24, 36):
         command = [sys.executable, __file__, "--shape", arguments.shape, "--device", arguments.device]
         ran = subprocess.run([*command, "--memory-of", str(count)], check=True, capture_output=True, text=True)
         found[count] = int(ran.stdout.split()[-1]) / 1e6
-    told = ", ".join(f"{count} layers {size:,.0f} MB" for count, size in found.items())
-    print(f"memory of a causal trace of the image over a plain process, 12 layers, bf16: {told}")
+    told = ", ".join(f"{count} runs {size:,.0f} MB" for count, size in found.items())
+    print(f"memory of a causal trace of the image, over what was held before, 12 layers, bf16: {told}")
 
 
 def main() -> None:
