@@ -13,8 +13,8 @@ they depart:
   what they gave alone: where it is not, a family does something between positions that we do not know, and every lane
   is run from its first position and block on, or is refused.
 
-Blocks before a batch's first are passed by; the bases' states there were left by the batch before. So what is held beside
-the plain runs' keys and values is one batch (``TOKENS``), however many lanes and blocks are swept.
+Blocks before a batch's first are passed by; the bases' states there were left by the batch before. So what is held
+beside the plain runs' keys and values is one batch (``TOKENS``), however many lanes and blocks are swept.
 """
 
 from __future__ import annotations
