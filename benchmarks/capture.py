@@ -69,7 +69,7 @@ def build(shape: str, device: str) -> lp.VLM:
             image_size=336,
             patch_size=14,
         ),
-        text_config=LlamaConfig(vocab_size=VOCABULARY, **SHAPES[shape]),
+        text_config=LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=8192, **SHAPES[shape]),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     torch.manual_seed(0)

@@ -78,7 +78,7 @@ def eager(vlm: lp.VLM, **cut):
 
 def generating(arguments: argparse.Namespace) -> None:
     """Ratios of generate under a knock-out."""
-    for count, layers in LENGTHS.values():
+    for count, layers in [LENGTHS[arguments.length]] if arguments.length else LENGTHS.values():
         vlm = model_of(arguments.shape, layers, arguments.device, "bfloat16")
         inputs, _ = vlm.model_inputs(pictures(count), prompt=prompt(count))
         ways = {
@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sweep-dtype", default="float32")
     parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--length", type=int, choices=LENGTHS, help="of the prompts of generate: one alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("generate", "sweeps", "memory"))
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
