@@ -43,7 +43,7 @@ from llava_probe.sweeps.plain import PlainRun, plain_run
 from llava_probe.trace.trace import Trace
 
 #: Tokens that go through the model together, and lanes at most: what keeps two cores busy, in some hundred MB.
-TOKENS, LANES = 16_384, 96
+TOKENS, LANES = 4096, 96
 #: A shared beginning of less than this share of the prompt costs more than it saves.
 _WORTH_IT = 1 / 16
 #: Axes of rotary position ids that stand ahead of the batch: a batch of so many rows could be taken for them.
@@ -58,7 +58,7 @@ class Departure:
         start: the block at which it departs; the hidden state of that number may be changed as it enters.
         first: the first position that is changed.
         base: which plain run it departs from.
-        change: what is changed, for the visitor that changes it.
+        change: what is changed, for the visitor that changes it, in the blocks or states ``change.layers``.
     """
 
     start: int
@@ -151,20 +151,23 @@ class Departures:
         for start in range(0, len(group), size):
             part, after = group[start : start + size], group[start + size : start + size + 1]
             catch = lanes[after[0]].start if after else 0
-            batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch)
+            batch = _Batch(self, [lanes[index] for index in part], prefix, begin, held, catch, last=not after)
             try:
                 found = self._passed(batch, changes(batch.lanes, len(self._runs)))
-                alike = self._alike(batch)
+                alike = bool(after) or self._alike(batch)
             except Exception as error:  # a family that cannot go on from our cache fails in its own way
-                if not prefix or start or not (out_of_memory(error) or by_the_model(error)):
+                if not prefix or not (out_of_memory(error) or by_the_model(error)):
                     raise
                 alike = False
-            if not alike and (not prefix or start):
+            if not alike and not prefix:
                 raise BadModel(
                     f"runs of {type(self.anatomy.model).__name__} side by side are not what each is alone, so they "
                     "cannot be swept together"
                 )
-            yield part, found if alike else None
+            if not alike:
+                yield part, None
+                return
+            yield part, found
             begin, held = catch, batch.caught
 
     def _prefix(self, first: int) -> int:
@@ -204,7 +207,7 @@ class Departures:
                 stack.enter_context(instead(block, partial(batch.block, number, run.tails.get(block))))
             stack.enter_context(visiting(self.anatomy, Entering(batch.enter), visitor, prompts=[run.prompt]))
             logits = self._vlm.model(**run.inputs).logits[:, -1].double()
-        bases = len(self._runs)
+        bases = batch.bases if batch.leave == len(self.anatomy.decoder.blocks) else 0
         batch.given = logits[:bases]
         return logits[bases : bases + len(batch.lanes)]
 
@@ -222,22 +225,26 @@ class _Batch:
         begin: int,
         held: Tensor | None,
         catch: int,
+        last: bool,
     ) -> None:
         self.runs, self.lanes, self.prefix, self.begin, self.held, self.catch = runs, lanes, prefix, begin, held, catch
         self.caught: Tensor | None = None
-        bases = len(runs._runs)
+        bases = self.bases = len(runs._runs)
         rows = [*range(bases), *(lane.base for lane in lanes)]
         whole = seam.shares_keys(runs.anatomy.decoder.owner.config)  # its later blocks read keys of its earlier ones
         starts = [begin] * bases + [0 if whole else lane.start for lane in lanes]
         while len(rows) in _AXES or len(rows) == 1:  # a spare row, so that no axis is taken for the batch
             rows.append(0)
-            starts.append(len(runs.anatomy.decoder.blocks))
+            starts.append(begin)
         self._rows = torch.tensor(rows)
         blocks = len(runs.anatomy.decoder.blocks)
         self._active = [sum(start <= block for start in starts) for block in range(blocks)]
         # what is added between blocks is added to all rows, so all must be there; else each joins when it departs
         padded = seam.adds_features_later(runs.anatomy.decoder.owner)
         self._leaving = [len(rows)] * blocks if padded else [*self._active[1:], len(rows)]
+        # the bases leave when nobody needs them; in the last batch they stay, and show that all came through alike
+        needed = max([catch, *starts, *(getattr(lane.change, "layers", range(blocks)).stop for lane in lanes)])
+        self.leave = blocks if last or padded or whole else min(needed, blocks)
         self._cache = self._begun() if prefix else None
 
     def enter(self, _embeddings: Tensor | None, others: Others) -> tuple[Tensor, Others]:
@@ -264,21 +271,23 @@ class _Batch:
                 hidden = self.held[self._rows[: self._leaving[number]].to(self.held.device)]
             return hidden if tail is None else (hidden, *tail)
         count, active, leaving = len(self._rows), self._active[number], self._leaving[number]
-        if len(hidden) > active:
-            args, kwargs = _with_states(args, kwargs, hidden[:active])
-        if active < count:
-            args = tuple(_first_rows(value, active, count) for value in args)
-            kwargs = {name: _first_rows(value, active, count) for name, value in kwargs.items()}
+        gone = self.bases if number >= self.leave else 0
+        if active < count or gone:
+            args = tuple(_some_rows(value, gone, active, count) for value in args)
+            kwargs = {name: _some_rows(value, gone, active, count) for name, value in kwargs.items()}
+            args, kwargs = _with_states(args, kwargs, hidden[: active - gone])
         if self._cache is not None:
-            self._load(number, active)
+            self._load(number, gone, active)
         output = inside(*args, **kwargs)
         if self._cache is not None:
-            self._load(number, 1)
+            self._load(number, 0, 1)
         left = output if isinstance(output, Tensor) else output[0]
         if number + 1 == self.catch:
             self.caught = left[: len(self.runs._runs)].clone()
         if active < leaving:
             left = torch.cat([left, left[self._rows[active:leaving].to(left.device)]])
+        if number + 1 == self.leave < len(self._active):
+            left = left[self.bases :]
         return left if isinstance(output, Tensor) else (left, *output[1:])
 
     def _begun(self) -> DynamicCache:
@@ -291,15 +300,15 @@ class _Batch:
             seam.hold(cache, number, keys[:, :, : self.prefix], values[:, :, : self.prefix])
         return cache
 
-    def _load(self, number: int, active: int) -> None:
+    def _load(self, number: int, gone: int, active: int) -> None:
         """Let a layer of the cache hold the prefix of the rows that are there."""
         held = []
         for part in (0, 1):
             own = [seam.keys_and_values(run.cache)[number][part][:, :, : self.prefix] for run in self.runs._runs]
             if len(own) == 1:
-                held.append(own[0].expand(active, -1, -1, -1))
+                held.append(own[0].expand(active - gone, -1, -1, -1))
             else:
-                held.append(torch.cat(own)[self._rows[:active].to(own[0].device)])
+                held.append(torch.cat(own)[self._rows[gone:active].to(own[0].device)])
         seam.hold(self._cache, number, held[0], held[1])
 
 
@@ -319,16 +328,16 @@ def _of_rows(wide: Any, given: Sequence[Any], rows: Sequence[int]) -> Any:
     return torch.cat([given[base] for base in rows])
 
 
-def _first_rows(value: Any, count: int, rows: int) -> Any:
-    """The first rows of whatever a block is given for a batch of ``rows``."""
+def _some_rows(value: Any, first: int, stop: int, rows: int) -> Any:
+    """Some rows of whatever a block is given for a batch of ``rows``."""
     if isinstance(value, tuple | list):
-        return type(value)(_first_rows(part, count, rows) for part in value)
+        return type(value)(_some_rows(part, first, stop, rows) for part in value)
     if isinstance(value, dict):
-        return {name: _first_rows(part, count, rows) for name, part in value.items()}
+        return {name: _some_rows(part, first, stop, rows) for name, part in value.items()}
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     if value.shape[0] == rows:
-        return value[:count]
+        return value[first:stop]
     if value.ndim > 1 and value.shape[0] in _AXES and value.shape[1] == rows:
-        return value[:, :count]
+        return value[:, first:stop]
     return value
