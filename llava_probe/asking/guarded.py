@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from llava_probe.errors import BadInput
 from llava_probe.inside import seam
 
 
@@ -35,10 +36,21 @@ def guarded(arguments: Mapping[str, Any], start: int) -> tuple[dict[str, Any], d
             [one if seam.is_own_processor(one) else _Shown(one) for one in processors]
         )
     if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
-        arguments["prefix_allowed_tokens_fn"] = lambda sample, ids: allowed(sample, ids.clone())
+        arguments["prefix_allowed_tokens_fn"] = lambda sample, ids: _ids(allowed(sample, ids.clone()))
     if (streamer := arguments.get("streamer")) is not None:
         arguments["streamer"] = _Told(streamer)
     return arguments, ended
+
+
+def _ids(given: Any) -> Any:
+    """What a function of the user's allows next.
+
+    Raises:
+        BadInput: it is no list of ids.
+    """
+    if isinstance(given, Tensor | list | tuple | set | range):
+        return list(given) if isinstance(given, set | range) else given
+    raise BadInput(f"prefix_allowed_tokens_fn= gives a list of ids for each step; it gave {type(given).__name__}")
 
 
 class _Shown(LogitsProcessor):

@@ -143,3 +143,9 @@ def test_trainings_inputs_are_left_out_with_a_word_and_strange_ones_refused():
     for name in ("position_ids", "weather"):
         with pytest.raises(lp.BadInput, match=name):
             vlm.generate(SCENE, inputs={**inputs, name: inputs["input_ids"]})
+
+
+@pytest.mark.parametrize("given", [None, 5, ValueError()], ids=["nothing", "a number", "an error"])
+def test_a_prefix_function_that_gives_no_ids_is_a_sentence(given, tiny_vlm):
+    with pytest.raises(lp.BadInput, match="a list of ids for each step; it gave"):
+        tiny_vlm.generate(SCENE, "What?", max_new_tokens=1, prefix_allowed_tokens_fn=lambda _sample, _ids: given)
