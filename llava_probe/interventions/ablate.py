@@ -67,8 +67,7 @@ def ablate(
         mlp: blocks whose MLP is taken away.
         layers: whole blocks.
         with_: what stands there instead: ``"mean"`` of the picture's tokens (for words: of the prompt's; for parts of
-            blocks: of what they give at every token of the prompt), ``"zero"``, ``"resample"`` (others of these,
-                drawn),
+            blocks: of what they give at every token of the prompt), ``"zero"``, ``"resample"`` (others of these),
             a tensor, or a store of features: the mean of its visual tokens at hidden state 0.
         ring: with ``tokens``: so many visual tokens around them as well.
         at: with heads, MLPs and blocks: where; everywhere when None.

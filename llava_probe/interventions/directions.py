@@ -24,7 +24,7 @@ from torch import Tensor
 from llava_probe.border import Seed, checked
 from llava_probe.errors import BadInput, NotANumber, OutOfRange
 from llava_probe.features.reading import Features
-from llava_probe.interventions.on_states import read_tensor
+from llava_probe.interventions.on_states import digest_of, read_tensor
 from llava_probe.model import VLM
 from llava_probe.probes.probe import Label, Probe
 from llava_probe.trace.explained import LAST, At
@@ -74,8 +74,8 @@ class Direction:
         return torch.nn.functional.normalize(self.vector.double(), dim=0).float()
 
     def told(self) -> Mapping[str, Any]:
-        """As plain data: where it is from, and enough of it to tell it from another."""
-        return {**self.about, "numbers": [round(number, 5) for number in self.unit[:4].tolist()]}
+        """As plain data: where it is from, and what tells it from another."""
+        return {**self.about, "sha256": digest_of(self.unit)}
 
     def random(self, seed: Seed) -> Direction:
         """A direction drawn evenly from all of this width."""

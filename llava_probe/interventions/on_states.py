@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -176,6 +177,11 @@ def read_tensor(given: Any, told: str) -> Tensor:
     if tensor.is_meta or tensor.is_complex() or tensor.is_sparse or tensor.dtype == torch.bool:
         raise BadInput(f"{told} is a tensor of numbers; got {tensor.dtype} ({tensor.layout}, {tensor.device})")
     return tensor.detach().clone()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """What tells one tensor from another, for the records of what ran under it."""
+    return hashlib.sha256(tensor.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_heads(vlm: VLM, layers: tuple[int, ...]) -> None:

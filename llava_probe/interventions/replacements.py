@@ -17,7 +17,7 @@ from torch import Tensor
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.features.reading import Features, Ragged
 from llava_probe.inside.passes import Prompt, Span
-from llava_probe.interventions.on_states import Where, read_tensor
+from llava_probe.interventions.on_states import Where, digest_of, read_tensor
 from llava_probe.model import VLM
 
 Named = Literal["mean", "zero", "resample"]
@@ -75,7 +75,7 @@ class Replacement:
     def told(self) -> Any:
         """As plain data."""
         if self.named is None and self.given is not None:
-            return {"tensor": list(self.given.shape), "norm": round(float(self.given.float().norm()), 4)}
+            return {"tensor": list(self.given.shape), "sha256": digest_of(self.given)}
         return self.named if self.named != "resample" else {"resample": self.seed}
 
     def of(self, values: Tensor, marked: Tensor, groups: ColumnGroups, span: Span, where: Where) -> Tensor:

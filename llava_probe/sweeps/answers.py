@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadInput, NotANumber
+from llava_probe.errors import BadInput, NotANumber, OutOfRange
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import At, positions
 from llava_probe.trace.trace import Trace
 
 #: What is asked of a sweep: traces, or pictures and questions.
@@ -87,6 +88,19 @@ def first_token(vlm: VLM, word: str | int) -> int:
     if not ids:
         raise BadInput(f"{word!r} is no word of this tokenizer")
     return int(ids[0])
+
+
+def prompt_places(trace: Trace, at: At) -> tuple[int, ...]:
+    """Positions of the prompt that ``at`` names; nothing where it has none."""
+    try:
+        return tuple(sorted({place for place in positions(trace, at) if place < trace.prompt_length}))
+    except OutOfRange:
+        return ()
+
+
+def window_around(middle: int, width: int, layers: int) -> range:
+    """The layers of a window, as far as there are any."""
+    return range(max(0, middle - (width - 1) // 2), min(layers, middle + width // 2 + 1))
 
 
 def asked_of(vlm: VLM, samples: SweepSamples) -> list[Trace]:

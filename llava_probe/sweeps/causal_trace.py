@@ -32,15 +32,15 @@ from torch import Tensor
 
 from llava_probe.arrays import BoolArray, FloatArray
 from llava_probe.border import Count, CountFromZero, Seed, checked
-from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.errors import BadInput
 from llava_probe.interventions.intervention import read_numbers
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
-from llava_probe.sweeps.answers import Watched, asked_of, watched
+from llava_probe.sweeps.answers import Watched, asked_of, prompt_places, watched, window_around
 from llava_probe.sweeps.changes import Swap, Swaps
 from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept, told_with
-from llava_probe.trace.explained import At, positions
+from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
 
 TRACED_PARTS = ("residual", "attention", "mlp")
@@ -175,8 +175,12 @@ def causal_trace(
     }
 
     def measure(one: Trace, other: Trace) -> Callable[[Callable[[int], None]], Mapping[str, Any]]:
-        found = default_groups(one, other, ring) if groups is None else {n: _found(one, at) for n, at in groups.items()}
-        spans = [range(max(0, m - (window - 1) // 2), min(blocks, m + window // 2 + 1)) for m in middles]
+        found = (
+            default_groups(one, other, ring)
+            if groups is None
+            else {n: prompt_places(one, at) for n, at in groups.items()}
+        )
+        spans = [window_around(middle, window, blocks) for middle in middles]
         return lambda done: _measured(vlm, one, other, found, chosen_parts, spans, modes, (answer, against), done)
 
     runs = len(names) * len(chosen_parts) * len(middles) * len(modes)
@@ -271,8 +275,7 @@ def both_runs(vlm: VLM, clean: Any, corrupt: Any, seed: int) -> list[tuple[Trace
 
 def default_groups(clean: Trace, corrupt: Trace, ring: int) -> dict[str, tuple[int, ...]]:
     """Changed visual tokens, the others, the question, the last token, and the other words."""
-    visual = _found(clean, "image") if "image" not in (clean.question or "") else ()
-    visual = visual or tuple(token.position for token in clean.tokens if token.role == "image")
+    visual = tuple(token.position for token in clean.tokens if token.role == "image")
     changed: set[int] = set()
     for number, (one, other) in enumerate(zip(clean.images, corrupt.images, strict=True)):
         mask = _differing(one, other)
@@ -282,7 +285,7 @@ def default_groups(clean: Trace, corrupt: Trace, ring: int) -> dict[str, tuple[i
             changed |= set(layout.positions[layout.around(touched, ring)].tolist())
     last = (clean.prompt_length - 1,)
     try:
-        question = tuple(place for place in _found(clean, "question") if place not in last)
+        question = tuple(place for place in prompt_places(clean, "question") if place not in last)
     except BadInput:
         question = ()
     taken = {*visual, *last, *question}
@@ -298,14 +301,6 @@ def default_groups(clean: Trace, corrupt: Trace, ring: int) -> dict[str, tuple[i
 def _differing(one: Image.Image, other: Image.Image) -> BoolArray:
     a, b = (np.asarray(picture.convert("RGB")).astype(np.int16) for picture in (one, other))
     return (a != b).any(-1)
-
-
-def _found(trace: Trace, at: At) -> tuple[int, ...]:
-    """Positions of the prompt; nothing where it has none."""
-    try:
-        return tuple(sorted({place for place in positions(trace, at) if place < trace.prompt_length}))
-    except OutOfRange:
-        return ()
 
 
 def is_sample(given: Any) -> bool:

@@ -99,7 +99,6 @@ class Departures:
                 "about pictures of one size"
             )
         self.length = len(ids[0])
-        self.prompt = self._runs[0].prompt
         self.bases = [run.logits for run in self._runs]
         self._ends = set.intersection(*(run.ends for run in self._runs))
 

@@ -27,14 +27,14 @@ import torch
 
 from llava_probe.arrays import FloatArray
 from llava_probe.border import Count, Seed, checked
-from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.errors import BadInput
 from llava_probe.interventions.intervention import chosen_layers
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
+from llava_probe.sweeps.answers import SweepSamples, asked_of, prompt_places, watched, window_around
 from llava_probe.sweeps.changes import Cut, Cuts
 from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept
-from llava_probe.trace.explained import At, positions
+from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
 
 #: From what to what, by name: keys → queries.
@@ -149,7 +149,7 @@ def information_flow(
     if not widths or not pairs:
         raise BadInput(f"{'window' if not widths else 'edges'}=[] names none")
     kinds = CONTROLS if controls else CONTROLS[:1]
-    spans = [_span(vlm, middle, width) for width in widths for middle in middles]
+    spans = [window_around(middle, width, vlm.anatomy.layers) for width in widths for middle in middles]
     settings = {
         "edges": {name: [repr(keys), repr(queries)] for name, (keys, queries) in pairs.items()},
         "window": list(widths),
@@ -200,7 +200,7 @@ def _measured(
     wanted: list[int | None] = []
     overlap: list[float] = []
     drawing = np.random.default_rng(seed)
-    found = {name: tuple(_places(trace, at) for at in pair) for name, pair in pairs.items()}
+    found = {name: tuple(prompt_places(trace, at) for at in pair) for name, pair in pairs.items()}
     drawn = {name: _random_keys(keys, queries, drawing) for name, (keys, queries) in found.items()}
     for kind in kinds:
         for name, (keys, queries) in found.items():
@@ -234,19 +234,6 @@ def _random_keys(keys: tuple[int, ...], queries: tuple[int, ...], drawing: np.ra
     open_to = [place for place in range(min(queries)) if place not in queries]
     seen = [key for key in keys if key < min(queries)] or list(keys)
     return tuple(sorted(drawing.choice(open_to, min(len(seen), len(open_to)), replace=False).tolist()))
-
-
-def _places(trace: Trace, at: At) -> tuple[int, ...]:
-    """Positions of the prompt; nothing where it has none."""
-    try:
-        return tuple(sorted({place for place in positions(trace, at) if place < trace.prompt_length}))
-    except OutOfRange:
-        return ()
-
-
-def _span(vlm: VLM, middle: int, width: int) -> range:
-    """The layers of a window, as far as there are any."""
-    return range(max(0, middle - (width - 1) // 2), min(vlm.anatomy.layers, middle + width // 2 + 1))
 
 
 def _read(edges: Any) -> dict[str, tuple[At, At]]:
