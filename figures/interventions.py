@@ -18,7 +18,7 @@ import numpy as np
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.sweeps.sweeping import over_samples
+from llava_probe.sweeps.sweeping import over_samples, told_with
 from llava_probe.view.canvas import save_figure
 
 KINDS = {"shape": 6, "colour": 8, "text": 16}
@@ -106,7 +106,7 @@ def traces(vlm, count: int, folder: Path) -> list[str]:
         lines += [f"| hidden state | {' | '.join(TRACED)} |", "|---" * (len(TRACED) + 1) + "|"]
         for column, layer in enumerate(traced.layers):
             at = [(0, traced.groups.index(group), 0, column) for group in TRACED]
-            cells = [f"{mean[place]:.2f} [{low[place]:.2f}, {high[place]:.2f}]" for place in at]
+            cells = [told_with(mean[place], low[place], high[place], ".2f") for place in at]
             lines.append(f"| {layer} | {' | '.join(cells)} |")
         print("\n".join(lines[-len(traced.layers) :]), flush=True)
     return lines

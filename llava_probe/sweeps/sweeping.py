@@ -106,7 +106,8 @@ def over_samples(values: FloatArray, seed: int = 0) -> tuple[FloatArray, FloatAr
 
 def told_with(mean: float, low: float, high: float, form: str) -> str:
     """A mean and its interval, as a cell of a table; the mean alone where there is one sample."""
-    shown = [format(round(value, 9) + 0.0, form) for value in (mean, low, high)]
+    shown = [format(value, form) for value in (mean, low, high)]
+    shown = [cell.lstrip("-") if not float(cell) else cell for cell in shown]  # no minus before nothing
     return shown[0] if low == high else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
