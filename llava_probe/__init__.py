@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: test_names.py compares the two
     from llava_probe import evaluate as evaluate
+    from llava_probe import view as view
     from llava_probe.agreement import check as check
     from llava_probe.analyzers.attention import attention_map as attention_map
     from llava_probe.analyzers.confidence import confidence as confidence
@@ -69,7 +70,6 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.trace.region import Region as Region
     from llava_probe.trace.tokens import Token as Token
     from llava_probe.trace.trace import Trace as Trace
-    from llava_probe import view as view
     from llava_probe.view import figures as figures
     from llava_probe.view import probe_figures as probe_figures
     from llava_probe.view import sweep_figures as sweep_figures

@@ -1,7 +1,7 @@
 """What came from models, files and servers, as text for people: it is shown, and never acts on where it is shown.
 
-A token may be an escape sequence that clears a terminal, a file's name may end a table's cell, an answer may be a script.
-Here are the terminal, Markdown and HTML; inside a page that is drawn by its own script, ``view/web/src/text.ts``.
+A token may be an escape sequence that clears a terminal, a file's name may end a table's cell, an answer may be a
+script. Here are the terminal, Markdown and HTML; in a page that its own script draws, ``view/web/src/text.ts``.
 """
 
 from __future__ import annotations

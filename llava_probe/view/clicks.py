@@ -20,7 +20,7 @@ from llava_probe.trace.trace import Trace
 from llava_probe.view.page.runs import Result, gathered
 
 #: How a question can be asked again: without what a region holds, or with only that.
-WAYS = ("without", "only")
+ASKING_WAYS = ("without", "only")
 #: Visual tokens around a region that go with it: attention mixes neighbours before the language model sees them.
 RING = 1
 
@@ -58,18 +58,18 @@ def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str
         place = next(at for at, result in enumerate(results) if result is trace)
         results.insert(place + 1 + len(runs[run].maps), m)
         return {"map": len(runs[run].maps)}
-    if way in WAYS:
-        results.append(asked_again(vlm, trace, str(way), image, asked.get("box")))
+    if way in ASKING_WAYS:
+        results.append(ask_again(vlm, trace, str(way), image, asked.get("box")))
         return {"beside": len(runs), "map": "attention"}
-    raise BadInput(f"a click computes one of {', '.join(METHODS)}, or asks {' or '.join(WAYS)}")
+    raise BadInput(f"a click computes one of {', '.join(METHODS)}, or asks {' or '.join(ASKING_WAYS)}")
 
 
-def asked_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
+def ask_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
     """The question of a trace once more, without what a box on the photograph holds, or with only that.
 
     Args:
         vlm, trace: the model, and what it was asked.
-        way: one of ``WAYS``.
+        way: one of ``ASKING_WAYS``.
         image: which picture.
         box: (x0, y0, x1, y1) in pixels of the original.
 

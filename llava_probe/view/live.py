@@ -3,9 +3,9 @@
     lp.view(trace)                     # explored as it is; any front end that shows HTML
     lp.view(trace, vlm)                # anywidget: Jupyter, VS Code, Colab, marimo; pip install 'llava_probe[notebook]'
 
-Live, a method that was not computed yet is computed when it is chosen, for the tokens that are chosen; and a region that
-was marked on the photograph can be taken away, or left alone, and the question asked again: the two answers stand side by
-side. ``viewer.results`` has all of it.
+Live, a method that was not computed yet is computed when it is chosen, for the tokens that are chosen; and a region
+that was marked on the photograph can be taken away, or left alone, and the question asked again: the two answers stand
+side by side. ``viewer.results`` has all of it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def viewer(results: Result | Iterable[Result], vlm: VLM | None = None) -> Any:
         vlm: the model that made them; with it the viewer is live.
 
     Returns:
-        What the last line of a cell shows: ``results`` are its traces and maps, of a live one those that were made since.
+        What the last line of a cell shows: ``results`` are its traces and maps, of a live one with those made
+        since.
 
     Raises:
         BadInput: something that is neither a trace nor a map, or a live viewer without anywidget.

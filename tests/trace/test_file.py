@@ -206,7 +206,7 @@ def test_question_and_sizes_come_back_from_a_file(trace, tmp_path):
     assert back.ends == trace.ends and 2 in back.ends  # of the model's EOS
 
 
-@pytest.mark.parametrize("name", ["file", "html", "explained", "sizes", "request"])
+@pytest.mark.parametrize("name", ["file", "explained", "sizes", "request"])
 def test_what_a_trace_stands_on_does_not_know_it(name):
     code = ast.parse((Path(lp.__file__).parent / "trace" / f"{name}.py").read_text())
     imported = {node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)}

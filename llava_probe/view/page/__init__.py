@@ -31,8 +31,8 @@ def page(results: Result | Iterable[Result], path: str | Path) -> Path:
     """Write a page for the browser: photographs under their maps, words, layers and heads, to be explored.
 
     Args:
-        results: a trace, a map, or several, a map behind the trace that it belongs to. Several traces are shown one at a
-            time or two side by side, with linked words and the difference of their maps.
+        results: a trace, a map, or several, a map behind the trace that it belongs to. Several traces are shown one at
+            a time or two side by side, with linked words and the difference of their maps.
         path: one HTML file, which holds everything and fetches nothing.
 
     Returns:

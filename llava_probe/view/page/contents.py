@@ -33,7 +33,7 @@ from llava_probe.view.terminal import notes
 #: What the page's reader must know to read this.
 FORMAT = 1
 #: Bytes of the parcel, compressed: in base64, with the component, a page of 10 MB.
-BUDGET = 7_000_000
+PAGE_BUDGET = 7_000_000
 #: Bytes of a parcel that goes into a notebook's cell.
 CELL_BUDGET = 1_500_000
 
@@ -49,7 +49,7 @@ PLAIN, SIGNED = ("plasma", "viridis", "cividis", "inferno"), ("RdBu_r", "PuOr_r"
 
 
 @checked
-def payload(results: Result | Iterable[Result], budget: int = BUDGET) -> bytes:
+def payload(results: Result | Iterable[Result], budget: int = PAGE_BUDGET) -> bytes:
     """Everything that the page component shows of some traces and maps, compressed.
 
     Args:
@@ -61,17 +61,16 @@ def payload(results: Result | Iterable[Result], budget: int = BUDGET) -> bytes:
     """
     runs = gathered(results)
     parcel = Parcel()
-    told = [_run_data(run, parcel, budget // len(runs)) for run in runs]
+    told = [_run_data(run, parcel, budget // len(runs), int(budget * _EXACT)) for run in runs]
     return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "opacity": list(OPACITY), "runs": told})
 
 
-def _run_data(run: Run, parcel: Parcel, budget: int) -> dict[str, Any]:
-    pictures = _pictures(run, parcel, int(budget * _EXACT))
+def _run_data(run: Run, parcel: Parcel, budget: int, exact: int) -> dict[str, Any]:
     return {
         **_told(run),
         "tokens": [[token.position, token.text, token.role] for token in run.tokens],
         "steps": _steps(run.trace, parcel) if run.trace is not None else None,
-        "pictures": pictures,
+        "pictures": _pictures(run, parcel, exact),
         "attention": attention_data(run.trace, parcel, budget) if run.trace is not None else None,
         "attentionLimit": limit_of("attention"),
         "maps": [_map_data(picture, m, parcel) for picture, m in run.maps],
@@ -83,12 +82,12 @@ def _told(run: Run) -> dict[str, Any]:
     trace = run.trace
     if trace is None:
         m = run.maps[0][1]
-        return {"title": m.method, "question": "", "answer": m.label(), "promptLength": 0, "said": [], "notes": [], "made": [],
-                "interventions": [], "alternatives": [], "scored": True}  # fmt: skip
+        nothing: dict[str, Any] = {key: [] for key in ("said", "notes", "made", "interventions", "alternatives")}
+        return nothing | {"title": m.method, "question": "", "answer": m.label(), "promptLength": 0, "scored": True}
     asked = trace.question or trace.request.prompt or ""
     made = [(name, trace.provenance.get(name)) for name in ("model", "class", "revision", "dtype", "attention")]
     made += [("quantization", trace.provenance.get("quantization")), ("adapter", trace.provenance.get("adapter"))]
-    made += sorted(trace.request.generate.items()) + [("seed", trace.request.seed)]
+    made += [*sorted(trace.request.generate.items()), ("seed", trace.request.seed)]
     others = [{"answer": other.answer, "score": other.sequence_score} for other in trace.alternatives]
     return {
         "title": str(trace.provenance.get("model", "")),
@@ -125,8 +124,7 @@ def _steps(trace: Trace, parcel: Parcel) -> dict[str, Any] | None:
     return {
         **{name: parcel.add(column.numpy().astype(np.float32)) for name, column in columns.items()},
         "alternatives": [
-            [[other.text, round(other.probability, 6)] for other in step]
-            for step in sure.top(min(_ALTERNATIVES, kept))
+            [[other.text, round(other.probability, 6)] for other in step] for step in sure.top(min(_ALTERNATIVES, kept))
         ],
     }
 

@@ -19,7 +19,10 @@ _COMPONENT = Path(__file__).parent / "component.js"
 _MOUNT = (
     'llavaProbe.mount(document.getElementById("page"),document.getElementById("parcel").textContent.trim(),{link:true})'
 )
-_STYLE = "body{margin:0;background:Canvas}:root{color-scheme:light dark}noscript{display:block;padding:1em;font-family:sans-serif}"
+_STYLE = (
+    "body{margin:0;background:Canvas}:root{color-scheme:light dark}"
+    "noscript{display:block;padding:1em;font-family:sans-serif;white-space:pre-wrap}"
+)
 
 
 @cache

@@ -1,7 +1,7 @@
 """The component as the output of a notebook's cell: a piece of HTML with a shadow root of its own.
 
-Styles neither leak in nor out; it is drawn when it is scrolled into view; the same output shown twice is two components.
-Where no script runs (GitHub, an untrusted notebook) the static picture and words inside stay visible.
+Styles neither leak in nor out; it is drawn when it is scrolled into view; the same output shown twice is two
+components. Where no script runs (GitHub, an untrusted notebook) the static picture and words inside stay visible.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The attention rows of a trace as a page holds them: means over everything, over heads, and as many single heads as fit.
+"""The attention rows of a trace as a page holds them: means over all, over heads, and as many single heads as fit.
 
 Every head of every layer for every word is 29 million values in a 7B model with 50 words: more than a page should
 weigh. What a page always holds, for each explained token: the mean over all layers and heads, and each head's share on
@@ -38,7 +38,7 @@ class _Sums:
 
 
 def explained_positions(trace: Trace) -> list[int]:
-    """The tokens whose attention row was kept: words of the prompt by their own row, generated ones by the row before."""
+    """The tokens whose row was kept: words of the prompt by their own row, generated ones by the row before."""
     kept = set(trace.attention_positions)
     prompt = [
         token.position
@@ -65,7 +65,8 @@ def attention_data(trace: Trace, parcel: Parcel, budget: int) -> dict[str, Any] 
         return None
     at = queries(trace, explained)
     total = sum(len(layout) for layout in trace.layouts)
-    pictures, told = [], []
+    pictures: list[dict[str, Any] | None] = []
+    told = []
     for layout in trace.layouts:
         if not len(layout):
             pictures.append(None)

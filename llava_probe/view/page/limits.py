@@ -7,7 +7,7 @@ _REMOVED = "Says what the word loses without a part; a picture with a hole is on
 
 #: By the name of a map's method.
 LIMITS: dict[str, str] = {
-    "attention": "Where information could have come from, not what it was used for; sinks draw attention without content.",
+    "attention": "Where information could have come from, not what it was used for; sinks draw it without content.",
     "relative_attention": "What the question adds to a neutral one; where the neutral map is near zero, noise grows.",
     "rollout": "Multiplies attention through the layers as if values and MLPs did not matter.",
     "attention_gradient": "Attention weighted by its gradient: blind to what reaches the word through MLPs.",

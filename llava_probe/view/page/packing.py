@@ -8,7 +8,7 @@ Two parts, each deflated by itself: what the first picture needs, and what may c
 single heads), so that a page of megabytes is drawn at once. A part is its arrays one behind the other, little-endian,
 each at a multiple of 8; the first begins with the header as JSON, which says where each array lies.
 
-    u32 bytes of part 0 | u32 bytes of part 1 | part 0: deflate(u32 bytes of JSON | JSON | arrays) | part 1: deflate(arrays)
+    u32 bytes of part 0 | u32 bytes of part 1 | deflate(u32 bytes of JSON | JSON | arrays) | deflate(arrays)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from llava_probe.arrays import FloatArray
 
 #: What the header calls each type of array.
-KINDS: dict[type[np.generic], str] = {np.uint8: "u8", np.uint16: "u16", np.int32: "i32", np.float32: "f32"}
+_KINDS: dict[type[np.generic], str] = {np.uint8: "u8", np.uint16: "u16", np.int32: "i32", np.float32: "f32"}
 #: Deflate: as small as it gets in reasonable time.
 _LEVEL = 6
 _ALIGNED = 8
@@ -35,23 +35,26 @@ class Parcel:
 
     def __init__(self) -> None:
         self._parts = (bytearray(), bytearray())
+        self._files: dict[bytes, dict[str, Any]] = {}
 
     def add(self, array: npt.NDArray[Any], *, late: bool = False) -> dict[str, Any]:
-        """Put an array of one of ``KINDS`` in, and tell where it lies.
+        """Put an array of one of ``_KINDS`` in, and tell where it lies.
 
         Args:
             array: of any shape.
             late: whether it can wait until the first picture is drawn.
         """
-        kind = KINDS[array.dtype.type]
+        kind = _KINDS[array.dtype.type]
         return self._put(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes(), late) | {
             "kind": kind,
             "shape": list(array.shape),
         }
 
     def file(self, data: bytes) -> dict[str, Any]:
-        """Put a file's bytes in."""
-        return self._put(data, False) | {"kind": "u8", "shape": [len(data)]}
+        """Put a file's bytes in, once: the photograph of two runs is one."""
+        if data not in self._files:
+            self._files[data] = self._put(data, False) | {"kind": "u8", "shape": [len(data)]}
+        return self._files[data]
 
     def quantised(self, values: FloatArray, kind: type[np.generic], *, late: bool = False) -> dict[str, Any]:
         """Put maps [..., N] in, each by whole steps of its own largest magnitude.

@@ -1,4 +1,4 @@
-"""What is put on one page, in order: each trace opens a run, and the maps behind it that lie on its pictures are its own.
+"""What is put on one page, in order: each trace opens a run, and maps behind it that lie on its pictures are its own.
 
     gathered([trace, lp.attribute(vlm, trace), other])      # two runs, the first with a map beside its attention
 

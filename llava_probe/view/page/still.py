@@ -1,4 +1,4 @@
-"""What is seen of a run where no script runs: its pictures under their maps, and the answer's words, the doubtful ones marked.
+"""What is seen of a run where no script runs: its pictures under their maps, and the answer, doubtful words marked.
 
 Plain HTML with inline styles, which light and dark pages can carry, and nothing fetched.
 """
@@ -41,7 +41,8 @@ def _block(run: Run) -> str:
         '<div style="font-family:system-ui,sans-serif;max-width:60em">'
         f"<div>{pictures}</div>"
         f'<div style="opacity:.75;white-space:pre-wrap">{asked}</div>'
-        f'<div style="font-size:1.15em;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere">{said}</div>{told}</div>'
+        f'<div style="font-size:1.15em;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere">{said}</div>'
+        f"{told}</div>"
     )
 
 
@@ -78,4 +79,5 @@ def _picture(image: Image.Image) -> str:
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="the picture, and where the model looked" style="margin:0 .5em .3em 0" src="data:image/jpeg;base64,{data}">'
+    told = 'alt="the picture, and where the model looked" style="margin:0 .5em .3em 0"'
+    return f'<img {told} src="data:image/jpeg;base64,{data}">'
