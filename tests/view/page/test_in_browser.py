@@ -217,6 +217,7 @@ def test_a_region_is_marked_and_told(window, saved):
     shown.page.mouse.down()
     shown.page.mouse.move(*corners[1], steps=3)
     shown.page.mouse.up()
+    shown.page.wait_for_function("window.heard.at(-1)")
     told = shown.page.evaluate("window.heard.at(-1)")
     assert (told["trace"], told["image"]) == (0, 0)
     assert told["box"] == pytest.approx([48, 72, 168, 144], abs=1.0)
