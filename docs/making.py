@@ -1,0 +1,69 @@
+"""What the gallery is made of: the notebooks as they are stored, a picture of each, and live pages.
+
+    gallery(repository, made)      # fills the folder, and gives what the cards say of each notebook's live page
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llava_probe as lp
+
+#: A question for each notebook's live page: seed of the scene, question.
+LIVE = {
+    "01_quick_start": (34, "What is the text on the stop sign?"),
+    "02_where_it_looked": (34, "Where is the triangle?"),
+    "03_how_sure_it_was": (1, "Describe the image."),
+    "04_attribution": (92, "What colour is the circle?"),
+    "05_take_a_part_away": (34, "What shape is the orange object?"),
+    "06_what_a_layer_knows": (34, "What colour is the triangle?"),
+}
+
+
+def gallery(repository: Path, made: Path) -> dict[str, str]:
+    """Fill ``made`` anew, and say for each notebook (``live_01_quick_start`` ...) where its live page is."""
+    notebooks, pictures, pages = (made / part for part in ("notebooks", "pictures", "pages"))
+    for part in (notebooks, pictures, pages):
+        part.mkdir(parents=True, exist_ok=True)
+    for source in sorted((repository / "notebooks").glob("*.ipynb")):
+        _copy(source, notebooks / source.name)
+        (pictures / f"{source.stem}.png").write_bytes(_last_picture(source))
+    return {f"live_{name}": _live(name, pages) for name in LIVE}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """With links that lead inside the site; only what changed, for the builder reads again what is newer."""
+    text = re.sub(r"\(\.\./figures/(\w+)\.md\)", r"(/start/\1.md)", source.read_text(encoding="utf-8"))
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        target.write_text(text, encoding="utf-8")
+
+
+def _last_picture(notebook: Path) -> bytes:
+    *_, last = _pictures(json.loads(notebook.read_text(encoding="utf-8")))
+    return base64.b64decode(last)
+
+
+def _pictures(notebook: dict[str, Any]) -> Iterator[str]:
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                yield output["data"]["image/png"]
+
+
+def _live(name: str, pages: Path) -> str:
+    """Make the live page of a notebook's question, where this version makes pages."""
+    if not hasattr(lp, "page"):
+        return "*(this version makes no live pages)*"
+    from llava_probe import tiny
+
+    seed, question = LIVE[name]
+    path = pages / "live" / f"{name}.html"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        lp.page(lp.load().generate(tiny.scene(seed).image, question), path)
+    return f"[A live page: {question}](pathto:live/{name}.html)"
