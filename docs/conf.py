@@ -1,7 +1,7 @@
 """The site, offline: no font, script or picture of another host; ``make docs``.
 
-What is made when it is built lies in ``docs/_made``: copies of the notebooks with their stored outputs (nothing is run),
-their cards' pictures, and the live pages of the gallery, where this version can make pages.
+What is made when it is built lies in ``docs/gallery/made``: copies of the notebooks with their stored outputs (nothing is
+run), their cards' pictures, and the live pages of the gallery, where this version can make pages.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import llava_probe as lp
 project = "llava_probe"
 author = "the llava_probe authors"
 release = version = lp.__version__
-copyright = "the llava_probe authors, Apache-2.0"  # noqa: A001: Sphinx reads this name
+copyright = "the llava_probe authors, Apache-2.0"
 
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.githubpages",
     "sphinx_design",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_made/pages"]
+exclude_patterns = ["gallery/made/pages"]
 nitpicky = True
 keep_warnings = True
 
@@ -58,13 +59,13 @@ html_theme = "furo"
 html_title = "llava_probe"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_extra_path = ["_made/pages"]
+html_extra_path = ["gallery/made/pages"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
-myst_substitutions = making.gallery(HERE.parent, HERE / "_made")
+myst_substitutions = making.gallery(HERE.parent, HERE / "gallery" / "made")
 
 
 def setup(app: Any) -> None:

@@ -1,7 +1,4 @@
-"""What the gallery is made of: the notebooks as they are stored, a picture of each, and live pages.
-
-    gallery(repository, made)      # fills the folder, and gives what the cards say of each notebook's live page
-"""
+"""What the gallery is made of: the notebooks as they are stored, a picture of each, and live pages."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ LIVE = {
 
 def gallery(repository: Path, made: Path) -> dict[str, str]:
     """Fill ``made`` anew, and say for each notebook (``live_01_quick_start`` ...) where its live page is."""
-    notebooks, pictures, pages = (made / part for part in ("notebooks", "pictures", "pages"))
-    for part in (notebooks, pictures, pages):
+    pictures, pages = made / "pictures", made / "pages"
+    for part in (pictures, pages):
         part.mkdir(parents=True, exist_ok=True)
     for source in sorted((repository / "notebooks").glob("*.ipynb")):
-        _copy(source, notebooks / source.name)
+        _copy(source, made / source.name)
         (pictures / f"{source.stem}.png").write_bytes(_last_picture(source))
     return {f"live_{name}": _live(name, pages) for name in LIVE}
 
@@ -66,4 +63,4 @@ def _live(name: str, pages: Path) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         lp.page(lp.load().generate(tiny.scene(seed).image, question), path)
-    return f"[A live page: {question}](pathto:live/{name}.html)"
+    return f'<a href="../live/{name}.html">{question}</a>'

@@ -1,6 +1,7 @@
 """The site's tables that the code decides: ``python docs/tables.py`` writes them, and a test compares.
 
-Families come from ``llava_probe/layout/families.json``, which the tests of the families decide; methods from ``lp.METHODS``.
+Families come from ``llava_probe/layout/families.json``, which the tests of the families decide, methods from
+``lp.METHODS``.
 """
 
 from __future__ import annotations

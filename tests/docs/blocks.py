@@ -1,10 +1,10 @@
 """The code of a page as a reader would run it: block after block, in one session, in an empty folder.
 
     page = Page.read(path)
-    page.run(folder, names)            # prints what it prints; where a block of text follows, that is what must come out
+    page.run(folder, names)            # where a block of text follows one of code, that is what it must print
 
-Three liberties, so that pages may say what pages say: ``...`` as the body of a context is one run of the model, ``...`` in
-a list is no item, and a name of the hub is a stand-in (``tests/docs/conftest.py``).
+Three liberties, so that pages may say what pages say: ``...`` as the body of a context is one run of the model, ``...``
+in a list is no item, and a name of the hub is a stand-in (``desk.py``).
 
     python -m tests.docs.blocks        # run the guides and keep the pictures that they make
 """
@@ -95,7 +95,8 @@ class Page:
                 with contextlib.redirect_stdout(said):
                     exec(compile(_readable(block), str(self.path), "exec"), session)
                 if block.printed is not None:
-                    assert agrees(block.printed, said.getvalue()), f"{self.name}:{block.line} prints\n{said.getvalue()}\nand the page says\n{block.printed}"
+                    told = f"{self.name}:{block.line} prints\n{said.getvalue()}\nand the page says\n{block.printed}"
+                    assert agrees(block.printed, said.getvalue()), told
 
 
 def agrees(told: str, said: str) -> bool:
@@ -114,7 +115,7 @@ _COMMAND = re.compile(r"^(llava-probe|make|pip|python|\.venv/bin/)\S*( |$)")
 
 def guides() -> list[Page]:
     """README and every page of the site that has code."""
-    pages = [Page.read(path) for path in [ROOT / "README.md", *sorted(DOCS.glob("[!_]*/**/*.md"))]]
+    pages = [Page.read(path) for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]]
     return [page for page in pages if page.blocks]
 
 

@@ -1,7 +1,7 @@
 """What a reader of a page has at hand: pictures, data sets in their authors' form, models by their names.
 
-``lay(folder)`` puts the files there; ``names(page)`` are what a page speaks of without making it; ``stand_ins()`` gives small
-models of the same family for the hub's names, and one tiny model for every ``lp.load()``: none of the pages changes it.
+``lay(folder)`` puts the files there; ``names(page)`` are what a page speaks of without making it; ``stand_ins()`` gives
+small models of the same family for the hub's names, and one tiny model for every ``lp.load()``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIGN = "What is the text on the stop sign?"
 def stand_ins(vlm: lp.VLM) -> Iterator[None]:
     """``lp.load`` gives ``vlm`` for no name, and a small random model of its family for a name of the hub.
 
-    A page that wraps or sets the model has its own: PEFT puts its layers into the model that it is given.
+    A page that changes the model loads one of its own, ``lp.load("tiny")``: PEFT puts its layers into what it is given.
     """
     load = lp.load
 

@@ -1,4 +1,4 @@
-"""Every block of README and of the guides does what its page says: code runs, prints and draws it; commands are understood."""
+"""Every block of README and of the guides does what its page says: code runs, prints, draws; commands are known."""
 
 import re
 import shlex

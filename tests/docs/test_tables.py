@@ -31,11 +31,12 @@ def rows(text, after):
 def test_readmes_methods_are_those_of_the_code():
     told = {}
     for names, family, _, contrast in rows((ROOT / "README.md").read_text(encoding="utf-8"), "## Why this word"):
-        told |= {name: (family, contrast == "yes") for name in re.findall(r"`(\w+)`", names)}
+        told |= dict.fromkeys(re.findall(r"`(\w+)`", names), (family, contrast == "yes"))
     assert told == {name: (each.family, each.contrasts) for name, each in lp.METHODS.items()}
 
 
 def test_the_leaderboard_scores_every_method():
-    scored = {row[0].strip("*") for row in rows((ROOT / "figures/leaderboard.md").read_text(encoding="utf-8"), "## Where each method points")}
+    page = (ROOT / "figures/leaderboard.md").read_text(encoding="utf-8")
+    scored = {row[0].strip("*") for row in rows(page, "## Where each method points")}
     assert set(ENTRIES) <= scored
     assert {entry.method for entry in ENTRIES.values()} == set(lp.METHODS)
