@@ -59,10 +59,20 @@ def in_our_words(app: Any, what: str, name: str, thing: Any, options: Any, lines
     """Before napoleon reads a docstring: what stands before a colon is no type, and stars are stars."""
     for number, line in enumerate(lines):
         lines[number] = re.sub(r"(?<=[ ,])\*\*(\w+)(?=[,:])", r"\*\*\1", line) if ", **" in line else line
+    if what == "module":
+        _examples_as_code(lines)
     plain = [0] if what in ("attribute", "property", "data") and lines else []
     plain += [number + 1 for number, line in enumerate(lines[:-1]) if line.strip() in ("Returns:", "Yields:")]
     for number in plain:
         lines[number] = lines[number].replace(": ", "\N{RATIO} ")
+
+
+def _examples_as_code(lines: list[str]) -> None:
+    """A module opens with an example, indented behind an empty line."""
+    for number in range(len(lines) - 1, 0, -1):
+        before = [line for line in lines[:number] if line.strip()]
+        if lines[number].startswith("    ") and not lines[number - 1].strip() and not before[-1].startswith("    "):
+            lines[number:number] = [".. code-block:: python", ""]
 
 
 def colons_again(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
