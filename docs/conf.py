@@ -1,7 +1,7 @@
 """The site, offline: no font, script or picture of another host; ``make docs``.
 
-What is made when it is built lies in ``docs/gallery/made``: copies of the notebooks with their stored outputs (nothing is
-run), their cards' pictures, and the live pages of the gallery, where this version can make pages.
+What is made when it is built lies in ``docs/gallery/made``: copies of the notebooks with their stored outputs (nothing
+is run), their cards' pictures, and the live pages of the gallery, where this version can make pages.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ myst_substitutions = making.gallery(HERE.parent, HERE / "gallery" / "made")
 def setup(app: Any) -> None:
     """Signatures and docstrings are read in our own way; the numbers say before and after napoleon, which is at 500."""
     app.connect("missing-reference", references.documented)
+    app.connect("doctree-resolved", references.linked)
     app.connect("autodoc-process-signature", references.as_written)
     app.connect("autodoc-process-docstring", references.in_our_words, priority=400)
     app.connect("autodoc-process-docstring", references.colons_again, priority=600)

@@ -30,7 +30,7 @@ def gallery(repository: Path, made: Path) -> dict[str, str]:
     for source in sorted((repository / "notebooks").glob("*.ipynb")):
         _copy(source, made / source.name)
         (pictures / f"{source.stem}.png").write_bytes(_last_picture(source))
-    return {f"live_{name}": _live(name, pages) for name in LIVE}
+    return {f"live_{name}": live_page(name, pages) for name in LIVE}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -52,7 +52,7 @@ def _pictures(notebook: dict[str, Any]) -> Iterator[str]:
                 yield output["data"]["image/png"]
 
 
-def _live(name: str, pages: Path) -> str:
+def live_page(name: str, pages: Path) -> str:
     """Make the live page of a notebook's question, where this version makes pages."""
     if not hasattr(lp, "page"):
         return "*(this version makes no live pages)*"

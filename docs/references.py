@@ -80,6 +80,21 @@ def colons_again(app: Any, what: str, name: str, thing: Any, options: Any, lines
     lines[:] = [line.replace("\N{RATIO}", ":") for line in lines]
 
 
+_OURS = re.compile(r"lp\.(\w+)(?:\(.*\))?")
+
+
+def linked(app: Any, doctree: nodes.document, page: str) -> None:
+    """``lp.load`` in a text leads to where it is documented, with or without arguments behind it."""
+    objects = app.env.get_domain("py").objects
+    for literal in list(doctree.findall(nodes.literal)):
+        found = _OURS.fullmatch(literal.astext())
+        place = objects.get(f"llava_probe.{found[1]}") if found else None
+        if place is None or isinstance(literal.parent, nodes.reference | nodes.title):
+            continue
+        reference = make_refnode(app.builder, page, place.docname, place.node_id, literal.deepcopy())
+        literal.replace_self(reference)
+
+
 def documented(app: Any, env: Any, node: Any, content: nodes.Element) -> nodes.Element | None:
     """The place where ``a.b.Name`` is documented, when one page documents a ``Name`` and no other does."""
     if node.get("refdomain") != "py":

@@ -7,32 +7,50 @@ from collections import Counter
 import pytest
 
 import llava_probe as lp
+from llava_probe import errors
 from tests.docs import desk
-from tests.docs.blocks import DOCS, ROOT
+from tests.docs.blocks import DOCS
 
 PAGES = sorted((DOCS / "api").glob("*.rst"))
-_DOCUMENTED = re.compile(r"^\.\. (?:auto(?:function|class|exception|data|module)|data):: ([\w.]+)", re.M)
+_SAID = re.compile(
+    r"^\.\. (currentmodule|data|auto(?:function|class|exception|data|module)):: ([\w.]+)(\n   :members:)?", re.M
+)
 
 
-def shown():
-    """Names under ``lp.`` that an API page documents, one for each time."""
-    modules = {getattr(lp, name).__name__: name for name in lp._MODULES}
+def documented():
+    """Everything that an API page documents, by its full name, one for each time."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for name in _DOCUMENTED.findall(text):
-            if name in modules:
-                yield modules[name]
-            elif "." not in name:
-                assert ".. currentmodule:: llava_probe\n" in text, page.name
-                yield name
+        room = ""
+        for directive, name, members in _SAID.findall(page.read_text(encoding="utf-8")):
+            if directive == "currentmodule":
+                room = name
+                continue
+            yield name if "." in name else f"{room}.{name}"
+            if directive == "automodule" and members:
+                module = __import__(name, fromlist=["__all__"])
+                yield from (f"{name}.{each}" for each in module.__all__)
+
+
+COUNTED = Counter(documented())
 
 
 def test_every_public_name_is_documented_once():
-    counted = Counter(shown())
-    missing = set(lp.__all__) - set(counted)
+    names = {name: getattr(lp, name).__name__ if name in lp._MODULES else f"llava_probe.{name}" for name in lp.__all__}
+    missing = {f"lp.{name}" for name, full in names.items() if not COUNTED[full]}
     assert not missing, f"put {sorted(missing)} on a page of docs/api/"
-    assert not set(counted) - set(lp.__all__)
-    assert not [name for name, times in counted.items() if times > 1]
+    assert not [full for full, times in COUNTED.items() if times > 1]
+    assert {full for full in COUNTED if full.count(".") == 1} <= {*names.values(), "llava_probe.tiny"}
+
+
+@pytest.mark.parametrize("name", sorted(lp._MODULES))
+def test_every_name_of_a_public_module_is_documented(name):
+    module = getattr(lp, name)
+    assert not [each for each in module.__all__ if not COUNTED[f"{module.__name__}.{each}"]]
+
+
+def test_every_error_is_documented():
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, lp.ProbeError)]
+    assert all(COUNTED[f"llava_probe.{each.__name__}"] for each in classes)
 
 
 @pytest.mark.parametrize("name", [page.name for page in PAGES if ">>> " in page.read_text(encoding="utf-8")])
@@ -48,8 +66,3 @@ def test_examples_come_out_as_written(name, tmp_path, tiny_vlm, monkeypatch):
     with desk.stand_ins(tiny_vlm):
         runner.run(test, out=said.append)
     assert not runner.failures, "".join(said)
-
-
-def test_errors_are_all_of_the_tree():
-    errors = (ROOT / "llava_probe" / "errors.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"^class (\w+)", errors, re.M)) <= set(shown())

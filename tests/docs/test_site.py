@@ -1,6 +1,7 @@
 """The site builds without a warning, asks no other host for anything, and no link in it is dead."""
 
 import re
+import runpy
 import subprocess
 import sys
 from collections import defaultdict
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 
+import llava_probe as lp
 from tests.docs.blocks import DOCS, ROOT
 
 pytest.importorskip("sphinx", reason="the site needs Sphinx: pip install '.[docs]'")
@@ -47,6 +49,19 @@ def site(tmp_path_factory, worker_id):
             built = subprocess.run([*command, "-b", "html", DOCS, out], cwd=ROOT, capture_output=True, text=True)
             (shared / "site.log").write_text(f"{built.returncode}\n{built.stderr}", encoding="utf-8")
     return out
+
+
+def test_live_pages_are_made_where_this_version_can_make_pages(tmp_path, monkeypatch):
+    making = runpy.run_path(str(DOCS / "making.py"))
+    asked = {}
+    monkeypatch.delattr(lp, "page", raising=False)
+    if "page" not in lp.__all__:
+        assert "no live pages" in making["live_page"]("01_quick_start", tmp_path)
+    monkeypatch.setattr(lp, "page", lambda trace, path: asked.update({path: trace}), raising=False)
+    said = making["live_page"]("01_quick_start", tmp_path)
+    ((path, trace),) = asked.items()
+    assert trace.answer == "STOP"
+    assert f'href="../{path.relative_to(tmp_path).as_posix()}"' in said
 
 
 @pytest.fixture(scope="session")
