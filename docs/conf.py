@@ -1,6 +1,6 @@
 """The site, offline: no font, script or picture of another host; ``make docs``.
 
-What is made when it is built lies in ``docs/gallery/made``: copies of the notebooks with their stored outputs (nothing
+What is made when it is built lies in ``docs/made``: copies of the notebooks with their stored outputs (nothing
 is run), their cards' pictures, and the live pages of the gallery, where this version can make pages.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import command_line
 import making
 import references
 
@@ -31,8 +32,9 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["gallery/made/pages"]
+exclude_patterns = ["made/pages", "made/verbs.rst", "tables"]
 nitpicky = True
+smartquotes_action = "qe"  # quotes and ellipses; two hyphens begin an option
 keep_warnings = True
 
 # --- pages ---
@@ -60,13 +62,15 @@ html_theme = "furo"
 html_title = "llava_probe"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_extra_path = ["gallery/made/pages"]
+html_extra_path = ["made/pages"]
 html_show_sourcelink = False
+html_show_search_summary = False  # it fetches pages, which a browser refuses for a site opened from disk
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
-myst_substitutions = making.gallery(HERE.parent, HERE / "gallery" / "made")
+myst_substitutions = making.gallery(HERE.parent, HERE / "made")
+(HERE / "made" / "verbs.rst").write_text(command_line.verbs(), encoding="utf-8")
 
 
 def setup(app: Any) -> None:

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
+import typer
 
 import llava_probe as lp
+from llava_probe.cli import app
 from tests.docs.blocks import DOCS, ROOT
 
 pytest.importorskip("sphinx", reason="the site needs Sphinx: pip install '.[docs]'")
@@ -97,6 +99,13 @@ def test_no_link_inside_is_dead(site, links):
     assert not dict(dead)
 
 
+def test_every_verb_of_the_command_line_has_its_options_on_a_page(site):
+    page = (site / "api" / "command_line.html").read_text(encoding="utf-8")
+    for verb, command in typer.main.get_command(app).commands.items():
+        assert f"<h2>llava-probe {verb}<" in page
+        assert all(option in page for each in command.params for option in each.opts)
+
+
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 _NAMED = re.compile(r"`((?:benchmarks|docs|figures|llava_probe|notebooks|tests|tools)/[\w./-]*)`")
 _FILES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.rglob("*.rst"), *(ROOT / "figures").glob("*.md")]
@@ -107,6 +116,6 @@ PROSE = sorted(path.relative_to(ROOT).as_posix() for path in _FILES)
 def test_files_that_pages_link_or_name_are_there(name):
     path = ROOT / name
     text = path.read_text(encoding="utf-8")
-    linked = [path.parent / link for link in _LINK.findall(text) if not link.startswith(("/", "made/"))]
+    linked = [path.parent / link for link in _LINK.findall(text) if not link.startswith(("/", "../made/"))]
     named = [ROOT / name for name in _NAMED.findall(text) if "yours" not in name]
     assert not [str(each) for each in (*linked, *named) if not each.exists()]
