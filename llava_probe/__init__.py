@@ -69,9 +69,11 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.trace.region import Region as Region
     from llava_probe.trace.tokens import Token as Token
     from llava_probe.trace.trace import Trace as Trace
+    from llava_probe import view as view
     from llava_probe.view import figures as figures
     from llava_probe.view import probe_figures as probe_figures
     from llava_probe.view import sweep_figures as sweep_figures
+    from llava_probe.view.page import page as page
 
 __version__ = "0.1.0"
 
@@ -110,6 +112,8 @@ _NAMES = {
     "dose_response": "sweeps.dose_response",
     "information_flow": "sweeps.information_flow",
     "evaluate": "evaluate",
+    "page": "view.page",
+    "view": "view",
     "figures": "view.figures",
     "probe_figures": "view.probe_figures",
     "sweep_figures": "view.sweep_figures",
@@ -134,7 +138,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "probe_figures", "sweep_figures"}
+_MODULES = {"evaluate", "figures", "probe_figures", "sweep_figures", "view"}
 
 __all__ = list(_NAMES)
 

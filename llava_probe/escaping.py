@@ -1,11 +1,12 @@
 """What came from models, files and servers, as text for people: it is shown, and never acts on where it is shown.
 
-A token may be an escape sequence that clears a terminal, a file's name may end a table's cell. Pages have
-``html.escape``; here are the terminal and Markdown.
+A token may be an escape sequence that clears a terminal, a file's name may end a table's cell, an answer may be a script.
+Here are the terminal, Markdown and HTML; inside a page that is drawn by its own script, ``view/web/src/text.ts``.
 """
 
 from __future__ import annotations
 
+import html
 import re
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#|~$!])")
@@ -32,3 +33,8 @@ def quoted(text: str) -> str:
 def in_markdown(text: object) -> str:
     """``text`` as words of a line of Markdown, in a table too: no mark-up, no HTML, no end of line."""
     return _MARKS.sub(r"\\\1", visible(str(text).replace("\n", "⏎")))
+
+
+def in_html(text: object) -> str:
+    """``text`` as words of a page, between tags or inside quotes: no mark-up, no hidden letter, no turned direction."""
+    return html.escape(visible(str(text), lines=True))

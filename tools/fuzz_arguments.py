@@ -279,6 +279,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.heads_figure": (figures.heads_figure, {"shares": w["heads"], "of": "image", "row": 0}),
         "figures.map_figure": (figures.map_figure, {"m": m, "row": 0}),
         "figures.save_figure": (figures.save_figure, {"figure": figures.map_figure(m, 0), "path": folder / "a.png"}),
+        "page": (lp.page, {"results": [trace, m], "path": folder / "page.html"}),
         "probe_figures.confusion_figure": (probe_figures.confusion_figure, {
             "sweep": w["sweep"], "layer": w["key"][0], "position": w["key"][1]}),
         "probe_figures.probe_figure": (probe_figures.probe_figure, {
@@ -306,6 +307,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Trace.rows": (trace.rows, {"at": lp.LAST, "layer": 0, "head": 0}),
         "Trace.each_row": (_used_up(trace.each_row), {"at": lp.LAST, "layer": 0, "head": 0}),
         "Trace.save": (trace.save, {"path": folder / "b.trace"}),
+        "Trace.page": (trace.page, {"path": folder / "b.html"}),
         "ImageLayout.to_pixels": (w["layout"].to_pixels, {"values": m.row(0), "tiles": None}),
         "ImageLayout.to_tokens": (w["layout"].to_tokens, {"mask": mask}),
         "ImageLayout.tokens_in": (w["layout"].tokens_in, {"mask": mask}),

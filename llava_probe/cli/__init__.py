@@ -23,6 +23,7 @@ from llava_probe.cli.leaderboard import leaderboard
 from llava_probe.cli.models import models
 from llava_probe.cli.run import run
 from llava_probe.cli.trace_cause import trace_cause
+from llava_probe.cli.view import view
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +32,7 @@ app = typer.Typer(
     help="A microscope for vision-language models: what was answered, how surely, and where it looked.",
 )
 
-for _verb in (demo, run, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, models):
+for _verb in (demo, run, attribute, flow, trace_cause, view, check, leaderboard, extract, fit_probe, models):
     # what ``run`` does not know goes to transformers' generate
     _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if _verb is run else None
     app.command(_verb.__name__.replace("_", "-"), cls=InOrder, context_settings=_passed_on)(as_command(_verb))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from llava_probe.trace import file as trace_file
 from llava_probe.trace.distributions import TopK
 from llava_probe.trace.explained import IMAGE, PREDICTING, At, Tokens
 from llava_probe.trace.explained import positions as named_positions
-from llava_probe.trace.html import trace_html
 from llava_probe.trace.kept import kept_columns, kept_rows, picked, squeezed, told_positions
 from llava_probe.trace.request import Request, settings, spelled
 from llava_probe.trace.sizes import Sizes
@@ -257,10 +257,12 @@ class Trace:
         lengths = f"{self.prompt_length} + {len(self.generated)} tokens"
         return f"Trace({self.answer!r}, {lengths}, {_kept(self.records)}{self._under})"
 
+    def page(self, path: str | Path, *others: Any) -> Path:
+        """Write a page for the browser, one file without network: ``lp.page([trace, *others], path)``."""
+        return _front_door().page([self, *others], path)  # type: ignore[no-any-return]
+
     def _repr_html_(self) -> str:
-        asked = "".join(token.text for token in self.tokens[: self.prompt_length] if token.role == "prompt")
-        said = [token.text for token in self.generated]
-        return trace_html(self.images, asked, said, self._probabilities(), _kept(self.records) + self._under)
+        return _front_door().view(self)._repr_html_()  # type: ignore[no-any-return]
 
     # --- details ---
 
@@ -280,16 +282,6 @@ class Trace:
         if name == "scores" and self.scored:
             raise NotCaptured("a scored answer has no scores: nothing was sampled; read trace.logits")
         raise NotCaptured(f"{name} were not kept; pass Capture({name}=True)")
-
-    def _probabilities(self) -> list[float] | None:
-        """Of each generated token, where logits were kept."""
-        if self.kept("logits"):
-            chosen = self.logits.gather(1, self.generated_ids[:, None]).squeeze(1)
-            return (chosen - torch.logsumexp(self.logits, dim=1)).exp().tolist()
-        if self.kept("logits.values"):
-            top = self.top("logits")
-            return (top.chosen - top.logsumexp).exp().tolist()
-        return None
 
     def _predicting(self, record: str, kept: tuple[int, ...], field_name: str, flag: str) -> Tensor:
         if record not in self.records:
@@ -327,3 +319,8 @@ def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
 
 def _kept(records: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in records.items() if "." not in name)
+
+
+def _front_door() -> Any:
+    """The package as a user has it: what draws a trace stands rooms above, and is asked for by its public name."""
+    return import_module("llava_probe")

@@ -1,0 +1,214 @@
+"""All that a page shows, as one parcel: runs with their pictures, words, numbers and maps.
+
+The names in here are the other half of ``view/web/src/payload.ts``. Texts go as they are: the page puts them where they
+are text and nothing else (``view/web/src/text.ts``).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava_probe.analyzers.confidence import confidence
+from llava_probe.analyzers.sinks import sinks
+from llava_probe.border import checked
+from llava_probe.errors import NotANumber, NotCaptured, shortened
+from llava_probe.layout import ImageLayout
+from llava_probe.layout.geometry import tile_grids
+from llava_probe.maps.maps import ImageMap
+from llava_probe.maps.overlay import OPACITY
+from llava_probe.trace.explained import ANSWER
+from llava_probe.trace.request import spelled
+from llava_probe.trace.trace import Trace
+from llava_probe.view.page.grids import attention_data
+from llava_probe.view.page.limits import limit_of
+from llava_probe.view.page.packing import Parcel
+from llava_probe.view.page.runs import Result, Run, gathered
+from llava_probe.view.terminal import notes
+
+#: What the page's reader must know to read this.
+FORMAT = 1
+#: Bytes of the parcel, compressed: in base64, with the component, a page of 10 MB.
+BUDGET = 7_000_000
+#: Bytes of a parcel that goes into a notebook's cell.
+CELL_BUDGET = 1_500_000
+
+#: Longer side of a photograph on a page, and how many pixels all frames of a video have together.
+_SIDE, _PIXELS = 1024, 4_000_000
+#: A photograph that takes at most this share of a page as PNG goes as it is, to the pixel; a larger one as JPEG.
+_EXACT = 0.04
+_QUALITY = 86
+#: What else the model nearly said, at each step.
+_ALTERNATIVES = 8
+#: Colour maps by name: perceptually uniform, and safe for the colour-blind; the first of each is the default.
+PLAIN, SIGNED = ("plasma", "viridis", "cividis", "inferno"), ("RdBu_r", "PuOr_r", "BrBG_r")
+
+
+@checked
+def payload(results: Result | Iterable[Result], budget: int = BUDGET) -> bytes:
+    """Everything that the page component shows of some traces and maps, compressed.
+
+    Args:
+        results: a trace, a map, or several: maps belong to the trace before them.
+        budget: about how many bytes; single heads are left out until it fits, which the page tells.
+
+    Raises:
+        BadInput: something that is neither, or nothing.
+    """
+    runs = gathered(results)
+    parcel = Parcel()
+    told = [_run_data(run, parcel, budget // len(runs)) for run in runs]
+    return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "opacity": list(OPACITY), "runs": told})
+
+
+def _run_data(run: Run, parcel: Parcel, budget: int) -> dict[str, Any]:
+    pictures = _pictures(run, parcel, int(budget * _EXACT))
+    return {
+        **_told(run),
+        "tokens": [[token.position, token.text, token.role] for token in run.tokens],
+        "steps": _steps(run.trace, parcel) if run.trace is not None else None,
+        "pictures": pictures,
+        "attention": attention_data(run.trace, parcel, budget) if run.trace is not None else None,
+        "attentionLimit": limit_of("attention"),
+        "maps": [_map_data(picture, m, parcel) for picture, m in run.maps],
+    }
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Who was asked what, and with what it was made."""
+    trace = run.trace
+    if trace is None:
+        m = run.maps[0][1]
+        return {"title": m.method, "question": "", "answer": m.label(), "promptLength": 0, "said": [], "notes": [], "made": [],
+                "interventions": [], "alternatives": [], "scored": True}  # fmt: skip
+    asked = trace.question or trace.request.prompt or ""
+    made = [(name, trace.provenance.get(name)) for name in ("model", "class", "revision", "dtype", "attention")]
+    made += [("quantization", trace.provenance.get("quantization")), ("adapter", trace.provenance.get("adapter"))]
+    made += sorted(trace.request.generate.items()) + [("seed", trace.request.seed)]
+    others = [{"answer": other.answer, "score": other.sequence_score} for other in trace.alternatives]
+    return {
+        "title": str(trace.provenance.get("model", "")),
+        "question": asked,
+        "answer": trace.answer,
+        "promptLength": trace.prompt_length,
+        "said": trace.positions(ANSWER),
+        "notes": [shortened(note) for note in notes(trace)] + _unplaced(trace),
+        "made": [[name, str(value)] for name, value in made if value is not None],
+        "interventions": [shortened(spelled(each)) for each in trace.interventions],
+        "alternatives": others,
+        "scored": trace.scored,
+    }
+
+
+def _unplaced(trace: Trace) -> list[str]:
+    """Why there is no map, where the places of visual tokens are not known."""
+    return [f"places of visual tokens: {trace.provenance['places']}"] if "places" in trace.provenance else []
+
+
+def _steps(trace: Trace, parcel: Parcel) -> dict[str, Any] | None:
+    """How sure the model was at each step, and what else it nearly said; None where no logits were kept."""
+    try:
+        sure = confidence(trace)
+    except (NotCaptured, NotANumber):
+        return None
+    columns = {"probability": sure.probability, "entropy": sure.entropy, "rank": sure.rank.float()}
+    try:
+        if sure.sampled_probability is not None:
+            columns["sampled"] = sure.sampled_probability
+    except (NotCaptured, NotANumber):
+        pass
+    kept = trace.logits.shape[1] if trace.kept("logits") else trace.top().values.shape[1]
+    return {
+        **{name: parcel.add(column.numpy().astype(np.float32)) for name, column in columns.items()},
+        "alternatives": [
+            [[other.text, round(other.probability, 6)] for other in step]
+            for step in sure.top(min(_ALTERNATIVES, kept))
+        ],
+    }
+
+
+def _pictures(run: Run, parcel: Parcel, exact: int) -> list[dict[str, Any]]:
+    images = run.images
+    side = min(_SIDE, int((_PIXELS / max(1, len(images))) ** 0.5))
+    known = len(run.layouts) == len(images)
+    told = []
+    for number, image in enumerate(images):
+        layout = run.layouts[number] if known else None
+        size = layout.size if layout is not None else image.size
+        file, kind, shown = _encoded(image, side, exact)
+        told.append(
+            {
+                "size": list(size),
+                "shown": list(shown),
+                "file": parcel.file(file),
+                "kind": kind,
+                "layout": _layout_data(layout, parcel) if layout is not None else None,
+                "sinks": _sinks(run.trace, number, parcel) if layout is not None and run.trace is not None else None,
+            }
+        )
+    return told
+
+
+def _layout_data(layout: ImageLayout, parcel: Parcel) -> dict[str, Any]:
+    grids = [(own, grid) for own, grid in tile_grids(layout) if grid is not None] if len(layout) else []
+    return {
+        "boxes": parcel.add(layout.boxes.astype(np.float32)),
+        "positions": parcel.add(layout.positions.astype(np.int32)),
+        "tiles": parcel.add(layout.tiles.astype(np.int32)),
+        "grids": [{"tokens": parcel.add(own.astype(np.int32)), "rows": int(r), "columns": int(c)}
+                  for own, (r, c) in grids],
+        "frames": list(layout.frames),
+    }  # fmt: skip
+
+
+def _sinks(trace: Trace, image: int, parcel: Parcel) -> dict[str, Any] | None:
+    try:
+        marked = sinks(trace, image).marked
+    except NotCaptured:
+        return None
+    return parcel.add(np.flatnonzero(marked.numpy()).astype(np.int32))
+
+
+def _map_data(picture: int, m: ImageMap, parcel: Parcel) -> dict[str, Any]:
+    spans: Sequence[Sequence[int]] = m.about.get("positions") or [[token.position] for token in m.tokens]
+    return {
+        "name": m.method,
+        "unit": str(m.about.get("unit", "value")),
+        "limit": limit_of(m.method),
+        "picture": picture,
+        "rows": [[m.label(row), list(span)] for row, span in enumerate(spans)],
+        "values": parcel.quantised(m.values.numpy(), np.uint16),
+        "marked": None if m.marked is None else parcel.add(m.marked.numpy().astype(np.uint8)),
+        "text": None
+        if m.text is None
+        else {
+            "positions": [token.position for token in m.text_tokens],
+            "values": parcel.add(m.text.numpy().astype(np.float32)),
+        },
+    }
+
+
+def _colours(parcel: Parcel) -> dict[str, Any]:
+    """[256, 3] tables of each colour map."""
+    from matplotlib import colormaps
+
+    names = (*PLAIN, *SIGNED)
+    tables = [np.rint(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8) for name in names]
+    return {"plain": list(PLAIN), "signed": list(SIGNED), "tables": parcel.add(np.stack(tables))}
+
+
+def _encoded(image: Image.Image, side: int, exact: int) -> tuple[bytes, str, tuple[int, int]]:
+    """A photograph as a file that a browser shows: PNG of at most ``exact`` bytes, else JPEG; its type and size."""
+    picture = image.convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    if file.tell() <= exact:
+        return file.getvalue(), "image/png", picture.size
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY, subsampling="4:4:4", optimize=True)
+    return file.getvalue(), "image/jpeg", picture.size

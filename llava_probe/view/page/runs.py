@@ -1,0 +1,86 @@
+"""What is put on one page, in order: each trace opens a run, and the maps behind it that lie on its pictures are its own.
+
+    gathered([trace, lp.attribute(vlm, trace), other])      # two runs, the first with a map beside its attention
+
+A map without a trace is a run by itself: a photograph and its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from llava_probe.errors import BadInput, shortened
+from llava_probe.layout import ImageLayout
+from llava_probe.maps.maps import ImageMap
+from llava_probe.trace.tokens import Token
+from llava_probe.trace.trace import Trace
+
+#: What a page is made of.
+Result = Trace | ImageMap
+
+#: More runs than this make no readable page.
+MOST_RUNS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One answer, or some maps of one picture, and everything that is shown of it.
+
+    Attributes:
+        trace: None where only maps were given.
+        maps: each with the number of the picture that it lies on.
+    """
+
+    trace: Trace | None
+    maps: list[tuple[int, ImageMap]] = field(default_factory=list)
+
+    @property
+    def images(self) -> Sequence[Image.Image]:
+        """The originals."""
+        return self.trace.images if self.trace is not None else [self.maps[0][1].image]
+
+    @property
+    def layouts(self) -> Sequence[ImageLayout]:
+        """Where their visual tokens lie; empty where it is not known."""
+        return self.trace.layouts if self.trace is not None else [self.maps[0][1].layout]
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """Of prompt and answer, without the visual ones; of maps alone, what they explain."""
+        if self.trace is not None:
+            return [token for token in self.trace.tokens if token.role != "image"]
+        known = {token.position: token for _, m in self.maps for token in (*m.text_tokens, *m.tokens)}
+        return [known[position] for position in sorted(known)]
+
+    def place_of(self, m: ImageMap) -> int | None:
+        """The number of the picture that a map lies on, None where it is none of these."""
+        return next((number for number, layout in enumerate(self.layouts) if layout == m.layout), None)
+
+
+def gathered(results: Result | Iterable[Result]) -> list[Run]:
+    """The runs of a page.
+
+    Raises:
+        BadInput: something that is neither a trace nor a map, nothing at all, or more than a page can hold.
+    """
+    given = [results] if isinstance(results, Trace | ImageMap) else list(results)
+    runs: list[Run] = []
+    for result in given:
+        if isinstance(result, Trace):
+            runs.append(Run(result))
+        elif isinstance(result, ImageMap):
+            where = runs[-1].place_of(result) if runs else None
+            if where is None:
+                runs.append(Run(None, [(0, result)]))
+            else:
+                runs[-1].maps.append((where, result))
+        else:
+            raise BadInput(f"a page is made of traces and maps; got {shortened(repr(result))}")
+    if not runs:
+        raise BadInput("a page is made of traces and maps; got none")
+    if len(runs) > MOST_RUNS:
+        raise BadInput(f"a page holds at most {MOST_RUNS} runs; got {len(runs):,}: write several pages")
+    return runs

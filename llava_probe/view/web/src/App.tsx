@@ -1,0 +1,170 @@
+// The whole component: what is chosen is one `Selection`, everything else follows from it and the payload.
+
+import { useCallback, useEffect, useMemo, useState } from "preact/hooks";
+import { Controls } from "./Controls";
+import { Everything, Facts } from "./Everything";
+import { HeadGrid } from "./HeadGrid";
+import { linked } from "./linking";
+import { Asked, Options, Update } from "./main";
+import { Payload, Run } from "./payload";
+import { Photograph, useDifference, usePanel } from "./Photograph";
+import { Saving } from "./Saving";
+import { fromLink, NOTHING, Selection, toLink } from "./selection";
+import { shown } from "./text";
+import { Details, Tokens } from "./Tokens";
+import { lookedAt, show, together } from "./values";
+
+export type Choose = (change: Partial<Selection>) => void;
+
+/** A visual token under the pointer, of a picture of a run. */
+export interface Pointed {
+  run: number;
+  picture: number;
+  tokens: readonly number[];
+}
+
+interface Props {
+  payload: Payload;
+  host: HTMLElement;
+  options: Options;
+  change: Update;
+}
+
+export function App({ payload, host, options, change }: Props) {
+  const [selection, setSelection] = useState<Selection>(() => (options.link ? fromLink(location.hash) : NOTHING));
+  const [pointed, setPointed] = useState<Pointed | null>(null);
+  const [complete, setComplete] = useState(payload.complete);
+  const chosen = useMemo(() => within(payload, selection), [payload, selection]);
+  const choose = useCallback<Choose>((change) => setSelection((before) => ({ ...before, ...change })), []);
+
+  const [waiting, setWaiting] = useState(false);
+  const act = useMemo(
+    () =>
+      options.act &&
+      ((asked: Asked): void => {
+        setWaiting(true);
+        options.act!(asked);
+      }),
+    [options.act],
+  );
+
+  useEffect(() => {
+    setWaiting(false);
+    if (change.select) choose(change.select);
+  }, [change]);
+  useEffect(() => void payload.whole.then(() => setComplete(true)), [payload]);
+  useEffect(() => {
+    if (!options.link) return;
+    const read = (): void => setSelection(fromLink(location.hash));
+    addEventListener("hashchange", read);
+    return () => removeEventListener("hashchange", read);
+  }, []);
+  useEffect(() => {
+    const link = toLink(chosen);
+    if (options.link && link !== location.hash.slice(1)) history.replaceState(null, "", link ? `#${link}` : location.pathname + location.search);
+    const { tokens, layers, heads, map, picture } = chosen;
+    tell(host, "llava-probe-state", { tokens, layers, heads, map, picture });
+  }, [chosen]);
+  useEffect(() => {
+    tell(host, "llava-probe-region", chosen.region && { trace: chosen.run, image: chosen.picture, box: chosen.region });
+  }, [chosen.region, chosen.run, chosen.picture]);
+
+  const run = payload.header.runs[chosen.run];
+  const beside = chosen.beside === null ? null : payload.header.runs[chosen.beside];
+  const besideTokens = useMemo(() => (beside ? counterparts(run, beside, chosen.tokens) : []), [run, beside, chosen.tokens]);
+  const [first, second] = useMemo(() => {
+    const one = show(payload, run, chosen, chosen.picture, chosen.tokens);
+    const picture = Math.min(chosen.picture, (beside?.pictures.length ?? 1) - 1);
+    const lost = chosen.tokens.length > 0 && besideTokens.length === 0;
+    const two = beside && !lost && show(payload, beside, besideSelection(run, beside, chosen), picture, besideTokens);
+    together(one, two || null);
+    return [one, two || null];
+  }, [payload, complete, run, beside, chosen, besideTokens]);
+  const panel = usePanel(payload, run, chosen, first, chosen.tokens);
+  const other = usePanel(payload, beside, chosen, second, besideTokens);
+  const difference = useDifference(panel, other, payload, chosen);
+  const lit = useMemo(
+    () => (pointed && pointed.tokens.length ? lookedAt(payload, payload.header.runs[pointed.run], chosen, pointed.picture, pointed.tokens) : null),
+    [pointed, chosen, payload],
+  );
+
+  const pictures = { payload, selection: chosen, choose, point: setPointed, act, waiting };
+  return (
+    <div class="page">
+      <header>
+        <h1 dir="auto">{shown(run.question) || "Maps"}</h1>
+        <p class="by">{shown(run.title)}</p>
+        {run.notes.map((note) => (
+          <p class="note">{shown(note)}</p>
+        ))}
+      </header>
+      <Controls payload={payload} run={run} selection={chosen} choose={choose} offers={options.offers ?? []} act={act} waiting={waiting} />
+      <p class="message" role="status">{waiting ? "the model is at work …" : shown(change.message ?? "")}</p>
+      <div class="columns">
+        <div class="pictures">
+          <Photograph {...pictures} number={chosen.run} run={run} shown={first} panel={panel} />
+          {beside && <Photograph {...pictures} number={chosen.beside!} run={beside} shown={second} panel={other} />}
+          {difference && <Photograph.Drawing panel={difference} label={`difference: ${shown(beside!.answer)} less ${shown(run.answer)}`} />}
+          {beside && !difference && <p class="note">No difference is drawn: it takes two maps, of pictures of one size.</p>}
+        </div>
+        <div class="words">
+          <Tokens payload={payload} run={run} tokens={chosen.tokens} choose={choose} lit={pointed?.run === chosen.run ? lit : null} />
+          {beside && (
+            <Tokens payload={payload} run={beside} tokens={besideTokens} lit={pointed?.run === chosen.beside ? lit : null} title={shown([beside.question, ...beside.interventions.map((each) => `under ${each}`)].join(", "))} />
+          )}
+          <Details payload={payload} run={run} selection={chosen} shown={first} />
+          {run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} />}
+        </div>
+      </div>
+      <Saving panels={[panel, other, difference]} run={run} selection={chosen} payload={payload} link={options.link === true} />
+      <Everything payload={payload} run={run} selection={chosen} />
+      <Facts run={run} />
+    </div>
+  );
+}
+
+/** A selection as far as a payload has what it names. */
+function within(payload: Payload, selection: Selection): Selection {
+  const runs = payload.header.runs;
+  const number = selection.run < runs.length ? selection.run : 0;
+  const run = runs[number];
+  const positions = new Set(run.tokens.map(([position]) => position));
+  const map = selection.map === "attention" || selection.map < run.maps.length ? selection.map : "attention";
+  const there = (numbers: readonly number[] | undefined, span: readonly [number, number] | null) =>
+    span && numbers?.some((each) => each >= span[0] && each <= span[1]) ? span : null;
+  return {
+    ...selection,
+    run: number,
+    beside: selection.beside !== null && selection.beside < runs.length && selection.beside !== number ? selection.beside : null,
+    picture: selection.picture < run.pictures.length ? selection.picture : 0,
+    tokens: selection.tokens.filter((position) => positions.has(position)),
+    map: map === "attention" && !run.attention?.pictures && run.maps.length ? 0 : map,
+    layers: there(run.attention?.layers, selection.layers),
+    heads: there(run.attention?.heads, selection.heads),
+  };
+}
+
+/** Another map of the same name, where the other run has it at another place. */
+function besideSelection(run: Run, beside: Run, selection: Selection): Selection {
+  if (selection.map === "attention") return selection;
+  const place = beside.maps.findIndex((each) => each.name === run.maps[selection.map as number].name);
+  return { ...selection, map: place >= 0 ? place : beside.maps.length };
+}
+
+/** The tokens of one run that stand for those chosen in another; the same words of the question, linked words of the answer. */
+function counterparts(run: Run, beside: Run, tokens: readonly number[]): number[] {
+  const answers = [run, beside].map((each) => each.tokens.filter(([, , role]) => role === "generated"));
+  const links = linked(answers[0].map(([, text]) => text), answers[1].map(([, text]) => text));
+  return tokens.flatMap((position) => {
+    const step = answers[0].findIndex(([own]) => own === position);
+    const link = step >= 0 ? links[step] : null;
+    if (link !== null) return [answers[1][link][0]];
+    const text = run.tokens.find(([own]) => own === position)?.[1];
+    const same = step < 0 ? beside.tokens.find(([, other, role]) => other === text && role !== "generated") : undefined;
+    return same ? [same[0]] : [];
+  });
+}
+
+function tell(host: HTMLElement, name: string, detail: unknown): void {
+  host.dispatchEvent(new CustomEvent(name, { detail, bubbles: true, composed: true }));
+}

@@ -1,0 +1,123 @@
+// Layers by heads, each cell its share of attention on the picture: a click takes one, a drag a range, the corner all.
+
+import { useMemo, useRef, useState } from "preact/hooks";
+import { Choose } from "./App";
+import { percent } from "./numbers";
+import { Payload, Run } from "./payload";
+import { Range, Selection } from "./selection";
+import { colourTable } from "./Photograph";
+import { places, shares } from "./values";
+
+interface Props {
+  payload: Payload;
+  run: Run;
+  selection: Selection;
+  choose: Choose;
+}
+
+type Cell = readonly [layer: number, head: number];
+
+export function HeadGrid({ payload, run, selection, choose }: Props) {
+  const { layers, heads } = run.attention!;
+  const table = useRef<HTMLTableElement>(null);
+  const pressed = useRef<Cell | null>(null);
+  const [focus, setFocus] = useState<Cell>([0, 0]);
+  const share = useMemo(() => shares(payload, run, selection.picture, selection.tokens)!, [payload, run, selection.picture, selection.tokens]);
+  const most = share.reduce((largest, each) => Math.max(largest, each), 1e-9);
+  const colours = colourTable(payload, "viridis", false);
+  const within = [new Set(places(layers, selection.layers)), new Set(places(heads, selection.heads))];
+  const chosen = ([layer, head]: Cell): boolean => (selection.layers !== null || selection.heads !== null) && within[0].has(layer) && within[1].has(head);
+
+  const take = (one: Cell, other: Cell): void => {
+    const span = (numbers: readonly number[], a: number, b: number): Range => [numbers[Math.min(a, b)], numbers[Math.max(a, b)]];
+    choose({ layers: span(layers, one[0], other[0]), heads: span(heads, one[1], other[1]) });
+  };
+  const cellAt = (event: Event): Cell | null => {
+    const cell = (event.target as Element).closest<HTMLElement>("[data-cell]");
+    return cell && (cell.dataset.cell!.split(",").map(Number) as unknown as Cell);
+  };
+  const keyed = (event: KeyboardEvent): void => {
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (event.key === "Escape") choose({ layers: null, heads: null });
+    else if (event.key === "Enter" || event.key === " ") take(focus, focus);
+    else if (!move) return;
+    else {
+      const next: Cell = [Math.min(layers.length - 1, Math.max(0, focus[0] + move[0])), Math.min(heads.length - 1, Math.max(0, focus[1] + move[1]))];
+      setFocus(next);
+      take(event.shiftKey ? [places(layers, selection.layers)[0], places(heads, selection.heads)[0]] : next, next);
+      requestAnimationFrame(() => table.current?.querySelector<HTMLElement>(`[data-cell="${next}"]`)?.focus());
+    }
+    event.preventDefault();
+  };
+
+  const colour = (value: number): string => {
+    const at = 3 * Math.round((255 * value) / most);
+    return `rgb(${colours[at]} ${colours[at + 1]} ${colours[at + 2]})`;
+  };
+  const numbered = layers.length * heads.length <= 64;
+  return (
+    <section class="heads">
+      <h2>
+        Layers × heads <span class="hint">share on the picture, up to {percent(most)}; click, drag, arrow keys</span>
+      </h2>
+      <div class="scroll">
+        <table
+          ref={table}
+          role="grid"
+          aria-label="share of each head's attention on the picture"
+          aria-multiselectable="true"
+          onKeyDown={keyed}
+          onPointerDown={(event) => {
+            pressed.current = cellAt(event);
+            if (pressed.current) setFocus(pressed.current), take(pressed.current, pressed.current);
+          }}
+          onPointerOver={(event) => {
+            const cell = event.buttons ? cellAt(event) : null;
+            if (cell && pressed.current) take(pressed.current, cell);
+          }}
+          onPointerUp={() => (pressed.current = null)}
+        >
+          <thead>
+            <tr>
+              <td>
+                <button type="button" aria-pressed={!selection.layers && !selection.heads} onClick={() => choose({ layers: null, heads: null })}>
+                  mean
+                </button>
+              </td>
+              {heads.map((head) => (
+                <th scope="col">
+                  <button type="button" aria-label={`head ${head}, all layers`} onClick={() => choose({ layers: null, heads: [head, head] })}>
+                    {head}
+                  </button>
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {layers.map((layer, row) => (
+              <tr>
+                <th scope="row">
+                  <button type="button" aria-label={`layer ${layer}, all heads`} onClick={() => choose({ layers: [layer, layer], heads: null })}>
+                    {layer}
+                  </button>
+                </th>
+                {heads.map((head, column) => {
+                  const value = share[row * heads.length + column];
+                  const name = `layer ${layer}, head ${head}: ${percent(value, 1)}`;
+                  const cell: Cell = [row, column];
+                  const ink = value > 0.6 * most ? "#111111" : "#ffffff";
+                  return (
+                    <td role="gridcell" data-cell={`${cell}`} aria-label={name} title={name} aria-selected={chosen(cell)} tabIndex={row === focus[0] && column === focus[1] ? 0 : -1} style={{ background: colour(value), color: ink }}>
+                      {numbered ? percent(value).replace(" %", "") : ""}
+                    </td>
+                  );
+                })}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      {run.attention!.reduced && <p class="note">{run.attention!.reduced}</p>}
+    </section>
+  );
+}

@@ -1,0 +1,125 @@
+// The words: prompt and answer, each token a choice; doubtful ones stand out; under the pointer's place they light up.
+
+import { useMemo, useRef } from "preact/hooks";
+import { Choose } from "./App";
+import { number, percent } from "./numbers";
+import { Payload, Run } from "./payload";
+import { Selection } from "./selection";
+import { shown as visible, spelled } from "./text";
+import { Shown } from "./values";
+import { whereIs } from "./Photograph";
+
+interface Props {
+  payload: Payload;
+  run: Run;
+  tokens: readonly number[];
+  choose?: Choose;
+  /** How much each token looked at the place under the pointer, by position. */
+  lit: Map<number, number> | null;
+  title?: string;
+}
+
+export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
+  const list = useRef<HTMLDivElement>(null);
+  const probability = useMemo(() => run.steps && payload.array<Float32Array>(run.steps.probability), [payload, run]);
+  const kept = useMemo(() => new Set([...(run.attention?.tokens ?? []), ...run.maps.flatMap((map) => map.rows.flatMap(([, span]) => span))]), [run]);
+  const brightest = lit ? Math.max(1e-12, ...[...lit.values()].map(Math.abs)) : 1;
+  const generated = run.tokens.filter(([, , role]) => role === "generated");
+  const choices = run.tokens.filter(([position, , role]) => role === "generated" || kept.has(position)).map(([position]) => position);
+
+  const pick = (position: number, add: boolean): void => {
+    if (!choose) return;
+    const others = tokens.filter((each) => each !== position);
+    choose({ tokens: !add ? [position] : others.length < tokens.length ? others : [...tokens, position].sort((a, b) => a - b) });
+  };
+  const pressed = (event: KeyboardEvent): void => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
+    if (event.key === "Escape" || event.key === "a") choose?.({ tokens: [] });
+    else if (step === undefined) return;
+    else {
+      const from = tokens.length ? choices.indexOf(tokens[tokens.length - 1]) : step > 0 ? choices.indexOf(generated[0]?.[0]) - 1 : choices.length;
+      const next = choices[Math.min(choices.length - 1, Math.max(0, from + step))];
+      if (event.shiftKey && !tokens.includes(next)) pick(next, true);
+      else choose?.({ tokens: [next] });
+      requestAnimationFrame(() => list.current?.querySelector<HTMLElement>(`[data-position="${next}"]`)?.focus());
+    }
+    event.preventDefault();
+  };
+
+  const word = ([position, text, role]: Run["tokens"][number]) => {
+    const step = role === "generated" ? position - run.promptLength : -1;
+    const sure = step >= 0 && probability ? probability[step] : null;
+    const light = lit ? Math.abs(lit.get(position) ?? 0) / brightest : null;
+    const style = light !== null ? { "--light": light.toFixed(3) } : sure !== null ? { "--doubt": (1 - sure).toFixed(3) } : undefined;
+    const classes = ["token", role, light !== null ? "lit" : "", sure !== null && sure < 0.5 ? "doubtful" : ""].join(" ");
+    const said = sure !== null ? `${spelled(text)}, ${percent(sure, 1)}` : spelled(text);
+    if (!choose || !(role === "generated" || kept.has(position))) return <span class={classes} style={style} title={said}>{withEnds(text)}</span>;
+    const chosen = tokens.includes(position);
+    const reachable = chosen || (!tokens.length && position === generated[0]?.[0]);
+    return (
+      <button type="button" role="option" class={classes} style={style} title={said} aria-label={said} aria-selected={chosen} tabIndex={reachable ? 0 : -1} data-position={position} onClick={(event) => pick(position, event.shiftKey)}>
+        {withEnds(text)}
+      </button>
+    );
+  };
+  return (
+    <section class="tokens" aria-label="prompt and answer">
+      {title && <h2 dir="auto">{title}</h2>}
+      <div ref={list} role={choose ? "listbox" : undefined} aria-multiselectable={choose ? true : undefined} aria-label={choose ? "tokens: arrow keys choose, shift adds, escape takes the whole answer" : undefined} onKeyDown={choose && pressed}>
+        <div class="prompt" dir="auto" role="presentation">{run.tokens.filter(([, , role]) => role !== "generated").map(word)}</div>
+        <div class="answer" dir="auto" role="presentation">{generated.map(word)}</div>
+      </div>
+      {choose && (
+        <p class="under-tokens">
+          <button type="button" aria-pressed={tokens.length === 0} onClick={() => choose({ tokens: [] })}>
+            Whole answer
+          </button>
+          <span class="hint">{probability ? "amber: doubtful" : "no logits were kept"} · click or ← →, shift adds</span>
+        </p>
+      )}
+    </section>
+  );
+}
+
+/** A token's text in a line of text: line ends are seen, and end the line. */
+function withEnds(text: string) {
+  const parts = text.split("\n");
+  const shown = parts.map((part) => visible(part));
+  if (text.trim() === "") return spelled(text);
+  return shown.flatMap((part, at) => (at ? ["⏎", <br />, part] : [part]));
+}
+
+/** The chosen token's numbers, what else it nearly was, and where it looked; told to screen readers as it changes. */
+export function Details({ payload, run, selection, shown }: { payload: Payload; run: Run; selection: Selection; shown: Shown | null }) {
+  const position = selection.tokens[selection.tokens.length - 1];
+  const step = position === undefined ? -1 : position - run.promptLength;
+  const picture = run.pictures[selection.picture];
+  const boxes = picture?.layout && payload.array<Float32Array>(picture.layout.boxes);
+  const steps = step >= 0 ? run.steps : null;
+  const read = (name: "probability" | "entropy" | "rank" | "sampled"): number | null => (steps?.[name] ? payload.array(steps[name]!)![step] : null);
+  const [sure, entropy, rank, sampled] = [read("probability"), read("entropy"), read("rank"), read("sampled")];
+  const largest = shown && boxes && boxes.length ? whereIs(shown, picture, boxes) : null;
+  const total = shown && !shown.signed && shown.unit === "share of attention" ? shown.values.reduce((sum, each) => sum + each, 0) : null;
+  return (
+    <section class="details" aria-live="polite">
+      <p>
+        {sure !== null && (
+          <>
+            <b>{percent(sure, 2)}</b> probable, entropy {number(entropy!)} nats{rank ? `, ${rank} likelier` : ""}
+            {sampled !== null && Math.abs(sampled - sure) > 0.001 ? `, drawn with ${percent(sampled, 2)}` : ""}.{" "}
+          </>
+        )}
+        {largest && <>Largest at {largest}{total !== null ? `; ${percent(total, 1)} on the picture` : ""}.</>}
+      </p>
+      {steps && (
+        <ol class="alternatives" aria-label="what it nearly said">
+          {steps.alternatives[step].map(([text, probability]) => (
+            <li style={{ "--share": probability }}>
+              <span dir="auto">{spelled(text)}</span> <span>{percent(probability, probability < 0.01 ? 2 : 1)}</span>
+            </li>
+          ))}
+        </ol>
+      )}
+    </section>
+  );
+}

@@ -1,0 +1,13 @@
+import { defineConfig } from "vite";
+
+// One classic script without imports: it is put into pages, cells and the app as text.
+export default defineConfig({
+  build: {
+    outDir: "../page",
+    emptyOutDir: false,
+    copyPublicDir: false,
+    target: "es2022",
+    lib: { entry: "src/main.tsx", formats: ["iife"], name: "llavaProbeComponent", fileName: () => "component.js" },
+    rollupOptions: { output: { banner: "/* llava_probe page component. Contains Preact, MIT licence, © Jason Miller. */" } },
+  },
+});

@@ -1,0 +1,279 @@
+"""The saved page in a real browser: what is seen is what the arrays say, whoever asks and however."""
+
+import base64
+import csv
+import io
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+
+import llava_probe as lp
+from llava_probe import tiny
+from llava_probe.view.page import fragment
+
+#: Levels of a colour by which a quantised value may miss.
+LEVELS = 2
+HOSTILE = "<script>alert(1)</script></script><!-- <img src=x onerror=alert(2)> \u202egnp.exe \x00 " + "x" * 10_000
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_vlm):
+    scene = tiny.scene(34)
+    capture = lp.Capture(attention_positions="all")
+    asked = [("What is the text on the stop sign?", capture), ("What colour is the triangle?", None)]
+    return [tiny_vlm.generate(scene.image, question, capture=kept) for question, kept in asked]
+
+
+@pytest.fixture(scope="module")
+def maps(tiny_vlm, traces):
+    return [lp.attribute(tiny_vlm, traces[0], "attnlrp", tokens=lp.ANSWER)]
+
+
+@pytest.fixture(scope="module")
+def saved(traces, maps, tmp_path_factory):
+    return lp.page([traces[0], *maps, traces[1]], tmp_path_factory.mktemp("page") / "run.html")
+
+
+def show(window, path, link="", **how):
+    shown = window(**how)
+    shown.page.goto(f"{path.as_uri()}{link}")
+    shown.page.wait_for_selector("figure canvas")
+    return shown
+
+
+def canvas(page, number=0):
+    """[height, width, 3] what is painted on one of the photographs."""
+    told = page.locator("figure .stack canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(told.split(",")[1]))).convert("RGB")).astype(int)
+
+
+def same_picture(page, m, number=0, **how):
+    page.wait_for_timeout(50)
+    off = np.abs(canvas(page, number) - np.asarray(m.overlay(0, **how)).astype(int)).max()
+    assert off <= LEVELS, f"a pixel is {off} levels off"
+
+
+def token(page, position):
+    return page.locator(f'[data-position="{position}"]').first
+
+
+def test_a_clicked_token_shows_its_own_map(window, saved, traces):
+    shown = show(window, saved)
+    for step, each in enumerate(traces[0].generated):
+        token(shown.page, each.position).click()
+        m = lp.attention_map(traces[0], tokens=[each.position])
+        same_picture(shown.page, m)
+        x, y = m.peak(0)
+        assert f"Largest at ({round(x)}, {round(y)}) px" in shown.page.locator(".details").inner_text(), step
+    assert not shown.said and not shown.outside()
+
+
+def test_shift_adds_a_token_and_the_whole_answer_is_one_choice(window, saved, traces):
+    first, *_, last = traces[0].positions(lp.ANSWER)
+    shown = show(window, saved)
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[traces[0].positions(lp.ANSWER)]))
+    token(shown.page, first).click()
+    token(shown.page, last).click(modifiers=["Shift"])
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[[first, last]]))
+    shown.page.get_by_role("button", name="Whole answer").click()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[traces[0].positions(lp.ANSWER)]))
+
+
+def test_keys_move_through_the_words(window, saved, traces):
+    first, second, *_ = traces[0].positions(lp.ANSWER)
+    shown = show(window, saved)
+    token(shown.page, first).focus()
+    for key, position in (("ArrowRight", first), ("ArrowRight", second), ("ArrowLeft", first)):
+        shown.page.keyboard.press(key)
+        assert token(shown.page, position).get_attribute("aria-selected") == "true", key
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[first]))
+    shown.page.keyboard.press("Escape")
+    assert shown.page.locator('.token[aria-selected="true"]').count() == 0
+
+
+def test_words_of_the_question_have_their_own_rows(window, saved, traces):
+    (position, *_) = traces[0].find("sign", role="prompt")
+    shown = show(window, saved)
+    token(shown.page, position).click()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position]))
+
+
+def test_layers_and_heads_filter(window, saved, traces):
+    position = traces[0].prompt_length
+    shown = show(window, saved, f"#token={position}")
+    grid = shown.page.get_by_role("grid")
+    shown.page.get_by_role("button", name="layer 3, all heads").click()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], layers=3))
+    shown.page.get_by_role("button", name="head 1, all layers").click()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], heads=1))
+    grid.locator('[data-cell="2,1"]').click()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], layers=2, heads=1))
+    shown.page.keyboard.press("ArrowDown")
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], layers=3, heads=1))
+    grid.locator('[data-cell="1,0"]').hover()
+    shown.page.mouse.down()
+    grid.locator('[data-cell="2,2"]').hover()
+    shown.page.mouse.up()
+    same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], layers=[1, 2], heads=[0, 1, 2]))
+    share = lp.heads(traces[0], [position]).image[0, 2, 1]
+    told = grid.locator('[data-cell="2,1"]').get_attribute("aria-label")
+    assert told == f"layer 2, head 1: {100 * share:.1f} %"
+
+
+def test_a_place_on_the_photograph_lights_the_words(window, saved, traces):
+    shown = show(window, saved)
+    m = lp.attention_map(traces[0], tokens=lp.GENERATED)
+    x, y = m.peak(1)
+    box = shown.page.locator(".stack svg").first.bounding_box()
+    shown.page.mouse.move(box["x"] + x / 336 * box["width"], box["y"] + y / 336 * box["height"])
+    visual = int(m.row(1).argmax())
+    lit = [float(shown.page.locator(f'[data-position="{t.position}"]').evaluate(
+        "word => word.style.getPropertyValue('--light')")) for t in traces[0].generated]  # fmt: skip
+    everything = lp.attention_map(traces[0], tokens=lp.GENERATED).values[:, visual]
+    prompt = [each.position for each in traces[0].tokens[: traces[0].prompt_length] if each.role != "image"]
+    most = max(float(everything.max()), float(lp.attention_map(traces[0], tokens=prompt).values[:, visual].max()))
+    assert lit == pytest.approx((everything / most).tolist(), abs=2e-3)
+
+
+def test_another_method_is_a_tab_with_its_limit(window, saved, maps):
+    shown = show(window, saved)
+    shown.page.get_by_role("tab", name="attnlrp").click()
+    same_picture(shown.page, maps[0])
+    assert "Signed" in shown.page.locator(".limit").inner_text()
+    assert maps[0].values.min() < 0
+
+
+def test_two_traces_stand_side_by_side_on_one_scale_with_their_difference(window, saved, traces, tmp_path):
+    one, two = (trace.prompt_length for trace in traces)
+    shown = show(window, saved, f"#token={one}&beside=1")
+    shown.page.wait_for_selector("figure:nth-of-type(3) canvas")
+    first = lp.attention_map(traces[0], tokens=[one])
+    second = lp.attention_map(traces[1], tokens=[two])  # the first word of one answer stands for that of the other
+    top = max(float(first.values.max()), float(second.values.max()))
+    same_picture(shown.page, first, 0, highest=top)
+    same_picture(shown.page, second, 1, highest=top)
+    difference = lp.ImageMap(second.values - first.values, first.layout, first.image, first.tokens, "difference")
+    same_picture(shown.page, difference, 2)
+
+
+def download(shown, button):
+    with shown.page.expect_download() as caught:
+        shown.page.get_by_role("button", name=button, exact=True).click()
+    return caught.value.path()
+
+
+def test_what_is_seen_is_saved(window, saved, traces):
+    position = traces[0].prompt_length + 1
+    shown = show(window, saved, f"#token={position}")
+    m = lp.attention_map(traces[0], tokens=[position])
+    painted = np.asarray(Image.open(download(shown, "Save PNG")).convert("RGB")).astype(int)
+    inside = painted[38 : 38 + 336, 16 : 16 + 336]
+    assert np.abs(inside - np.asarray(m.overlay(0)).astype(int)).max() <= LEVELS
+    root = ElementTree.fromstring(download(shown, "Save SVG").read_text(encoding="utf-8"))
+    assert len(root.findall(".//{*}g/{*}rect")) == len(m.layout)
+    head, *lines = csv.reader(download(shown, "Save CSV of the map").open(newline=""))
+    assert head == ["visual_token", "x0", "y0", "x1", "y1", "share of attention"]
+    table = np.array(lines, dtype=float)
+    assert np.abs(table[:, 1:5] - m.layout.boxes).max() < 1e-4
+    assert np.abs(table[:, 5] - m.values[0].numpy()).max() <= float(m.values.max()) / 130_000
+    words = list(csv.DictReader(download(shown, "Save CSV of the words").open(newline="")))
+    said = [row for row in words if row["role"] == "generated"]
+    assert [float(row["probability"]) for row in said] == pytest.approx(
+        lp.confidence(traces[0]).probability.tolist(), abs=1e-6
+    )
+
+
+def test_a_link_holds_what_is_seen(window, saved, traces):
+    shown = show(window, saved)
+    token(shown.page, traces[0].prompt_length).click()
+    shown.page.get_by_role("button", name="layer 3, all heads").click()
+    assert shown.page.url.endswith(f"#token={traces[0].prompt_length}&layer=3")
+    again = show(window, saved, shown.page.url.split("html")[1])
+    assert (canvas(again.page) == canvas(shown.page)).all()
+
+
+def test_a_region_is_marked_and_told(window, saved):
+    shown = show(window, saved)
+    shown.page.evaluate(
+        "window.heard = []; document.addEventListener('llava-probe-region', e => window.heard.push(e.detail))"
+    )
+    shown.page.get_by_role("button", name="Mark a region").click()
+    box = shown.page.locator(".stack svg").first.bounding_box()
+    corners = [(box["x"] + x / 336 * box["width"], box["y"] + y / 336 * box["height"]) for x, y in ((48, 72), (168, 144))]
+    shown.page.mouse.move(*corners[0])
+    shown.page.mouse.down()
+    shown.page.mouse.move(*corners[1], steps=3)
+    shown.page.mouse.up()
+    told = shown.page.evaluate("window.heard.at(-1)")
+    assert (told["trace"], told["image"]) == (0, 0)
+    assert told["box"] == pytest.approx([48, 72, 168, 144], abs=1.0)
+    assert "15 of 196 visual tokens" in shown.page.locator(".under-picture").first.inner_text()
+
+
+def test_a_strangers_text_is_text(window, traces, tmp_path):
+    words = [HOSTILE[:40], HOSTILE[40:90], HOSTILE[90:]]
+    start = traces[0].prompt_length
+    tokens = tuple(
+        replace(each, text=words[each.position - start]) if 0 <= each.position - start < 3 else each
+        for each in traces[0].tokens
+    )
+    hostile = replace(
+        traces[0], tokens=tokens, answer=HOSTILE, request=replace(traces[0].request, question=HOSTILE),
+        provenance={**traces[0].provenance, "model": HOSTILE},
+    )  # fmt: skip
+    path = hostile.page(tmp_path / "hostile.html")
+    shown = show(window, path)
+    assert not shown.said and not shown.outside()
+    text = shown.page.locator(".answer").inner_text()
+    assert "<script>alert(1)</script>" in text and "⟨202e⟩" in text and "⟨0000⟩" in text
+    assert shown.page.locator("img").count() == 0
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert path.read_text(encoding="utf-8").count("<script") == 4  # noscript's neighbours: parcel, component, mount
+    notebook = tmp_path / "cell.html"
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{fragment(hostile)}", encoding="utf-8")
+    shown = show(window, notebook)
+    assert not shown.said and not shown.outside()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_serious_fault_of_access(window, saved, traces, width, dark):
+    shown = show(window, saved, f"#token={traces[0].prompt_length}&beside=1", width=width, dark=dark)
+    shown.page.get_by_text("Table of everything").click()
+    shown.page.get_by_text("Drawing", exact=True).click()
+    found = Axe().run(shown.page).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, json.dumps([(each["id"], each["nodes"][0]["html"][:200]) for each in serious], indent=1)
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shown.keep(f"page_{width}_{'dark' if dark else 'light'}")
+
+
+def test_the_same_cell_works_twice_on_one_page(window, traces, tmp_path):
+    cell = fragment(traces[0])
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8><style>button{{display:none}}</style>{cell}{cell}")
+    shown = show(window, path)
+    hosts = shown.page.locator("[data-llava-probe]")
+    assert hosts.count() == 2
+    hosts.nth(1).scroll_into_view_if_needed()
+    hosts.nth(1).locator("figure canvas").first.wait_for()
+    position = traces[0].prompt_length
+    hosts.nth(1).locator(f'[data-position="{position}"]').click()
+    assert [hosts.nth(n).locator('[aria-selected="true"].token').count() for n in (0, 1)] == [0, 1]
+    assert not shown.said and not shown.outside()
+
+
+def test_without_scripts_the_picture_and_the_words_are_there(chromium, traces, tmp_path):
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8>{fragment(traces[0])}", encoding="utf-8")
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert "STOP" in page.locator("body").inner_text()
+    assert page.locator("img").evaluate("picture => picture.naturalWidth") > 200
+    context.close()
