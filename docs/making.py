@@ -6,19 +6,47 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llava_probe as lp
+from llava_probe import tiny
 
-#: A question for each notebook's live page: seed of the scene, question.
+
+@dataclass(frozen=True)
+class Live:
+    """What a notebook's live page shows: a scene, what it is asked, and what is computed beside the trace.
+
+    Attributes:
+        seed: of the scene; ``question``: what it is asked.
+        methods: of attribution, each a map beside the trace's attention.
+        cut: whether a second trace stands beside it, of the same question while the last position sees no picture.
+    """
+
+    seed: int
+    question: str
+    methods: tuple[str, ...] = ()
+    cut: bool = False
+
+    def results(self) -> list[Any]:
+        """Traces and maps, as ``lp.page`` takes them."""
+        vlm = lp.load()
+        trace = vlm.generate(tiny.scene(self.seed).image, self.question)
+        maps = [lp.attribute(vlm, trace, method) for method in self.methods]
+        if not self.cut:
+            return [trace, *maps]
+        with lp.knock_out(vlm, keys="image", queries="last", layers=range(2, 6)):
+            return [trace, *maps, vlm.rerun(trace)]
+
+
 LIVE = {
-    "01_quick_start": (34, "What is the text on the stop sign?"),
-    "02_where_it_looked": (34, "Where is the triangle?"),
-    "03_how_sure_it_was": (1, "Describe the image."),
-    "04_attribution": (92, "What colour is the circle?"),
-    "05_take_a_part_away": (34, "What shape is the orange object?"),
-    "06_what_a_layer_knows": (34, "What colour is the triangle?"),
+    "01_quick_start": Live(34, "What is the text on the stop sign?"),
+    "02_where_it_looked": Live(34, "Where is the triangle?", ("relative_attention",)),
+    "03_how_sure_it_was": Live(1, "Describe the image."),
+    "04_attribution": Live(92, "What colour is the circle?", ("relevance", "attnlrp", "gradient")),
+    "05_take_a_part_away": Live(34, "What shape is the orange object?", cut=True),
+    "06_what_a_layer_knows": Live(34, "What colour is the triangle?", ("relevance",)),
 }
 
 
@@ -56,11 +84,8 @@ def live_page(name: str, pages: Path) -> str:
     """Make the live page of a notebook's question, where this version makes pages."""
     if not hasattr(lp, "page"):
         return "*(this version makes no live pages)*"
-    from llava_probe import tiny
-
-    seed, question = LIVE[name]
     path = pages / "live" / f"{name}.html"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        lp.page(lp.load().generate(tiny.scene(seed).image, question), path)
-    return f'<a href="../live/{name}.html">{question}</a>'
+        lp.page(LIVE[name].results(), path)
+    return f'<a href="../live/{name}.html">{LIVE[name].question}</a>'

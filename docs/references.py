@@ -20,7 +20,7 @@ MADE_BY_HAND = {"VLM", "Capture", "Region", "Direction", "Cluster", "Features", 
 ELSEWHERE = [
     ("py:.*", r"(torch|np|npt|PIL|Image|pandas|pyarrow|datasets|nn|os)(\..*)?"),
     ("py:.*", r"(Any|Callable|Iterable|Iterator|Mapping.*|Sequence|Literal|Path|Tensor|Axes|Canvas|Figure|Unpack)"),
-    ("py:.*", r"(At|Tokens|Label|Named|Contrast|Asked|PosedQuestion|Phase|PartName|Change|How|Align)"),
+    ("py:.*", r"(At|Tokens|Label|Named|Result|Contrast|Asked|PosedQuestion|Phase|PartName|Change|How|Align)"),
     ("py:.*", r"(Count|CountFromZero|Seed|Positive|Finite|Portion|Share|Shares|Scores|Times)"),
     ("py:.*", r"\w*(Array|Numeric|Numbers|Options|Positions|Samples|Method|Like)"),
 ]

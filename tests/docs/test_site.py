@@ -59,7 +59,7 @@ def test_live_pages_are_made_where_this_version_can_make_pages(tmp_path, monkeyp
     monkeypatch.delattr(lp, "page", raising=False)
     if "page" not in lp.__all__:
         assert "no live pages" in making["live_page"]("01_quick_start", tmp_path)
-    monkeypatch.setattr(lp, "page", lambda trace, path: asked.update({path: trace}), raising=False)
+    monkeypatch.setattr(lp, "page", lambda results, path: asked.update({path: results[0]}), raising=False)
     said = making["live_page"]("01_quick_start", tmp_path)
     ((path, trace),) = asked.items()
     assert trace.answer == "STOP"
