@@ -85,7 +85,6 @@ def live_page(name: str, pages: Path) -> str:
     if not hasattr(lp, "page"):
         return "*(this version makes no live pages)*"
     path = pages / "live" / f"{name}.html"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        lp.page(LIVE[name].results(), path)
+    path.parent.mkdir(exist_ok=True)
+    lp.page(LIVE[name].results(), path)
     return f'<a href="../live/{name}.html">{LIVE[name].question}</a>'
