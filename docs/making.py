@@ -87,4 +87,5 @@ def live_page(name: str, pages: Path) -> str:
     path = pages / "live" / f"{name}.html"
     path.parent.mkdir(exist_ok=True)
     lp.page(LIVE[name].results(), path)
-    return f'<a href="../live/{name}.html">{LIVE[name].question}</a>'
+    opened = "#beside=1" if LIVE[name].cut else ""
+    return f'<a href="../live/{name}.html{opened}">{LIVE[name].question}</a>'
