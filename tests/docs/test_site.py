@@ -85,7 +85,8 @@ def test_no_page_loads_anything_from_elsewhere(site, links):
     assert not outside
 
 
-def test_no_link_inside_is_dead(site, links):
+def dead_links(site, links):
+    """Of each page, the links inside the site that lead to no file, or to no place in it."""
     dead = defaultdict(list)
     for page, each in links.items():
         for lead in each.leads:
@@ -96,7 +97,20 @@ def test_no_link_inside_is_dead(site, links):
             inside = links.get(target)
             if not target.exists() or (anchor and inside and unquote(anchor) not in inside.anchors):
                 dead[str(page.relative_to(site))].append(lead)
-    assert not dict(dead)
+    return dict(dead)
+
+
+def test_no_link_inside_is_dead(site, links):
+    assert not dead_links(site, links)
+
+
+def test_dead_links_are_found(tmp_path):
+    page = (tmp_path / "a.html").resolve()
+    text = '<h1 id="here"></h1><a href="a.html#here"></a><a href="#there"></a><a href="b.html"></a><a href="https://c"></a>'
+    page.write_text(text + '<script src="https://d/e.js"></script>')
+    found = {page: Links(page.read_text())}
+    assert dead_links(page.parent, found) == {"a.html": ["#there", "b.html"]}
+    assert found[page].loads == ["https://d/e.js"]
 
 
 def test_every_verb_of_the_command_line_has_its_options_on_a_page(site):
