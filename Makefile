@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
+.PHONY: demo test docs lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# The site, in build/site: every warning is an error, and nothing is fetched or run.
+docs: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 # The tests of the core at the lower bounds of pyproject.toml, in an environment of their own (several GB: the index's
 # torch of that release). Families that the older transformers does not have are left out by the tests themselves.
