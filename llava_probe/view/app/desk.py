@@ -117,9 +117,9 @@ class Desk:
         Raises:
             BadInput: no picture, no question, or too many at once.
         """
-        question = _read_question(question)
         if not picture:
             raise BadInput("choose a picture first")
+        question = _read_question(question)
         source = self.store.get(owner, picture, "picture")
         found: Upload = source.about
         run = Run(self._model, self._loaded, question, settings, found.format, found.digest)

@@ -39,9 +39,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: What the page needs of gradio, by method.
 _OPEN = {
     "GET": re.compile(
-        r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./ -]+"
+        r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)(/\w[\w. -]*)+"
         r"|/gradio_api/(info|theme\.css|startup-events|queue/data|heartbeat/\w+|app_id)/?"
-        rf"|{OURS}[\w./-]+"
+        rf"|{OURS}[\w-][\w.-]*(/[\w-][\w.-]*)*"
     ),
     "POST": re.compile(rf"/gradio_api/(queue/join|cancel|reset)/?|{OURS}picture"),
 }
@@ -159,9 +159,8 @@ class Gate:
 
 
 def _check_open(scope: Scope) -> None:
-    path = scope["path"]
     allowed = _OPEN.get(scope["method"])
-    if allowed is None or not allowed.fullmatch(path) or ".." in path.split("/"):
+    if allowed is None or not allowed.fullmatch(scope["path"]):
         raise _Refusal(HTTPStatus.NOT_FOUND, "there is nothing here")
 
 

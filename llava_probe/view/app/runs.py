@@ -1,6 +1,6 @@
 """One answer as a folder that holds all of it, so that who makes an export needs nothing else.
 
-Beside ``picture``, what was uploaded, byte for byte, lie the ``payload`` of the page component, ``run.json``, how it was
+Beside ``picture``, what was uploaded byte for byte, lie the ``payload`` of the page component, ``run.json``, how it was
 asked, and ``run.trace``: of the answer that was asked for last. Under a cut that is the one without the part, and
 ``plain.trace`` is the other, of the model as it is.
 """

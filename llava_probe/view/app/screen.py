@@ -96,10 +96,10 @@ def screen(desk: Desk, model: str) -> gr.Blocks:
             for value in failed:
                 yield value, *_buttons(value), gr.skip()
 
-        def stopped(request: gr.Request, value: Any) -> None:
+        async def stopped(request: gr.Request, value: Any) -> None:
             desk.stop(_owner(request), value.get("job") if isinstance(value, dict) else None)
 
-        def chosen_question(event: gr.EventData) -> str:
+        async def chosen_question(event: gr.EventData) -> str:
             return str(event._data.get("question", ""))[:LONGEST_QUESTION]
 
         heard: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -221,7 +221,10 @@ async def _shown(
             yield {**value, "state": "failed", "sentence": told.sentence, "job": ""}, gr.skip()
         elif isinstance(told, Answered):
             card |= {"text": told.done.text, "note": _note(told.done)}
-            yield {**value, "state": "done", "job": "", "notes": list(told.done.notes)}, {"run": told.run}
+            yield (
+                {**value, "state": "done", "job": "", "notes": list(told.done.notes)},
+                {"run": told.run, "again": len(cards) > 1},
+            )
 
 
 def _job() -> str:

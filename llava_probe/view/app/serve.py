@@ -133,6 +133,8 @@ class App:
 def built(desk: Desk, model: str, names: Collection[str] | None, users: Mapping[str, str], limits: Limits) -> Gate:
     """The whole application: the gate, our routes, and gradio's behind them."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # it remembers each event, and sums them up behind each
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
     os.environ["GRADIO_TEMP_DIR"] = str(desk.store.folder / "gradio")  # which nothing should be written to
     try:
         import fastapi

@@ -7,7 +7,6 @@ uploaded file is not used for anything.
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import Image
@@ -58,23 +57,28 @@ def opened_upload(data: bytes, limits: Limits) -> Upload:
     """
     if len(data) > limits.bytes:
         raise BadImage(too_large(limits))
-    format, pixels = "PNG", 0
-    with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # the header alone: nothing is decoded
-        format, pixels = image.format or format, image.width * image.height
-    if pixels > limits.megapixels * MILLION:
-        raise BadImage(
-            f"this picture has {pixels / MILLION:,.0f} million pixels; up to {limits.megapixels:g} million are taken, "
-            "so scale it down first"
-        )
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # the header alone: nothing is decoded
+            format, (width, height) = image.format or "PNG", image.size
+    except Image.DecompressionBombError:
+        raise BadImage(_too_many_pixels(limits)) from None
+    except Exception:  # which the guarded reader tells in a sentence
+        format, width, height = "PNG", 0, 0
+    if width * height > limits.megapixels * MILLION:
+        raise BadImage(_too_many_pixels(limits))
     try:
         picture = open_image(data)
     except BadImage as error:
         raise BadImage(str(error).replace("the bytes object", "this file")) from None
     if picture.width * picture.height > limits.megapixels * MILLION:  # an icon may be larger than it said
-        raise BadImage(f"this picture has more than {limits.megapixels:g} million pixels; scale it down first")
+        raise BadImage(_too_many_pixels(limits))
     size, digest = picture.size, fingerprint(picture)
     picture.thumbnail((_PREVIEW, _PREVIEW))
     return Upload(format, size, digest, as_jpeg(picture))
+
+
+def _too_many_pixels(limits: Limits) -> str:
+    return f"this picture has more than the {limits.megapixels:g} million pixels that are taken; scale it down first"
 
 
 def too_large(limits: Limits) -> str:

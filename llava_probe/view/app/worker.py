@@ -112,6 +112,11 @@ class Worker:
         await self._end()
 
     @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
+    @property
     def pid(self) -> int | None:
         """Of the process, where one runs."""
         return None if self._process is None else self._process.pid
@@ -128,9 +133,9 @@ class Worker:
         self._waiting.append(ticket)
         self._tell_places()
         self._some.set()
-        told: Told = Waiting(self._place(ticket), not self._alive)
-        yield told
+        told: Told = Waiting(self._place(ticket), not self.ready)
         try:
+            yield told
             while not isinstance(told, Done | Failed):
                 with suppress(TimeoutError):
                     told = await asyncio.wait_for(ticket.told.get(), _TICK)
@@ -159,7 +164,7 @@ class Worker:
         """One job after another, for ever; a process that is gone is started anew without being asked."""
         while True:
             broken = ""
-            if not self._alive:
+            if not self.ready:
                 try:
                     await self._started()
                 except BadModel as error:
@@ -168,7 +173,7 @@ class Worker:
             if broken and self._waiting:
                 ticket = self._waiting.pop(0)
                 ticket.told.put_nowait(Failed(ticket.job.id, broken))
-            elif self._alive and self._waiting:
+            elif self.ready and self._waiting:
                 ticket = self._current = self._waiting.pop(0)
                 ticket.told.put_nowait(Words(ticket.job.id, ""))
                 self._tell_places()
@@ -187,11 +192,12 @@ class Worker:
             finally:
                 for sign in signs:
                     sign.cancel()
-            if or_gone and not self._alive:
+            if or_gone and not self.ready:
                 return
 
     @property
-    def _alive(self) -> bool:
+    def ready(self) -> bool:
+        """Whether the model stands and the process runs."""
         return self._ready and self._process is not None and self._process.returncode is None
 
     async def _answered(self, ticket: _Ticket) -> None:
@@ -282,7 +288,7 @@ class Worker:
 
     def _tell_places(self) -> None:
         for ticket in self._waiting:
-            ticket.told.put_nowait(Waiting(self._place(ticket), not self._alive))
+            ticket.told.put_nowait(Waiting(self._place(ticket), not self.ready))
 
     def _in_background(self, doing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(doing)

@@ -52,7 +52,7 @@ async function show() {
     else handle = globalThis.llavaProbe.mount(mount, data, {});
     find(".lp-empty").hidden = true;
     region.hidden = exports.hidden = false;
-    mark(null);
+    if (!props.value.again) mark(null);
   } catch (problem) {
     fail(problem.message);
   }
