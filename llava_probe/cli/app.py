@@ -38,9 +38,9 @@ def app(
     """
     users = read_users(auth)
     from llava_probe.view.app.serve import start
-    from llava_probe.view.app.uploads import Limits
+    from llava_probe.view.app.uploads import UploadLimits
 
-    limits = Limits(max_megabytes, max_megapixels, max_new_tokens)
+    limits = UploadLimits(max_megabytes, max_megapixels, max_new_tokens)
     typer.echo("Loading the model ...", err=True)
     named = tuple(each.lower() for each in name or ())
     settings = {key: str(value) for key, value in model.settings.items()}

@@ -57,7 +57,7 @@ def launch(
         BadModel: the model cannot be loaded.
     """
     from llava_probe.view.app.serve import start
-    from llava_probe.view.app.uploads import Limits
+    from llava_probe.view.app.uploads import UploadLimits
 
-    limits = Limits(megabytes, megapixels, new_tokens)
+    limits = UploadLimits(megabytes, megapixels, new_tokens)
     return start(model, settings, host=host, port=port, names=names, users=users, limits=limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_probe.view.app.messages import Cut
+from llava_probe.view.app.messages import MarkedPart
 from llava_probe.view.app.runs import Run
 
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
@@ -45,7 +45,7 @@ def code(run: Run) -> str:
     return "\n".join([*lines, "", f'lp.page({shown}, "run.html")', ""])
 
 
-def _cut(cut: Cut, asked: str) -> list[str]:
+def _cut(cut: MarkedPart, asked: str) -> list[str]:
     box: tuple[Any, ...] = tuple(int(side) if side == int(side) else side for side in cut.box)
     lines = [f"part = lp.Region({box}, image={cut.image}, ring={cut.ring})"]
     tokens = "part"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llava_probe.errors import BadInput
-from llava_probe.view.app.messages import Cut
+from llava_probe.view.app.messages import MarkedPart
 
 if TYPE_CHECKING:
     from llava_probe.model import VLM
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def cutting(vlm: VLM, picture: Any, question: str, cut: Cut) -> Iterator[None]:
+def cutting(vlm: VLM, picture: Any, question: str, cut: MarkedPart) -> Iterator[None]:
     """What runs inside does not see the box, or sees nothing else.
 
     Raises:

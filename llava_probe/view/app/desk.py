@@ -23,11 +23,11 @@ from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.pictures.images import fingerprint
 from llava_probe.view.app.code import code
 from llava_probe.view.app.exports import NAMES
-from llava_probe.view.app.messages import Ask, Cut, Done, Export, Failed, Settings
+from llava_probe.view.app.messages import Ask, Decoding, Done, Export, Failed, MarkedPart
 from llava_probe.view.app.runs import PICTURE, PLAIN, TRACE, Run, write_run_told
-from llava_probe.view.app.store import Item, Store
-from llava_probe.view.app.uploads import Limits, Upload, as_jpeg, opened_upload
-from llava_probe.view.app.worker import Told, Worker
+from llava_probe.view.app.store import Kept, Store
+from llava_probe.view.app.uploads import Upload, UploadLimits, as_jpeg, opened_upload
+from llava_probe.view.app.worker import Heard, Worker
 
 #: Scenes of the tiny model that are offered as examples: those with a stop sign first.
 EXAMPLES = (34, 17, 10, 6, 27, 15)
@@ -53,7 +53,7 @@ class Desk:
         model, loaded: what the worker was made with, for the scripts.
     """
 
-    def __init__(self, worker: Worker, store: Store, limits: Limits, model: str, loaded: dict[str, str]) -> None:
+    def __init__(self, worker: Worker, store: Store, limits: UploadLimits, model: str, loaded: dict[str, str]) -> None:
         self.worker, self.store, self.limits = worker, store, limits
         self._model, self._loaded = model, loaded
         self._busy: dict[str, str] = {}  # jobs, and whose they are
@@ -62,7 +62,7 @@ class Desk:
 
     # --- pictures ---
 
-    async def upload(self, owner: str, data: bytes) -> Item:
+    async def upload(self, owner: str, data: bytes) -> Kept:
         """Keep a picture.
 
         Raises:
@@ -72,7 +72,7 @@ class Desk:
             found = await asyncio.to_thread(opened_upload, data, self.limits)
         return self._keep(owner, data, found)
 
-    async def example(self, owner: str, number: int) -> Item:
+    async def example(self, owner: str, number: int) -> Kept:
         """Keep one of the examples, as if it had been uploaded.
 
         Raises:
@@ -88,7 +88,7 @@ class Desk:
         found = Upload("PNG", picture.size, fingerprint(picture), as_jpeg(picture))
         return self._keep(owner, file.getvalue(), found)
 
-    def _keep(self, owner: str, data: bytes, found: Upload) -> Item:
+    def _keep(self, owner: str, data: bytes, found: Upload) -> Kept:
         item = self.store.new(owner, "picture")
         with self.store.reading(item):
             (item.folder / PICTURE).write_bytes(data)
@@ -105,8 +105,8 @@ class Desk:
     # --- questions ---
 
     async def ask(
-        self, owner: str, job: str, picture: object, question: str, settings: Settings
-    ) -> AsyncIterator[Told | Answered]:
+        self, owner: str, job: str, picture: object, question: str, settings: Decoding
+    ) -> AsyncIterator[Heard | Answered]:
         """Ask about a picture: where the question stands, the words as they come, and the run that it left.
 
         Args:
@@ -127,7 +127,7 @@ class Desk:
             async for told in self._run(owner, job, run, {PICTURE: source.folder / PICTURE}):
                 yield told
 
-    async def ask_again(self, owner: str, job: str, run: object, cut: Cut) -> AsyncIterator[Told | Answered]:
+    async def ask_again(self, owner: str, job: str, run: object, cut: MarkedPart) -> AsyncIterator[Heard | Answered]:
         """Ask the same under a cut, beside the plain answer.
 
         Raises:
@@ -146,12 +146,12 @@ class Desk:
         if isinstance(job, str) and self._busy.get(job) == owner:
             self.worker.stop(job)
 
-    async def _run(self, owner: str, job: str, run: Run, files: dict[str, Path]) -> AsyncIterator[Told | Answered]:
+    async def _run(self, owner: str, job: str, run: Run, files: dict[str, Path]) -> AsyncIterator[Heard | Answered]:
         if sum(each == owner for each in self._busy.values()) >= _MOST_AT_ONCE:
             raise BadInput(f"{_MOST_AT_ONCE} of your questions are being answered already; wait for one, or stop it")
         item = self.store.new(owner, "run")
         self._busy[job] = owner
-        told: Told | None = None
+        told: Heard | None = None
         try:
             with self.store.reading(item):
                 for name, source in files.items():
@@ -175,7 +175,7 @@ class Desk:
 
     # --- exports ---
 
-    async def export(self, owner: str, token: str, kind: str) -> tuple[Item, Path]:
+    async def export(self, owner: str, token: str, kind: str) -> tuple[Kept, Path]:
         """A file of a run, made where it is not there yet.
 
         Raises:

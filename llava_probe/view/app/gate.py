@@ -21,7 +21,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
-from llava_probe.view.app.uploads import Limits, too_large
+from llava_probe.view.app.uploads import UploadLimits, too_large
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,7 +32,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Where the browser's name stands in a request's scope.
 OWNER = "llava_probe.owner"
 #: What our own routes begin with.
-OURS = "/llava-probe/"
+OWN_ROUTES = "/llava-probe/"
 #: Names by which this machine calls itself.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -41,9 +41,9 @@ _OPEN = {
     "GET": re.compile(
         r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)(/\w[\w. -]*)+"
         r"|/gradio_api/(info|theme\.css|startup-events|queue/data|heartbeat/\w+|app_id)/?"
-        rf"|{OURS}[\w-][\w.-]*(/[\w-][\w.-]*)*"
+        rf"|{OWN_ROUTES}[\w-][\w.-]*(/[\w-][\w.-]*)*"
     ),
-    "POST": re.compile(rf"/gradio_api/(queue/join|cancel|reset)/?|{OURS}picture"),
+    "POST": re.compile(rf"/gradio_api/(queue/join|cancel|reset)/?|{OWN_ROUTES}picture"),
 }
 _OPEN["HEAD"] = _OPEN["GET"]
 #: Bytes of what is not a picture: settings and a question.
@@ -90,7 +90,7 @@ class Gate:
     inner: Application
     names: Collection[str] | None = LOOPBACK
     users: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: UploadLimits = field(default_factory=UploadLimits)
     cookie: str = field(default_factory=lambda: f"llava-probe-{secrets.token_hex(4)}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ class Gate:
         Raises:
             _Refusal: it says that it is longer.
         """
-        picture = scope["path"] == f"{OURS}picture"
+        picture = scope["path"] == f"{OWN_ROUTES}picture"
         most = self.limits.bytes if picture else _SMALL
         said = too_large(self.limits) if picture else "this request is too large"
         refusal = _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said, {"connection": "close"})
@@ -214,7 +214,7 @@ class _Passed:
             own = dict(_HEADERS)
             if self._cookie and self._path == "/":
                 own["set-cookie"] = self._cookie
-            if self._path.startswith(OURS):
+            if self._path.startswith(OWN_ROUTES):
                 own["cache-control"] = "no-store"
             message["headers"] = [*message.get("headers", ()), *_encoded(own)]
         await self._send(message)

@@ -14,12 +14,12 @@ import msgspec
 #: Four bytes before each frame: how long it is.
 LENGTH = struct.Struct("<I")
 #: Bytes of one frame at most; an answer of some thousand words is far below.
-LONGEST = 16_000_000
+LONGEST_FRAME = 16_000_000
 
 Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Settings(msgspec.Struct, frozen=True):
+class Decoding(msgspec.Struct, frozen=True):
     """How an answer is decoded."""
 
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
@@ -40,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True):
         return told
 
 
-class Cut(msgspec.Struct, frozen=True):
+class MarkedPart(msgspec.Struct, frozen=True):
     """A box on the photograph, in pixels of the original, that is taken away or alone left."""
 
     box: tuple[float, float, float, float]
@@ -58,8 +58,8 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     id: str
     folder: str
     question: str
-    settings: Settings
-    cut: Cut | None = None
+    settings: Decoding
+    cut: MarkedPart | None = None
 
 
 class Export(msgspec.Struct, frozen=True, tag="export"):
@@ -89,7 +89,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     told: str
 
 
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
+class NotLoaded(msgspec.Struct, frozen=True, tag="refused"):
     """The model cannot be loaded, and why."""
 
     sentence: str
@@ -122,7 +122,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 Job = Ask | Export
 ToProcess = Load | Ask | Export | Stop
-FromProcess = Ready | Refused | Words | Done | Failed
+FromProcess = Ready | NotLoaded | Words | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from llava_probe.errors import ProbeError, first_line
 from llava_probe.view.app.messages import (
     LENGTH,
-    LONGEST,
+    LONGEST_FRAME,
     Ask,
     Done,
     Export,
@@ -32,8 +32,8 @@ from llava_probe.view.app.messages import (
     FromProcess,
     Job,
     Load,
+    NotLoaded,
     Ready,
-    Refused,
     Stop,
     ToProcess,
     Words,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _OFTEN = 0.05
 
 
-def main() -> None:
+def run_process() -> None:
     """Load the model that the first message names and answer until standard input ends."""
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print is no message
@@ -68,12 +68,12 @@ def main() -> None:
         settings: dict[str, Any] = {**first.settings}
         vlm = load(first.name, **settings)
     except BaseException as error:
-        said(Refused(_sentence(error)))
+        said(NotLoaded(_sentence(error)))
         return
     said(Ready(repr(vlm)))
-    desk = Desk(vlm, first, said, stopped)
+    at_work = Jobs(vlm, first, said, stopped)
     while True:
-        desk.do(jobs.get())
+        at_work.do(jobs.get())
 
 
 def _listen(source: IO[bytes], jobs: queue.SimpleQueue[Job], stopped: set[str]) -> None:
@@ -88,7 +88,7 @@ def _listen(source: IO[bytes], jobs: queue.SimpleQueue[Job], stopped: set[str]) 
 def _read(source: IO[bytes]) -> ToProcess | None:
     """The next message; None where there will be none."""
     head = _exactly(source, LENGTH.size)
-    if head is None or (length := LENGTH.unpack(head)[0]) > LONGEST:
+    if head is None or (length := LENGTH.unpack(head)[0]) > LONGEST_FRAME:
         return None
     data = _exactly(source, length)
     return None if data is None else to_process.decode(data)
@@ -116,7 +116,7 @@ class _Said:
                 data = data[self._out.write(data) or 0 :]
 
 
-class Desk:
+class Jobs:
     """Does the jobs of one model, one at a time."""
 
     def __init__(self, vlm: VLM, load: Load, said: _Said, stopped: set[str]) -> None:
@@ -250,4 +250,4 @@ def _free(error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process()

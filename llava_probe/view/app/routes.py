@@ -24,7 +24,7 @@ from llava_probe import tiny
 from llava_probe.errors import ProbeError
 from llava_probe.view.app.desk import EXAMPLES, Desk
 from llava_probe.view.app.exports import NAMES
-from llava_probe.view.app.gate import OURS, OWNER
+from llava_probe.view.app.gate import OWN_ROUTES, OWNER
 from llava_probe.view.app.runs import PAYLOAD
 from llava_probe.view.app.uploads import Upload, as_jpeg
 
@@ -71,12 +71,12 @@ def routes(desk: Desk, component: str) -> list[Route]:
         return Response(component, media_type="text/javascript")
 
     return [
-        Route(f"{OURS}picture", _told(take), methods=["POST"]),
-        Route(f"{OURS}picture/{{token}}", _told(preview)),
-        Route(f"{OURS}example/{{number:int}}", _told(example)),
-        Route(f"{OURS}run/{{token}}/payload", _told(payload)),
-        Route(f"{OURS}run/{{token}}/export/{{kind}}", _told(export)),
-        Route(f"{OURS}component.js", script),
+        Route(f"{OWN_ROUTES}picture", _told(take), methods=["POST"]),
+        Route(f"{OWN_ROUTES}picture/{{token}}", _told(preview)),
+        Route(f"{OWN_ROUTES}example/{{number:int}}", _told(example)),
+        Route(f"{OWN_ROUTES}run/{{token}}/payload", _told(payload)),
+        Route(f"{OWN_ROUTES}run/{{token}}/export/{{kind}}", _told(export)),
+        Route(f"{OWN_ROUTES}component.js", script),
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from llava_probe.stored import read_json, write_text
-from llava_probe.view.app.messages import Cut, Settings
+from llava_probe.view.app.messages import Decoding, MarkedPart
 
 PICTURE, TRACE, PLAIN, PAYLOAD, TOLD = "picture", "run.trace", "plain.trace", "payload", "run.json"
 
@@ -29,10 +29,10 @@ class Run(msgspec.Struct, frozen=True):
     model: str
     loaded: dict[str, str]
     question: str
-    settings: Settings
+    settings: Decoding
     format: str
     fingerprint: str
-    cut: Cut | None = None
+    cut: MarkedPart | None = None
 
     def traces(self, folder: Path) -> tuple[Path, ...]:
         """The traces that are shown: the plain one first."""

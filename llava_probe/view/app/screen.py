@@ -20,8 +20,8 @@ import msgspec
 from llava_probe.errors import ProbeError, first_line
 from llava_probe.view.app.desk import LONGEST_QUESTION, Answered, Desk
 from llava_probe.view.app.gate import OWNER
-from llava_probe.view.app.messages import Cut, Done, Failed, Settings, Words
-from llava_probe.view.app.worker import Told, Waiting
+from llava_probe.view.app.messages import Decoding, Done, Failed, MarkedPart, Words
+from llava_probe.view.app.worker import Heard, Waiting
 
 _PARTS = Path(__file__).parent / "parts"
 _WAYS = {"the likeliest word": "greedy", "drawn by chance": "sampling", "a search (beams)": "beams"}
@@ -156,7 +156,7 @@ def _settings(desk: Desk) -> list[gr.components.Component]:
     return [tokens, way, temperature, top_p, seed, beams]
 
 
-def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> Settings:
+def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> Decoding:
     """What came from the browser, where anything may come from.
 
     Raises:
@@ -165,15 +165,15 @@ def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> Settings:
     tokens, way, temperature, top_p, seed, beams = chosen
     told = {"max_new_tokens": tokens, "way": _WAYS.get(way) if isinstance(way, str) else None}
     told |= {"temperature": temperature, "top_p": top_p, "seed": seed or 0, "beams": beams}
-    settings = _converted(told, Settings)
+    settings = _converted(told, Decoding)
     if settings.max_new_tokens > desk.limits.new_tokens:
         raise ProbeError(f"an answer has up to {desk.limits.new_tokens} tokens here")
     return settings
 
 
-def _read_event(event: gr.EventData) -> Cut:
+def _read_event(event: gr.EventData) -> MarkedPart:
     told = event._data if isinstance(event._data, dict) else {}
-    return _converted({name: told.get(name) for name in Cut.__struct_fields__}, Cut)
+    return _converted({name: told.get(name) for name in MarkedPart.__struct_fields__}, MarkedPart)
 
 
 def _converted(told: dict[str, Any], kind: Any) -> Any:
@@ -206,7 +206,7 @@ def _failing_softly(*cards: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
 
 
 async def _shown(
-    told_by_one: AsyncIterator[Told | Answered], job: str, cards: list[dict[str, str]]
+    told_by_one: AsyncIterator[Heard | Answered], job: str, cards: list[dict[str, str]]
 ) -> AsyncIterator[tuple[dict[str, Any], Any]]:
     """What the answer's part shows at each step, and at the end what the viewer shows."""
     card = cards[-1]
@@ -223,8 +223,13 @@ async def _shown(
             card |= {"text": told.done.text, "note": _note(told.done)}
             yield (
                 {**value, "state": "done", "job": "", "notes": list(told.done.notes)},
-                {"run": told.run, "again": len(cards) > 1},
+                _run(told.run, cards),
             )
+
+
+def _run(run: str, cards: list[dict[str, str]]) -> dict[str, Any]:
+    """What the viewer shows, and whether it is the picture that it showed before."""
+    return {"run": run, "again": len(cards) > 1}
 
 
 def _job() -> str:

@@ -14,7 +14,7 @@ from llava_probe.errors import BadInput
 from llava_probe.view.app.desk import Desk
 from llava_probe.view.app.gate import LOOPBACK, Gate
 from llava_probe.view.app.store import Store
-from llava_probe.view.app.uploads import Limits
+from llava_probe.view.app.uploads import UploadLimits
 from llava_probe.view.app.worker import COMMAND, Worker
 
 #: Where it is looked for a port that is free.
@@ -38,7 +38,7 @@ class App:
         bound: socket.socket,
         names: Collection[str] | None,
         users: Mapping[str, str],
-        limits: Limits,
+        limits: UploadLimits,
         command: Collection[str] = COMMAND,
     ) -> None:
         self._socket, self._limits, self._users, self._names = bound, limits, users, names
@@ -109,7 +109,7 @@ class App:
     async def _listen(self) -> None:
         import uvicorn
 
-        served = built(self._desk, self._model, self._names, self._users, self._limits)
+        served = application(self._desk, self._model, self._names, self._users, self._limits)
         self._server = uvicorn.Server(
             uvicorn.Config(served, log_level="warning", access_log=False, timeout_graceful_shutdown=3, lifespan="on")
         )
@@ -130,7 +130,9 @@ class App:
             self._desk.store.tidy()
 
 
-def built(desk: Desk, model: str, names: Collection[str] | None, users: Mapping[str, str], limits: Limits) -> Gate:
+def application(
+    desk: Desk, model: str, names: Collection[str] | None, users: Mapping[str, str], limits: UploadLimits
+) -> Gate:
     """The whole application: the gate, our routes, and gradio's behind them."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # it remembers each event, and sums them up behind each
@@ -145,10 +147,10 @@ def built(desk: Desk, model: str, names: Collection[str] | None, users: Mapping[
     from llava_probe.view.app.screen import css, screen, theme
     from llava_probe.view.page import script
 
-    application = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    application.router.routes += routes(desk, script())
+    inner = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    inner.router.routes += routes(desk, script())
     gr.mount_gradio_app(
-        application,
+        inner,
         screen(desk, model),
         path="/",
         footer_links=[],
@@ -162,7 +164,7 @@ def built(desk: Desk, model: str, names: Collection[str] | None, users: Mapping[
         theme=theme(),
         css=css(),
     )
-    return Gate(application, names, users, limits)
+    return Gate(inner, names, users, limits)
 
 
 def start(
@@ -173,7 +175,7 @@ def start(
     port: int | None = None,
     names: Collection[str] = (),
     users: Mapping[str, str] | None = None,
-    limits: Limits | None = None,
+    limits: UploadLimits | None = None,
     command: Collection[str] = COMMAND,
 ) -> App:
     """Load the model and serve it.
@@ -198,7 +200,7 @@ def start(
     allowed = None if not loopback else (*LOOPBACK, *names)
     bound = _bound(host, port)
     try:
-        app = App(model, loaded, bound, allowed, users or {}, limits or Limits(), command)
+        app = App(model, loaded, bound, allowed, users or {}, limits or UploadLimits(), command)
         return app._start()
     except BaseException:
         with suppress(OSError):

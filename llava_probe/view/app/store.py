@@ -25,13 +25,13 @@ MOST_RUNS = 8
 #: Bytes of all together.
 MOST_BYTES = 4_000_000_000
 #: Seconds for which something unused stays.
-LONGEST = 3600.0
+LONGEST_UNUSED = 3600.0
 
 _WHAT = {"picture": "picture", "run": "answer"}
 
 
 @dataclass(eq=False)
-class Item:
+class Kept:
     """A picture or an answer.
 
     Attributes:
@@ -57,19 +57,19 @@ class Store:
     """
 
     def __init__(
-        self, most_bytes: int = MOST_BYTES, longest: float = LONGEST, now: Callable[[], float] = time.monotonic
+        self, most_bytes: int = MOST_BYTES, longest: float = LONGEST_UNUSED, now: Callable[[], float] = time.monotonic
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llava-probe-app-"))  # for this user alone
         self._most_bytes, self._longest, self._now = most_bytes, longest, now
-        self._items: dict[str, Item] = {}  # the least used first
+        self._items: dict[str, Kept] = {}  # the least used first
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def new(self, owner: str, kind: str) -> Item:
+    def new(self, owner: str, kind: str) -> Kept:
         """A new item with an empty folder."""
         token = secrets.token_urlsafe(24)
-        item = Item(token, kind, owner, self.folder / token, used=self._now())
+        item = Kept(token, kind, owner, self.folder / token, used=self._now())
         item.folder.mkdir(mode=0o700)
         self._items[token] = item
         most = MOST_PICTURES if kind == "picture" else MOST_RUNS
@@ -78,7 +78,7 @@ class Store:
             self.drop(each)
         return item
 
-    def get(self, owner: str, token: object, kind: str) -> Item:
+    def get(self, owner: str, token: object, kind: str) -> Kept:
         """One of the owner's items.
 
         Raises:
@@ -92,7 +92,7 @@ class Store:
         return item
 
     @contextmanager
-    def reading(self, item: Item) -> Iterator[Item]:
+    def reading(self, item: Kept) -> Iterator[Kept]:
         """Its files stay while this lasts."""
         item.readers += 1
         try:
@@ -103,7 +103,7 @@ class Store:
             if item.token not in self._items:
                 self._remove(item)
 
-    def drop(self, item: Item) -> None:
+    def drop(self, item: Kept) -> None:
         """Forget an item; its files go when nobody reads them."""
         self._items.pop(item.token, None)
         self._remove(item)
@@ -126,7 +126,7 @@ class Store:
         self._items.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _remove(self, item: Item) -> None:
+    def _remove(self, item: Kept) -> None:
         if not item.readers:
             shutil.rmtree(item.folder, ignore_errors=True)
 

@@ -21,7 +21,7 @@ _PREVIEW = 900
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """What may come in.
 
     Attributes:
@@ -49,7 +49,7 @@ class Upload:
     preview: bytes
 
 
-def opened_upload(data: bytes, limits: Limits) -> Upload:
+def opened_upload(data: bytes, limits: UploadLimits) -> Upload:
     """Open what was uploaded, as guarded as any file of a stranger.
 
     Raises:
@@ -77,11 +77,11 @@ def opened_upload(data: bytes, limits: Limits) -> Upload:
     return Upload(format, size, digest, as_jpeg(picture))
 
 
-def _too_many_pixels(limits: Limits) -> str:
+def _too_many_pixels(limits: UploadLimits) -> str:
     return f"this picture has more than the {limits.megapixels:g} million pixels that are taken; scale it down first"
 
 
-def too_large(limits: Limits) -> str:
+def too_large(limits: UploadLimits) -> str:
     """What is said of too many bytes."""
     return f"this file is larger than the {limits.megabytes:g} MB that are taken; send a smaller one"
 

@@ -22,14 +22,14 @@ from typing import Any
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app.messages import (
     LENGTH,
-    LONGEST,
+    LONGEST_FRAME,
     Done,
     Failed,
     FromProcess,
     Job,
     Load,
+    NotLoaded,
     Ready,
-    Refused,
     Stop,
     ToProcess,
     Words,
@@ -42,7 +42,7 @@ COMMAND = (sys.executable, "-m", "llava_probe.view.app.process")
 #: Jobs that may wait at once, so that a flood of them is told at the door.
 MOST_WAITING = 64
 #: Seconds in which an answer that was stopped must end.
-PATIENCE = 30.0
+STOPS_WITHIN = 30.0
 #: Seconds between two signs to who waits: that is when a listener that has gone is noticed.
 _TICK = 1.0
 #: Seconds in which a process that was asked to leave does.
@@ -57,7 +57,7 @@ class Waiting:
     starting: bool = False
 
 
-Told = Waiting | Words | Done | Failed
+Heard = Waiting | Words | Done | Failed
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class _Ticket:
     """One job and who listens to it."""
 
     job: Job
-    told: asyncio.Queue[Told] = field(default_factory=asyncio.Queue)
+    told: asyncio.Queue[Heard] = field(default_factory=asyncio.Queue)
     stopped: bool = False
 
 
@@ -121,7 +121,7 @@ class Worker:
         """Of the process, where one runs."""
         return None if self._process is None else self._process.pid
 
-    async def do(self, job: Job) -> AsyncGenerator[Told, None]:
+    async def do(self, job: Job) -> AsyncGenerator[Heard, None]:
         """What becomes of a job, until ``Done`` or ``Failed``; the same is told again each second for a sign of life.
 
         Raises:
@@ -133,7 +133,7 @@ class Worker:
         self._waiting.append(ticket)
         self._tell_places()
         self._some.set()
-        told: Told = Waiting(self._place(ticket), not self.ready)
+        told: Heard = Waiting(self._place(ticket), not self.ready)
         try:
             yield told
             while not isinstance(told, Done | Failed):
@@ -234,7 +234,7 @@ class Worker:
             message = None
         if not isinstance(message, Ready):
             status = await self._end()
-            raise BadModel(message.sentence if isinstance(message, Refused) else _died(status, stopped=False))
+            raise BadModel(message.sentence if isinstance(message, NotLoaded) else _died(status, stopped=False))
         self._ready = True
         self._tell_places()
         return message.told
@@ -242,7 +242,7 @@ class Worker:
     async def _stop(self, ticket: _Ticket) -> None:
         with suppress(OSError):
             await self._say(Stop(ticket.job.id))
-        await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(STOPS_WITHIN)
         if self._current is ticket:
             self._kill()
 
@@ -259,7 +259,7 @@ class Worker:
             return None
         try:
             length = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))[0]
-            return from_process.decode(await process.stdout.readexactly(length)) if length <= LONGEST else None
+            return from_process.decode(await process.stdout.readexactly(length)) if length <= LONGEST_FRAME else None
         except asyncio.IncompleteReadError:
             return None
 

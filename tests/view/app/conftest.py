@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_probe.view.app.uploads import Limits
+from llava_probe.view.app.uploads import UploadLimits
 from tests.view.app import stub_page
 
 #: Until a browser shows what was asked for; generous, nothing is measured by it.
@@ -34,7 +34,7 @@ def app():
     if importlib.util.find_spec("llava_probe.view.page") is None:
         stub_page.install()
         command = (sys.executable, str(STUB))
-    with start("tiny", {}, limits=Limits(megabytes=2, megapixels=20), command=command) as running:
+    with start("tiny", {}, limits=UploadLimits(megabytes=2, megapixels=20), command=command) as running:
         yield running
     assert not running.desk.store.folder.exists()
 

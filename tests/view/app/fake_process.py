@@ -12,8 +12,8 @@ from llava_probe.view.app.messages import (
     Done,
     Failed,
     Load,
+    NotLoaded,
     Ready,
-    Refused,
     Stop,
     Words,
     framed,
@@ -37,7 +37,7 @@ def main():
     first = heard()
     assert isinstance(first, Load)
     if first.name == "broken":
-        return said(Refused("there is no such model"))
+        return said(NotLoaded("there is no such model"))
     said(Ready(f"a fake {first.name}"))
     while True:
         job = heard()

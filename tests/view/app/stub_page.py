@@ -76,6 +76,6 @@ def install():
 
 if __name__ == "__main__":
     install()
-    from llava_probe.view.app.process import main
+    from llava_probe.view.app.process import run_process
 
-    main()
+    run_process()

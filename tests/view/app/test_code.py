@@ -7,14 +7,14 @@ import ast
 import pytest
 
 from llava_probe.view.app.code import code, picture_name
-from llava_probe.view.app.messages import Cut, Settings
+from llava_probe.view.app.messages import Decoding, MarkedPart
 from llava_probe.view.app.runs import Run
 
 HOSTILE = 'Is it?")\nimport os; os.remove("x")  # """ \\ \u202e \x00'
 
 
 def told(**more):
-    given = {"model": "tiny", "loaded": {}, "question": "Is it?", "settings": Settings(), "format": "JPEG"}
+    given = {"model": "tiny", "loaded": {}, "question": "Is it?", "settings": Decoding(), "format": "JPEG"}
     return Run(fingerprint="ab", **{**given, **more})
 
 
@@ -34,7 +34,7 @@ def _plain(node):
 
 @pytest.mark.parametrize("how", ["without", "only"])
 def test_a_question_never_becomes_code(how):
-    run = told(question=HOSTILE, model=HOSTILE, loaded={"dtype": HOSTILE}, cut=Cut((1, 2, 3, 4), how))
+    run = told(question=HOSTILE, model=HOSTILE, loaded={"dtype": HOSTILE}, cut=MarkedPart((1, 2, 3, 4), how))
     tree = ast.parse(code(run).replace("\x00", "?"))
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert strings.count(HOSTILE) == 3
@@ -45,9 +45,9 @@ def test_a_question_never_becomes_code(how):
 def test_only_what_the_way_uses_is_said():
     greedy = calls(code(told()))["vlm.generate"]
     assert greedy == {"max_new_tokens": 64, "do_sample": False, "num_beams": 1}
-    drawn = calls(code(told(settings=Settings(way="sampling", temperature=0.7, top_p=0.9, seed=5))))["vlm.generate"]
+    drawn = calls(code(told(settings=Decoding(way="sampling", temperature=0.7, top_p=0.9, seed=5))))["vlm.generate"]
     assert drawn == {"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "seed": 5}
-    assert calls(code(told(settings=Settings(way="beams", beams=3))))["vlm.generate"]["num_beams"] == 3
+    assert calls(code(told(settings=Decoding(way="beams", beams=3))))["vlm.generate"]["num_beams"] == 3
 
 
 def test_the_model_is_loaded_as_it_was():
@@ -56,7 +56,7 @@ def test_the_model_is_loaded_as_it_was():
 
 
 def test_a_part_is_the_one_that_was_marked():
-    script = code(told(cut=Cut((1.0, 2.5, 30.0, 40.0), "without", 0, 2)))
+    script = code(told(cut=MarkedPart((1.0, 2.5, 30.0, 40.0), "without", 0, 2)))
     assert "lp.Region((1, 2.5, 30, 40), image=0, ring=2)" in script
     assert "with lp.ablate(vlm, tokens=part):" in script
 

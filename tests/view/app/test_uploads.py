@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from llava_probe.errors import BadImage
-from llava_probe.view.app.uploads import Limits, opened_upload
+from llava_probe.view.app.uploads import UploadLimits, opened_upload
 
-LIMITS = Limits(megabytes=1, megapixels=4)
+LIMITS = UploadLimits(megabytes=1, megapixels=4)
 
 
 def encoded(picture, format="PNG", **settings):

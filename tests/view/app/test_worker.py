@@ -13,14 +13,14 @@ import pytest
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app import worker as module
-from llava_probe.view.app.messages import Ask, Done, Failed, Settings, Words
+from llava_probe.view.app.messages import Ask, Decoding, Done, Failed, Words
 from llava_probe.view.app.worker import Waiting, Worker
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_process.py"))
 
 
 def asked(id, question):
-    return Ask(id, "nowhere", question, Settings())
+    return Ask(id, "nowhere", question, Decoding())
 
 
 async def all_told(worker, job):
@@ -88,7 +88,7 @@ def test_a_process_that_dies_while_nobody_asks_is_started_anew():
 
 
 def test_an_answer_that_does_not_stop_ends_with_its_process(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.1)
 
     async def scenario(worker):
         hung = asyncio.create_task(all_told(worker, asked("a", "hang")))
