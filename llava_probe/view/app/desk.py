@@ -23,9 +23,9 @@ from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.pictures.images import fingerprint
 from llava_probe.view.app.code import code
 from llava_probe.view.app.exports import NAMES
-from llava_probe.view.app.messages import Ask, Decoding, Done, Export, Failed, MarkedPart
+from llava_probe.view.app.messages import Ask, AnswerSettings, Done, Export, Failed, MarkedPart
 from llava_probe.view.app.runs import PICTURE, PLAIN, TRACE, Run, write_run_told
-from llava_probe.view.app.store import Kept, Store
+from llava_probe.view.app.store import Belonging, Store
 from llava_probe.view.app.uploads import Upload, UploadLimits, as_jpeg, opened_upload
 from llava_probe.view.app.worker import Heard, Worker
 
@@ -62,7 +62,7 @@ class Desk:
 
     # --- pictures ---
 
-    async def upload(self, owner: str, data: bytes) -> Kept:
+    async def upload(self, owner: str, data: bytes) -> Belonging:
         """Keep a picture.
 
         Raises:
@@ -72,7 +72,7 @@ class Desk:
             found = await asyncio.to_thread(opened_upload, data, self.limits)
         return self._keep(owner, data, found)
 
-    async def example(self, owner: str, number: int) -> Kept:
+    async def example(self, owner: str, number: int) -> Belonging:
         """Keep one of the examples, as if it had been uploaded.
 
         Raises:
@@ -88,7 +88,7 @@ class Desk:
         found = Upload("PNG", picture.size, fingerprint(picture), as_jpeg(picture))
         return self._keep(owner, file.getvalue(), found)
 
-    def _keep(self, owner: str, data: bytes, found: Upload) -> Kept:
+    def _keep(self, owner: str, data: bytes, found: Upload) -> Belonging:
         item = self.store.new(owner, "picture")
         with self.store.reading(item):
             (item.folder / PICTURE).write_bytes(data)
@@ -105,7 +105,7 @@ class Desk:
     # --- questions ---
 
     async def ask(
-        self, owner: str, job: str, picture: object, question: str, settings: Decoding
+        self, owner: str, job: str, picture: object, question: str, settings: AnswerSettings
     ) -> AsyncIterator[Heard | Answered]:
         """Ask about a picture: where the question stands, the words as they come, and the run that it left.
 
@@ -175,7 +175,7 @@ class Desk:
 
     # --- exports ---
 
-    async def export(self, owner: str, token: str, kind: str) -> tuple[Kept, Path]:
+    async def export(self, owner: str, token: str, kind: str) -> tuple[Belonging, Path]:
         """A file of a run, made where it is not there yet.
 
         Raises:

@@ -15,6 +15,7 @@ import binascii
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -107,7 +108,8 @@ class Gate:
             _check_own_page(scope, headers)
             passed = _Passed(scope, receive, send, self._most(scope, headers), self._owner(headers), self.cookie)
         except _Refusal as refusal:
-            return await _refuse(refusal, send)
+            too_much = refusal.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            return await _refuse(refusal, send, receive if too_much else None)
         await self.inner(scope, passed.receive, passed.send)
 
     def _most(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, _Refusal]:
@@ -202,7 +204,7 @@ class _Passed:
             return message
         if not self._begun:
             self._begun = self._over = True
-            await _refuse(self._refusal, self._send)
+            await _refuse(self._refusal, self._send, self._receive)
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -220,12 +222,26 @@ class _Passed:
         await self._send(message)
 
 
-async def _refuse(refusal: _Refusal, send: Send) -> None:
+async def _refuse(refusal: _Refusal, send: Send, receive: Receive | None = None) -> None:
+    """Answer with the sentence; ``receive`` of a body that goes on, since who still sends may not have listened yet."""
     body = f"{refusal.sentence}\n".encode()
     told = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(body)), **_HEADERS}
     headers = _encoded({**told, **refusal.headers})
     await send({"type": "http.response.start", "status": int(refusal.status), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body[:-1], "more_body": True})
+    if receive is not None:
+        await _let_pass(receive)
+    await send({"type": "http.response.body", "body": body[-1:]})
+
+
+async def _let_pass(receive: Receive, most: int = 32_000_000, silence: float = 1.0) -> None:
+    """Throw away what still comes, as long as it is not much: closing at once would take the answer back."""
+    with suppress(TimeoutError):
+        while most > 0:
+            message = await asyncio.wait_for(receive(), silence)
+            most -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -19,7 +19,7 @@ LONGEST_FRAME = 16_000_000
 Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Decoding(msgspec.Struct, frozen=True):
+class AnswerSettings(msgspec.Struct, frozen=True):
     """How an answer is decoded."""
 
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
@@ -58,7 +58,7 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     id: str
     folder: str
     question: str
-    settings: Decoding
+    settings: AnswerSettings
     cut: MarkedPart | None = None
 
 

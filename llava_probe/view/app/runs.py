@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from llava_probe.stored import read_json, write_text
-from llava_probe.view.app.messages import Decoding, MarkedPart
+from llava_probe.view.app.messages import AnswerSettings, MarkedPart
 
 PICTURE, TRACE, PLAIN, PAYLOAD, TOLD = "picture", "run.trace", "plain.trace", "payload", "run.json"
 
@@ -29,7 +29,7 @@ class Run(msgspec.Struct, frozen=True):
     model: str
     loaded: dict[str, str]
     question: str
-    settings: Decoding
+    settings: AnswerSettings
     format: str
     fingerprint: str
     cut: MarkedPart | None = None

@@ -20,7 +20,7 @@ import msgspec
 from llava_probe.errors import ProbeError, first_line
 from llava_probe.view.app.desk import LONGEST_QUESTION, Answered, Desk
 from llava_probe.view.app.gate import OWNER
-from llava_probe.view.app.messages import Decoding, Done, Failed, MarkedPart, Words
+from llava_probe.view.app.messages import AnswerSettings, Done, Failed, MarkedPart, Words
 from llava_probe.view.app.worker import Heard, Waiting
 
 _PARTS = Path(__file__).parent / "parts"
@@ -156,7 +156,7 @@ def _settings(desk: Desk) -> list[gr.components.Component]:
     return [tokens, way, temperature, top_p, seed, beams]
 
 
-def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> Decoding:
+def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> AnswerSettings:
     """What came from the browser, where anything may come from.
 
     Raises:
@@ -165,7 +165,7 @@ def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> Decoding:
     tokens, way, temperature, top_p, seed, beams = chosen
     told = {"max_new_tokens": tokens, "way": _WAYS.get(way) if isinstance(way, str) else None}
     told |= {"temperature": temperature, "top_p": top_p, "seed": seed or 0, "beams": beams}
-    settings = _converted(told, Decoding)
+    settings = _converted(told, AnswerSettings)
     if settings.max_new_tokens > desk.limits.new_tokens:
         raise ProbeError(f"an answer has up to {desk.limits.new_tokens} tokens here")
     return settings

@@ -6,9 +6,9 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from llava_probe.errors import BadInput
 from llava_probe.view.app.desk import Desk
@@ -16,6 +16,8 @@ from llava_probe.view.app.gate import LOOPBACK, Gate
 from llava_probe.view.app.store import Store
 from llava_probe.view.app.uploads import UploadLimits
 from llava_probe.view.app.worker import COMMAND, Worker
+
+Given = TypeVar("Given")
 
 #: Where it is looked for a port that is free.
 FIRST_PORT, PORTS = 7860, 40
@@ -78,6 +80,12 @@ class App:
         """What answers and keeps."""
         return self._desk
 
+    def in_its_loop(self, doing: Coroutine[Any, Any, Given]) -> Given:
+        """What something that runs in the app's own event loop gives: all that ``desk`` does."""
+        if self._loop is None:
+            raise BadInput("the app is closed")
+        return asyncio.run_coroutine_threadsafe(doing, self._loop).result()
+
     def _start(self) -> App:
         self._thread.start()
         self._up.wait()
@@ -97,12 +105,14 @@ class App:
             self._up.set()
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         worker, store = Worker(self._model, self._loaded, self._command), Store()
         try:
             self._desk = Desk(worker, store, self._limits, self._model, self._loaded)
             self.model = await worker.start()
             await self._listen()
         finally:
+            self._loop = None
             await worker.close()
             store.close()
 

@@ -31,7 +31,7 @@ _WHAT = {"picture": "picture", "run": "answer"}
 
 
 @dataclass(eq=False)
-class Kept:
+class Belonging:
     """A picture or an answer.
 
     Attributes:
@@ -61,15 +61,15 @@ class Store:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llava-probe-app-"))  # for this user alone
         self._most_bytes, self._longest, self._now = most_bytes, longest, now
-        self._items: dict[str, Kept] = {}  # the least used first
+        self._items: dict[str, Belonging] = {}  # the least used first
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def new(self, owner: str, kind: str) -> Kept:
+    def new(self, owner: str, kind: str) -> Belonging:
         """A new item with an empty folder."""
         token = secrets.token_urlsafe(24)
-        item = Kept(token, kind, owner, self.folder / token, used=self._now())
+        item = Belonging(token, kind, owner, self.folder / token, used=self._now())
         item.folder.mkdir(mode=0o700)
         self._items[token] = item
         most = MOST_PICTURES if kind == "picture" else MOST_RUNS
@@ -78,7 +78,7 @@ class Store:
             self.drop(each)
         return item
 
-    def get(self, owner: str, token: object, kind: str) -> Kept:
+    def get(self, owner: str, token: object, kind: str) -> Belonging:
         """One of the owner's items.
 
         Raises:
@@ -92,7 +92,7 @@ class Store:
         return item
 
     @contextmanager
-    def reading(self, item: Kept) -> Iterator[Kept]:
+    def reading(self, item: Belonging) -> Iterator[Belonging]:
         """Its files stay while this lasts."""
         item.readers += 1
         try:
@@ -103,7 +103,7 @@ class Store:
             if item.token not in self._items:
                 self._remove(item)
 
-    def drop(self, item: Kept) -> None:
+    def drop(self, item: Belonging) -> None:
         """Forget an item; its files go when nobody reads them."""
         self._items.pop(item.token, None)
         self._remove(item)
@@ -126,7 +126,7 @@ class Store:
         self._items.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _remove(self, item: Kept) -> None:
+    def _remove(self, item: Belonging) -> None:
         if not item.readers:
             shutil.rmtree(item.folder, ignore_errors=True)
 

@@ -7,14 +7,14 @@ import ast
 import pytest
 
 from llava_probe.view.app.code import code, picture_name
-from llava_probe.view.app.messages import Decoding, MarkedPart
+from llava_probe.view.app.messages import AnswerSettings, MarkedPart
 from llava_probe.view.app.runs import Run
 
 HOSTILE = 'Is it?")\nimport os; os.remove("x")  # """ \\ \u202e \x00'
 
 
 def told(**more):
-    given = {"model": "tiny", "loaded": {}, "question": "Is it?", "settings": Decoding(), "format": "JPEG"}
+    given = {"model": "tiny", "loaded": {}, "question": "Is it?", "settings": AnswerSettings(), "format": "JPEG"}
     return Run(fingerprint="ab", **{**given, **more})
 
 
@@ -45,9 +45,11 @@ def test_a_question_never_becomes_code(how):
 def test_only_what_the_way_uses_is_said():
     greedy = calls(code(told()))["vlm.generate"]
     assert greedy == {"max_new_tokens": 64, "do_sample": False, "num_beams": 1}
-    drawn = calls(code(told(settings=Decoding(way="sampling", temperature=0.7, top_p=0.9, seed=5))))["vlm.generate"]
+    drawn = calls(code(told(settings=AnswerSettings(way="sampling", temperature=0.7, top_p=0.9, seed=5))))[
+        "vlm.generate"
+    ]
     assert drawn == {"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "seed": 5}
-    assert calls(code(told(settings=Decoding(way="beams", beams=3))))["vlm.generate"]["num_beams"] == 3
+    assert calls(code(told(settings=AnswerSettings(way="beams", beams=3))))["vlm.generate"]["num_beams"] == 3
 
 
 def test_the_model_is_loaded_as_it_was():

@@ -13,14 +13,14 @@ import pytest
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app import worker as module
-from llava_probe.view.app.messages import Ask, Decoding, Done, Failed, Words
+from llava_probe.view.app.messages import Ask, AnswerSettings, Done, Failed, Words
 from llava_probe.view.app.worker import Waiting, Worker
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_process.py"))
 
 
 def asked(id, question):
-    return Ask(id, "nowhere", question, Decoding())
+    return Ask(id, "nowhere", question, AnswerSettings())
 
 
 async def all_told(worker, job):
