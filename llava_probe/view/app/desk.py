@@ -23,7 +23,7 @@ from llava_probe.errors import BadFile, BadInput, ProbeError
 from llava_probe.pictures.images import fingerprint
 from llava_probe.view.app.code import code
 from llava_probe.view.app.exports import NAMES
-from llava_probe.view.app.messages import Ask, AnswerSettings, Done, Export, Failed, MarkedPart
+from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Export, Failed, MarkedPart
 from llava_probe.view.app.runs import PICTURE, PLAIN, TRACE, Run, write_run_told
 from llava_probe.view.app.store import Belonging, Store
 from llava_probe.view.app.uploads import Upload, UploadLimits, as_jpeg, opened_upload

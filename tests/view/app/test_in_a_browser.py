@@ -39,16 +39,18 @@ def said(page, card=0):
 
 def mark(page, box):
     """Drag over the photograph in the page component; ``box`` in pixels of the original."""
-    image = page.locator(".lp-mount").locator("img, canvas").first
+    image = page.locator(".lp-mount .stack svg, .lp-mount img").first
     image.scroll_into_view_if_needed()
     shown = image.bounding_box()
     scale = shown["width"] / 336
     at = [(shown["x"] + x * scale, shown["y"] + y * scale) for x, y in (box[:2], box[2:])]
+    page.keyboard.down("Shift")
     page.mouse.move(*at[0])
     page.mouse.down()
     page.mouse.move(*[(a + b) / 2 for a, b in zip(*at, strict=True)])
     page.mouse.move(*at[1])
     page.mouse.up()
+    page.keyboard.up("Shift")
     page.wait_for_selector(".lp-region:not(.lp-none)")
 
 

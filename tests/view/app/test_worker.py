@@ -13,7 +13,7 @@ import pytest
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app import worker as module
-from llava_probe.view.app.messages import Ask, AnswerSettings, Done, Failed, Words
+from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Failed, Words
 from llava_probe.view.app.worker import Waiting, Worker
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_process.py"))

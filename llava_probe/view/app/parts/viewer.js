@@ -18,7 +18,7 @@ const fail = (words) => {
 
 function mark(detail) {
   part = detail?.box ? detail : null;
-  const hint = "Drag over the photograph to mark a part of it.";
+  const hint = "Ask without a part: hold shift and drag over the photograph, or press “Mark a region” first.";
   const sides = part && part.box.map(Math.round);
   marked.textContent = part ? `Marked: ${sides[2] - sides[0]} × ${sides[3] - sides[1]} pixels,` : hint;
   region.classList.toggle("lp-none", !part);
