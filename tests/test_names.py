@@ -17,6 +17,7 @@ SHARED = {
     "check": "likewise",
     "extract": "likewise",
     "fit_probe": "likewise",
+    "app": "the verb that serves the app and the command line that it is a verb of",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from llava_probe.cli.app import app as app_verb
 from llava_probe.cli.attribute import attribute
 from llava_probe.cli.bundles import as_command
 from llava_probe.cli.check import check
@@ -32,7 +33,8 @@ app = typer.Typer(
     help="A microscope for vision-language models: what was answered, how surely, and where it looked.",
 )
 
-for _verb in (demo, run, attribute, flow, trace_cause, view, check, leaderboard, extract, fit_probe, models):
+_VERBS = (demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, models)
+for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate
     _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if _verb is run else None
     app.command(_verb.__name__.replace("_", "-"), cls=InOrder, context_settings=_passed_on)(as_command(_verb))
