@@ -1,28 +1,38 @@
-"""Tiny random models of each family, built from configs: no downloads, seconds to make, real processors."""
+"""What stands before any test is imported, and the two models that most tests ask."""
 
 from __future__ import annotations
 
+import gc
 import os
+
+import pytest
+
+import llava_probe as lp
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: notebooks, commands
 
-from tests import torchvision_half
 
-torchvision_half.present()
+def pytest_collection() -> None:
+    """Where tests are imported: under ``-n``, the process that only hands them out is spared torch and its seconds."""
+    import torch
 
-import pytest
-import torch
+    from tests import torchvision_half
 
-import llava_probe as lp
-from tests.models import llava_processor, random_llava
+    torchvision_half.present()  # before transformers is imported
+    torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
 
-torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, over a million objects: collections of garbage need not walk through them each time."""
+    gc.freeze()
 
 
 @pytest.fixture
 def random_vlm() -> lp.VLM:
     """A fresh random LLaVA in float32."""
+    from tests.models import llava_processor, random_llava
+
     return lp.VLM(random_llava(), llava_processor())
 
 

@@ -35,8 +35,10 @@ def test_every_mutation_is_written():
 
 
 @pytest.fixture
-def small(tmp_path):
-    """A package of one line and two tests of it, one that can fail."""
+def small(tmp_path, monkeypatch):
+    """A package of one line and two tests of it, one that can fail; they are run without plugins that import much."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
     (tmp_path / "llava_probe").mkdir()
     (tmp_path / "llava_probe" / "__init__.py").write_text("two = 1 + 1\n")
     (tmp_path / "tests").mkdir()

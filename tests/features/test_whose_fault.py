@@ -16,13 +16,14 @@ from llava_probe.features import extract, extractor
 from llava_probe.features.engines import Cluster, _waves, _Worker
 from llava_probe.features.extractor import Recipe
 from llava_probe.features.samples import read_samples
+from tests.models import llava_processor, random_llava
 
 ASKED = {"layers": [2], "positions": ["last_prompt"], "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
 def vlm():
-    return lp.load()
+    return lp.VLM(random_llava(), llava_processor())
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_lost_device_ends_the_run(vlm, rows, tmp_path, monkeypatch, error):
 
 @pytest.mark.parametrize("kind", [*BUGS, IndexError, RuntimeError, ValueError, OSError])
 def test_whatever_a_processor_raises_is_its_samples_fault(rows, tmp_path, monkeypatch, kind):
-    vlm, error = lp.load(), kind("a picture I cannot take")
+    vlm, error = lp.VLM(random_llava(), llava_processor()), kind("a picture I cannot take")
     kind, bad = type(vlm.processor), np.asarray(rows[3]["image"])
 
     class Picky(kind):

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 SIZES = [(20, 700), (700, 20), (64, 48), (48, 64), (150, 90), (250, 250), (333, 90), (1100, 1500), (1500, 1100)]
-POINTS = 50
+POINTS = 25
 #: Families that share the mechanism of those above, with other decoders: fewer pictures, fewer points.
 FEW_SIZES, FEW_POINTS = [(64, 48), (333, 90)], 20
 MANY = {
@@ -115,7 +115,7 @@ def moves_of(vlm, picture, changes):
 def misplaced(vlm, size, name="", points=POINTS):
     """What contradicts the layout of one picture: one line each."""
     picture = photo(*size)
-    layout = vlm.generate(picture, "what", max_new_tokens=1, capture=NOTHING).layouts[0]
+    (layout,) = vlm.lay_out(picture, "what")
     rng = np.random.default_rng(0)
     side = max(2, max(size) // (THUMBNAIL if name in SKIPS else 200))
     changes = [changed(picture, rng.integers(size[0]), rng.integers(size[1]), side) for _ in range(points)]

@@ -270,8 +270,8 @@ def test_the_agreement_matrix_is_symmetric_with_ones_on_its_diagonal(scored):
 
 def test_the_command_writes_page_and_figures_and_goes_on(tmp_path):
     """Cases of one's own, exported from scenes; the second run scores nothing again."""
-    folder = write_cases(one_question_a_scene(range(60, 66), described=0), tmp_path / "mine").parent
-    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "2"]
+    folder = write_cases(one_question_a_scene(range(60, 63), described=0), tmp_path / "mine").parent
+    arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "1"]
     arguments += ["--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
