@@ -45,10 +45,10 @@ def test_run_writes_what_it_promises(scene, picture, tmp_path):
     told = json.loads((out / "answer.json").read_text())
     word = next(thing.text for thing in scene.objects if thing.text)
     assert told["answer"] == word
-    assert len(told["probability"]) == len(told["tokens"]) == len(told["peaks"][0])
+    assert len(told["probability"]) == len(told["token"]) == len(told["peaks"][0])
     assert lp.Trace.load(out / "run.trace").answer == word
     stored = np.load(out / "maps" / "map.npz")
-    assert stored["values"].shape == (len(told["tokens"]), 196)
+    assert stored["values"].shape == (len(told["token"]), 196)
     assert len(list((out / "figures").glob("*.png"))) == 3
     assert "knows only" not in done.stderr, "this is one of its scenes"
     size = (out / "run.trace").stat().st_size / 1e6

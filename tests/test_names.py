@@ -17,6 +17,11 @@ SHARED = {
     "check": "likewise",
     "extract": "likewise",
     "fit_probe": "likewise",
+    "confidence": "what is told of a trace, and the figure of it, which bears its name",
+    "information_flow": "likewise",
+    "causal_trace": "likewise",
+    "dose_response": "likewise",
+    "attribution_patching": "likewise",
 }
 
 
