@@ -2,6 +2,7 @@
 
     answer.json    answer, each token's numbers, its words, where its attention peaks, provenance
     run.trace      everything that was kept; lp.Trace.load reads it
+    tokens.csv     and words.csv, where asked for: probability, entropy and the rest of each
     maps/          an overlay per token and one .npz, for each picture
     figures/       the answer's confidence, all maps on one sheet, heads by layer; PNG, PDF or SVG
 
@@ -53,6 +54,7 @@ def write_run(
     heads: Sequence[int] | None = None,
     format: str = "png",
     dpi: int = SAVED_DPI,
+    csv: bool = False,
 ) -> list[Path]:
     """Write a run into ``folder`` (made where it is not there) and tell what was written.
 
@@ -64,6 +66,7 @@ def write_run(
         side: the longer side of their overlays, in pixels; as large as the photograph when None.
         layers, heads: which attention to average; all that was kept by default.
         format: of the figures: png, pdf or svg; ``dpi``: of their pixels.
+        csv: also the numbers of tokens and words, as tables.
 
     Raises:
         BadInput: another format; nothing is written.
@@ -79,8 +82,9 @@ def write_run(
     if shown:
         _write_answer(trace, _maps(trace, GENERATED, layers, heads), answer)  # again, with every token's peak
     drawn = made(target / "figures")
-    written: list[Path] = []
     sure = confidence(trace)
+    tables = {"tokens.csv": sure, "words.csv": sure.words()} if csv else {}
+    written = [table.to_csv(target / name) for name, table in tables.items()]  # type: ignore[attr-defined]
     sheets = {"confidence": figures.confidence(sure)}
     for number, m in enumerate(shown):
         suffix = f"_{number}" if len(shown) > 1 else ""
