@@ -149,13 +149,13 @@ def dose_response(
             axes.fill_between(dose.scales, low[row], high[row], color=colour, alpha=_BAND, lw=0)
             axes.plot(dose.scales, mean[row], color=colour, linestyle=style, marker=".", label=label)
         axes.set_title(name)
+        axes.set_xlabel("strength")
         if name == "perplexity":
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
     _legend(host, grid[-1, -1])
-    host.supxlabel("strength, in typical norms")
-    return finished(host, title, f"{len(dose)} samples, 95 % over samples")
+    return finished(host, title, f"{len(dose)} samples, 95 % over samples; strength in typical norms of a state")
 
 
 @styled
@@ -191,6 +191,7 @@ def attribution_patching(
         axes.axline((0, 0), slope=1, color="#555555", linewidth=0.6)
         axes.set_title(f"{part}, ρ = {found.correlation(part):.2f}")
         axes.set_xlabel("exact")
+        axes.xaxis.set_major_locator(MaxNLocator(2))
     grid[0, 0].set_ylabel("approximated")
     _legend(host, grid[0, 0])
     return finished(host, title, f"{len(found.effects)} samples, beside the exact sweep of each place")
