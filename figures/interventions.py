@@ -19,7 +19,6 @@ import numpy as np
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.sweeps.sweeping import over_samples, told_with
-from llava_probe.view.canvas import save_figure
 
 KINDS = {"shape": 6, "colour": 8, "text": 16}
 #: Held out, and none of those that chose anything.
@@ -100,7 +99,7 @@ def traces(vlm, count: int, folder: Path) -> list[str]:
         found = pairs(kind, count)
         cleans = [(each.clean.image, each.question) for each in found]
         traced = lp.causal_trace(vlm, cleans, [each.corrupt.image for each in found], mode="both")
-        save_figure(lp.sweep_figures.causal_trace_figure(traced), folder / f"causal_trace_{kind}.png")
+        lp.figures.save(lp.figures.causal_trace(traced), folder / f"causal_trace_{kind}.png")
         mean, low, high = traced.interval()
         lines += ["", f"{kind}, {len(found)} pairs, denoising:", ""]
         lines += [f"| hidden state | {' | '.join(TRACED)} |", "|---" * (len(TRACED) + 1) + "|"]
@@ -120,7 +119,7 @@ def approximations(vlm, count: int, folder: Path) -> list[str]:
         cleans = [(each.clean.image, each.question) for each in found]
         patched = lp.attribution_patching(vlm, cleans, [each.corrupt.image for each in found], exact=count)
         if kind == "colour":
-            save_figure(lp.sweep_figures.attribution_patching_figure(patched), folder / "attribution_patching.png")
+            lp.figures.save(lp.figures.attribution_patching(patched), folder / "attribution_patching.png")
         for part in patched.parts:
             own, plain = (patched.correlation(part, corrected=corrected) for corrected in (True, False))
             lines.append(f"| {kind} | {part} | {own:.2f} | {plain:.2f} | {len(found)} |")
@@ -134,9 +133,7 @@ def flows(vlm, count: int, folder: Path) -> list[str]:
     for kind in KINDS:
         asked = [(scene.image, question.question) for scene, question in scenes(kind, count)]
         flow = lp.information_flow(vlm, asked)
-        save_figure(
-            lp.sweep_figures.information_flow_figure(flow, "difference"), folder / f"information_flow_{kind}.png"
-        )
+        lp.figures.save(lp.figures.information_flow(flow, "difference"), folder / f"information_flow_{kind}.png")
         lines += ["", f"{kind}, {len(asked)} scenes:", "", "```", flow.table("difference"), "```"]
         print(flow.table("difference"), flush=True)
     return lines

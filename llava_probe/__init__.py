@@ -71,8 +71,6 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.trace.tokens import Token as Token
     from llava_probe.trace.trace import Trace as Trace
     from llava_probe.view import figures as figures
-    from llava_probe.view import probe_figures as probe_figures
-    from llava_probe.view import sweep_figures as sweep_figures
     from llava_probe.view.page import page as page
 
 __version__ = "0.1.0"
@@ -115,8 +113,6 @@ _NAMES = {
     "page": "view.page",
     "view": "view",
     "figures": "view.figures",
-    "probe_figures": "view.probe_figures",
-    "sweep_figures": "view.sweep_figures",
     **dict.fromkeys(
         ("ALL", "ANSWER", "GENERATED", "IMAGE", "LAST", "PREDICTING", "PROMPT", "QUESTION", "SPECIAL", "TEXT"),
         "trace.explained",
@@ -138,7 +134,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "probe_figures", "sweep_figures", "view"}
+_MODULES = {"evaluate", "figures", "view"}
 
 __all__ = list(_NAMES)
 

@@ -45,10 +45,10 @@ def test_run_writes_what_it_promises(scene, picture, tmp_path):
     told = json.loads((out / "answer.json").read_text())
     word = next(thing.text for thing in scene.objects if thing.text)
     assert told["answer"] == word
-    assert len(told["probability"]) == len(told["tokens"]) == len(told["peaks"][0])
+    assert len(told["probability"]) == len(told["token"]) == len(told["peaks"][0])
     assert lp.Trace.load(out / "run.trace").answer == word
     stored = np.load(out / "maps" / "map.npz")
-    assert stored["values"].shape == (len(told["tokens"]), 196)
+    assert stored["values"].shape == (len(told["token"]), 196)
     assert len(list((out / "figures").glob("*.png"))) == 3
     assert "knows only" not in done.stderr, "this is one of its scenes"
     size = (out / "run.trace").stat().st_size / 1e6
@@ -356,6 +356,22 @@ def test_demo_reads_the_sign(tmp_path):
     told = json.loads((tmp_path / "answer.json").read_text())
     assert told["answer"] == "STOP"
     assert "STOP" in done.output
+    blurred = json.loads((tmp_path / "blurred" / "answer.json").read_text())
+    assert min(told["probability"]) > 0.95 > 0.9 > min(blurred["probability"]), "one shows what doubt looks like"
+
+
+def test_run_writes_vectors_and_tables(picture, tmp_path):
+    done = call("run", picture, "What?", "--format", "pdf", "--dpi", 100, "--csv", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "confidence.pdf",
+        "maps.pdf",
+        "heads.pdf",
+    }
+    assert (tmp_path / "out" / "tokens.csv").read_text().startswith("token,id,position,probability")
+    assert (tmp_path / "out" / "words.csv").read_text().startswith("word,positions,probability")
+    wrong = call("run", picture, "What?", "--format", "bmp")
+    assert wrong.exit_code == 1 and "--format takes png, pdf, svg" in wrong.stderr
 
 
 def test_check_prints_its_table(tmp_path):

@@ -18,6 +18,11 @@ SHARED = {
     "extract": "likewise",
     "fit_probe": "likewise",
     "app": "the verb that serves the app and the command line that it is a verb of",
+    "confidence": "what is told of a trace, and the figure of it, which bears its name",
+    "information_flow": "likewise",
+    "causal_trace": "likewise",
+    "dose_response": "likewise",
+    "attribution_patching": "likewise",
 }
 
 

@@ -34,9 +34,10 @@ import torch
 from PIL import Image
 
 import llava_probe as lp
-from llava_probe import evaluate, figures, probe_figures, tiny
+from llava_probe import evaluate, figures, tiny
 from llava_probe.attribution import find_heads
 from llava_probe.pictures.videos import open_video
+from llava_probe.sweeps import AttributionPatching, CausalTrace, DoseResponse, InformationFlow
 
 SECONDS, BYTES = 10, 1_000_000_000
 #: What is public for other files of the package, and takes what only they make.
@@ -161,6 +162,7 @@ def world() -> dict[str, Any]:
         "asked": vlm.generate(scene.image, "What?", max_new_tokens=1, capture=lp.Capture(positions="prompt")),
         "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
+        **_sweeps(),
     }  # fmt: skip
 
 
@@ -173,6 +175,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     short = {**asked, "max_new_tokens": 2}
     judged = {"vlm": vlm, "trace": trace, "m": m, "row": 0, "image": 0, "tokens": None, "contrast": None,
               "on": "tokens", "baseline": "mean", "batch": 4, "seed": 0}  # fmt: skip
+    drawn = {"ax": None, "width": "page", "title": "a title"}
+    panel = {**drawn, "bar": True}
     pictured = {"trace": trace, "image": 0, "tokens": lp.LAST, "layers": [0], "heads": [0]}
     each: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "lp.VLM": (lp.VLM, {"model": vlm.model, "processor": vlm.processor, "layout": "auto"}),
@@ -184,7 +188,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "lp.attention_map": (lp.attention_map, {**pictured, "reduce": "mean", "sinks": "keep", "relative_to": None}),
         "lp.rollout": (lp.rollout, {"trace": _whole(), "image": 0, "tokens": lp.LAST, "layers": [0], "heads": [0],
                                     "reduce": "mean"}),
-        "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST}),
+        "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST, "mask": mask, "image": 0}),
         "lp.sinks": (lp.sinks, {"trace": trace, "image": 0, "threshold": 20.0}),
         "lp.knock_out": (_entered(lp.knock_out), {"vlm": vlm, "keys": "image", "queries": "last", "layers": [0],
                                                    "heads": [0], "uniform": False, "phase": "both",
@@ -245,6 +249,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                     "validation": 0.0, "picked": 2}),
         "Trace.load": (lp.Trace.load, {"path": folder / "a.trace"}),
         "Probe.load": (lp.Probe.load, {"path": w["probe"].save(folder / "a.probe")}),
+        "ImageMap.words": (m.words, {"row": 0}),
+        "ImageMap.starts": (m.starts, {"row": 0}),
         "ImageMap.load": (lp.ImageMap.load, {"path": m.save(folder / "map")[-1]}),
         "evaluate.agreement": (evaluate.agreement, {"maps": {"a": m, "b": m}, "row": 0, "measure": evaluate.spearman}),
         "evaluate.otsu": (evaluate.otsu, {"values": [1.0, 2.0, 9.0], "weights": None}),
@@ -273,18 +279,36 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "evaluate.difference": (evaluate.difference, {"one": [1.0, 0.0], "other": [0.0, 0.0], "pictures": ["a", "b"],
                                                       "times": 5, "seed": 0}),
         "evaluate.tam_scores": (evaluate.tam_scores, {"m": m, "objects": {0: mask}, "function": [], "nouns": []}),
-        "figures.confidence_figure": (figures.confidence_figure, {"c": w["confidence"], "columns": 16}),
-        "figures.contact_sheet": (figures.contact_sheet, {"m": m, "confidence": w["confidence"]}),
-        "figures.head_sheet": (figures.head_sheet, {"trace": trace, "tokens": lp.LAST, "image": 0}),
-        "figures.heads_figure": (figures.heads_figure, {"shares": w["heads"], "of": "image", "row": 0}),
-        "figures.map_figure": (figures.map_figure, {"m": m, "row": 0}),
-        "figures.save_figure": (figures.save_figure, {"figure": figures.map_figure(m, 0), "path": folder / "a.png"}),
         "page": (lp.page, {"results": [trace, m], "path": folder / "page.html"}),
-        "probe_figures.confusion_figure": (probe_figures.confusion_figure, {
-            "sweep": w["sweep"], "layer": w["key"][0], "position": w["key"][1]}),
-        "probe_figures.probe_figure": (probe_figures.probe_figure, {
-            "probe": w["probe"], "trace": trace, "label": w["probe"].classes[0], "image": 0}),
-        "probe_figures.sweep_figure": (probe_figures.sweep_figure, {"sweep": w["sweep"]}),
+        "figures.maps": (figures.maps, {
+            "m": m, "row": 0, "mean": False, "confidence": w["confidence"], "photograph": "under", "scale": "one",
+            "columns": 1, "cmap": "heat", "highest": 1.0, **panel}),
+        "figures.compare": (figures.compare, {
+            "maps": {"a": m, "b": m}, "row": 0, "difference": True, "photograph": "both", "columns": 3,
+            "cmap": "viridis", "highest": 1.0, **panel}),
+        "figures.head_maps": (figures.head_maps, {
+            "trace": trace, "tokens": lp.LAST, "image": 0, "photograph": "none", "scale": "one", "cmap": "heat",
+            "highest": 1.0, **panel}),
+        "figures.tokens": (figures.tokens, {
+            "of": w["confidence"], "row": 0, "by": "entropy", "cmap": "heat", "highest": 1.0, **panel}),
+        "figures.confidence": (figures.confidence, {"c": w["confidence"], "columns": 16, "highest": 1.0, **drawn}),
+        "figures.layers_heads": (figures.layers_heads, {
+            "shares": w["heads"], "of": "image", "row": 0, "cmap": "heat", "highest": 1.0, **panel}),
+        "figures.layers": (figures.layers, {
+            "shares": [w["heads"]], "of": ["image"], "highest": 1.0, "seed": 0, **drawn}),
+        "figures.features": (figures.features, {
+            "store": w["features"], "what": w["key"][0], "position": w["key"][1], "by": None, "method": "pca",
+            "most": 9, "cmap": None, "highest": 1.0, "seed": 0, **panel}),
+        "figures.probes": (figures.probes, {"sweep": w["sweep"], **drawn}),
+        "figures.confusion": (figures.confusion, {
+            "sweep": w["sweep"], "layer": w["key"][0], "position": w["key"][1], "cmap": "Blues",
+            "highest": 1.0, **panel}),
+        "figures.information_flow": (figures.information_flow, {"flow": w["flow"], "of": "probability", **drawn}),
+        "figures.causal_trace": (figures.causal_trace, {"trace": w["traced"], **drawn}),
+        "figures.dose_response": (figures.dose_response, {"dose": w["dose"], **drawn}),
+        "figures.attribution_patching": (figures.attribution_patching, {"found": w["patched"], **drawn}),
+        "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
+        "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),
         "tiny.path": (tiny.path, {}),
         "tiny.is_scene": (tiny.is_scene, {"picture": image}),
@@ -376,8 +400,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 def public() -> list[str]:
     """Every public callable, by the name that ``bases`` would know it by."""
     found = []
-    for prefix, module in (("lp", lp), ("evaluate", evaluate), ("figures", figures), ("probe_figures", probe_figures),
-                           ("tiny", tiny)):  # fmt: skip
+    for prefix, module in (("lp", lp), ("evaluate", evaluate), ("figures", figures), ("tiny", tiny)):  # fmt: skip
         for name in module.__all__:
             thing = getattr(module, name)
             if inspect.isclass(thing) and not issubclass(thing, BaseException):
@@ -397,6 +420,19 @@ def _whole() -> lp.Trace:
     w = world()
     capture = lp.Capture(attention_positions="all")
     return w["vlm"].generate(w["image"], "What?", max_new_tokens=2, capture=capture)
+
+
+def _sweeps() -> dict[str, Any]:
+    """What sweeps of two samples could find, to be drawn."""
+    ones, said = np.ones, (("a", "b"),) * 2
+    edges, parts = ("image->last",), ("changed",)
+    flow = InformationFlow(
+        edges, (1,), (0, 1), ones((2, 3, 1, 1, 2)), ones((2, 3, 1, 1, 2)), ones((2, 2)), ones(2), said
+    )
+    traced = CausalTrace(parts, ("mlp",), (0, 1), 1, ones((2, 2, 1, 1, 2)), ones((2, 2)), ones((2, 2)), said, "blur")
+    dose = DoseResponse((0.0, 1.0), {1: 1.0}, {"probability": ones((2, 2, 2))}, (), said)
+    patched = AttributionPatching(parts, ("mlp",), (0, 1), *(ones((2, 1, 1, 2)) for _ in range(3)), ones((2, 2)))
+    return {"flow": flow, "traced": traced, "dose": dose, "patched": patched}
 
 
 def _entered(context: Callable[..., Any]) -> Callable[..., Any]:

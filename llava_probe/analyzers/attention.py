@@ -85,6 +85,7 @@ def attention_map(
         "positions": words,
         "layers": layers or list(trace.attention_layers),
         "heads": heads or list(trace.attention_heads),
+        "chosen": chosen(layers, heads),
         "reduce": reduce,
         "sinks": sinks,
     }
@@ -149,6 +150,18 @@ def axis_list(name: str, given: Numbers) -> list[int] | None:
     if not listed:
         raise BadInput(f"{name}= takes a whole number, a list of them, or None for all that were kept; got {given!r}")
     return listed
+
+
+def chosen(layers: Sequence[int] | None, heads: Sequence[int] | None) -> str:
+    """Layers and heads that were named, as words for a caption: ``"layer 3, head 1"``; empty where none were."""
+    return ", ".join(_in_words(name, given) for name, given in (("layer", layers), ("head", heads)) if given)
+
+
+def _in_words(name: str, numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"{name} {numbers[0]}"
+    row = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{name}s {numbers[0]} to {numbers[-1]}" if row else f"{name}s {', '.join(map(str, numbers))}"
 
 
 def _whole(given: Any) -> list[int]:

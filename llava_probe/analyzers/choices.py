@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from llava_probe.analyzers.table import Table
 from llava_probe.errors import BadInput, NotANumber, NotCaptured, OutOfRange
 from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
@@ -40,6 +43,33 @@ class Choices:
     def best(self) -> str:
         """The likeliest of them."""
         return self.names[self.probability.index(max(self.probability))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists by name, ready for JSON."""
+        return {**self._columns().data, "position": self.position, "best": self.best}
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a line for each answer (needs pandas)."""
+        return self._columns().to_pandas()
+
+    def to_csv(self, path: str | Path) -> Path:
+        """A .csv with a line for each answer.
+
+        Raises:
+            BadFile: it cannot be written there.
+        """
+        return self._columns().to_csv(path)
+
+    def table(self) -> str:
+        """A line for each answer, to print."""
+        return self._columns().without("ids").text()
+
+    def _repr_html_(self) -> str:
+        return self._columns().without("ids").html()
+
+    def _columns(self) -> Table:
+        shares = {"probability": list(self.probability), "normalised": list(self.normalised)}
+        return Table({"answer": list(self.names), **shares, "ids": [list(ids) for ids in self.ids]})
 
     def __getitem__(self, name: str) -> float:
         """The probability of one of them."""

@@ -2,7 +2,7 @@
 
     c = lp.confidence(trace)
     print(c.table())                 # a line for each token
-    c.words()                        # the same for whole words
+    print(c.words().table())         # the same for whole words
     c.choices(["yes", "no"])         # the first token's probability of each, however it is spelled
     c.perplexity
 
@@ -19,18 +19,22 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
+from llava_probe.analyzers.table import Table, rounded
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.trace.explained import At
 from llava_probe.trace.tokens import Token, divided
 from llava_probe.trace.trace import Trace
 
+#: What is told of a word, besides its text and places.
+_OF_WORDS = ("probability", "logprob", "lowest", "entropy")
 #: Steps whose distributions are in float64 at once: bounds the extra memory.
 _BLOCK = 16
 
@@ -61,6 +65,44 @@ class Word:
     probability: float
     lowest: float
     entropy: float
+
+
+class Words(tuple[Word, ...]):
+    """The words of an answer: a tuple that is a table too."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain lists by name, ready for JSON."""
+        return self._columns().data
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a line for each word (needs pandas)."""
+        return self._columns().to_pandas()
+
+    def to_csv(self, path: str | Path) -> Path:
+        """A .csv with a line for each word.
+
+        Raises:
+            BadFile: it cannot be written there.
+        """
+        return self._columns().to_csv(path)
+
+    def table(self) -> str:
+        """A line for each word, to print."""
+        return self._columns().without("positions").text()
+
+    def _repr_html_(self) -> str:
+        return self._columns().without("positions").html()
+
+    def _columns(self) -> Table:
+        return Table(
+            {
+                "word": [word.text for word in self],
+                "positions": [list(word.positions) for word in self],
+                **{name: [getattr(word, name) for word in self] for name in _OF_WORDS},
+            }
+        )
 
 
 @checked
@@ -165,9 +207,9 @@ class Confidence:
 
     # --- words and the whole answer ---
 
-    def words(self) -> tuple[Word, ...]:
+    def words(self) -> Words:
         """The answer's words, as spaces divide it; EOS and other special tokens are not among them."""
-        return tuple(self._word(steps) for steps in divided(self.tokens, self.trace.ends))
+        return Words(self._word(steps) for steps in divided(self.tokens, self.trace.ends))
 
     @property
     def sum(self) -> float:
@@ -184,52 +226,58 @@ class Confidence:
         """Exponential of minus the mean: how many equally likely tokens it was like choosing from; or infinity."""
         return float(torch.tensor(-self.mean, dtype=torch.float64).exp())
 
-    # --- as data, as text, as a figure ---
+    # --- as data, as text ---
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists by name, ready for JSON; what was not kept is left out."""
-        return {
-            "tokens": [token.text for token in self.tokens],
-            "ids": [token.id for token in self.tokens],
-            "positions": [token.position for token in self.tokens],
-            **{name: column.tolist() for name, column in self._columns().items()},
-            "sum": self.sum,
-            "mean": self.mean,
-            "perplexity": self.perplexity,
-        }
+        return {**self._columns().data, "sum": self.sum, "mean": self.mean, "perplexity": self.perplexity}
 
     def to_pandas(self) -> Any:
         """A DataFrame with a line for each token (needs pandas)."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise BadInput("to_pandas() needs pandas: pip install pandas; to_dict() and table() do not") from error
-        return pandas.DataFrame({name: column for name, column in self.to_dict().items() if isinstance(column, list)})
+        return self._columns().to_pandas()
+
+    def to_csv(self, path: str | Path) -> Path:
+        """A .csv with a line for each token.
+
+        Raises:
+            BadFile: it cannot be written there.
+        """
+        return self._columns().to_csv(path)
 
     def table(self) -> str:
-        """A line for each token, to print."""
-        columns = self._columns()
-        lines = [["token", *(name.replace("_probability", "") for name in columns)]]
-        for step, token in enumerate(self.tokens):
-            numbers = (column[step].item() for column in columns.values())
-            lines.append([repr(token.text)[1:-1], *(str(n) if isinstance(n, int) else f"{n:.4f}" for n in numbers)])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
-        return "\n".join(form.format(*line) for line in lines)
+        """A line for each token, to print; its names are those of ``to_dict`` and ``to_pandas``."""
+        return self._shown().text()
+
+    def __repr__(self) -> str:
+        return f"Confidence({self.trace.answer[:40]!r}, {len(self.tokens)} tokens, perplexity {self.perplexity:.3f})"
 
     def __str__(self) -> str:
-        return f"{self.table()}\nanswer: log-probability {self.sum:.3f} nats, perplexity {self.perplexity:.3f}"
+        whole = f"log-probability {rounded(self.sum, 3)} nats, perplexity {rounded(self.perplexity, 3)}"
+        return f"{self.table()}\nanswer: {whole}"
+
+    def _repr_html_(self) -> str:
+        return self._shown().html(f"perplexity {rounded(self.perplexity, 3)}")
 
     # --- details ---
 
-    def _columns(self) -> dict[str, Tensor]:
+    def _columns(self) -> Table:
         columns = {name: getattr(self, name) for name in ("probability", "logprob", "entropy", "rank")}
         for name in ("margin", "sampled_probability"):
             try:
                 columns[name] = getattr(self, name)
             except NotCaptured:
                 continue
-        return {name: column for name, column in columns.items() if column is not None}
+        return Table(
+            {
+                "token": [token.text for token in self.tokens],
+                "id": [token.id for token in self.tokens],
+                "position": [token.position for token in self.tokens],
+                **{name: column.tolist() for name, column in columns.items() if column is not None},
+            }
+        )
+
+    def _shown(self) -> Table:
+        return self._columns().without("id", "position")
 
     def _word(self, steps: Sequence[int]) -> Word:
         logprob = float(self.logprob[list(steps)].double().sum())

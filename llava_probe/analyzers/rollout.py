@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list, by_word
+from llava_probe.analyzers.attention import REDUCTIONS, Numbers, axis_list, by_word, chosen
 from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.maps.maps import ImageMap
@@ -74,6 +74,7 @@ def rollout(
         "unit": "share of attention flow",
         "tokens": told(tokens),
         "positions": words,
+        "chosen": chosen(axis_list("layers", layers), axis_list("heads", heads)),
         "layers": layer_list,
         "heads": head_list,
         "reduce": reduce,

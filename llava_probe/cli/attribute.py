@@ -31,6 +31,8 @@ def attribute(
     picture: Annotated[int, typer.Option(help="Which of several pictures to explain by, from 0.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for maps and figures.")] = Path("out"),
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
+    format: Annotated[str, typer.Option(help="Of the figures: png, pdf or svg.")] = "png",
+    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=1200)] = 300,
 ) -> None:
     """Explain the words of an answer by the picture."""
     arguments.check_order(image, question or "")
@@ -42,10 +44,11 @@ def attribute(
     from llava_probe.attribution import attribute as explain
     from llava_probe.trace.capture import Capture
     from llava_probe.trace.explained import ANSWER
-    from llava_probe.view.folder import made, write_attribution
+    from llava_probe.view.folder import checked_figure_format, made, write_attribution
     from llava_probe.view.progress import generated
     from llava_probe.view.terminal import show_map
 
+    checked_figure_format(format)
     vlm = model.load()
     made(out)
     if model.is_tiny:
@@ -58,6 +61,6 @@ def attribute(
             trace = vlm.score(pictures, question, text, capture=kept, **asking.settings)
             explained = explained or ANSWER
         m = explain(vlm, trace, method, picture, explained, contrast=contrast, **options)
-    written = write_attribution(trace, m, out, own=own)
+    written = write_attribution(trace, m, out, own=own, format=format, dpi=dpi)
     show_map(trace, m, own=own)
     typer.echo(f"\nEverything is in {told_folder(out, written)}")

@@ -11,12 +11,17 @@ from llava_probe.cli.options import EXAMPLE, ModelOptions
 from llava_probe.cli.told import told_folder
 from llava_probe.errors import BadInput
 
+#: Pixels of a blur that leaves the letters of a sign to be guessed.
+_BLUR = 3
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Look for a scene from this one on; held out below 1,000,000.")] = 0,
 ) -> None:
-    """Ask the tiny model about a drawn scene: no download, a few seconds."""
+    """Ask the tiny model about a drawn scene, sharp and blurred: no download, a few seconds."""
+    from PIL.ImageFilter import GaussianBlur
+
     from llava_probe import tiny
     from llava_probe.view.folder import made, write_run
     from llava_probe.view.terminal import show
@@ -29,7 +34,10 @@ def demo(
     show(trace, written)
     described = vlm.generate(scene.image, "Describe the image.")
     show(described, write_run(described, out / "describe"))
-    typer.echo(f"\nEverything is in {told_folder(out, written)} (and describe/)")
+    blurred = vlm.generate(scene.image.filter(GaussianBlur(_BLUR)), "Describe the image.")
+    typer.echo("\nThe same picture, blurred: now it is not sure of every word.")
+    show(blurred, write_run(blurred, out / "blurred"))
+    typer.echo(f"\nEverything is in {told_folder(out, written)} (and describe/, blurred/)")
     typer.echo(f"A photograph of your own:  llava-probe run PHOTO 'QUESTION' --model {EXAMPLE}")
 
 

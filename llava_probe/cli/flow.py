@@ -42,9 +42,9 @@ def flow(
     samples = asked_samples(image, question, data)
     from llava_probe.stored import write_text
     from llava_probe.sweeps.information_flow import information_flow
-    from llava_probe.view.canvas import save_figure
+    from llava_probe.view.canvas import save
     from llava_probe.view.folder import made
-    from llava_probe.view.sweep_figures import information_flow_figure
+    from llava_probe.view.sweep_figures import information_flow as flow_figure
 
     vlm = model.load()
     made(out)
@@ -60,10 +60,7 @@ def flow(
     )
     typer.echo(found.table(of))
     written = [write_text("table", out / "flow.txt", found.table(of) + "\n")]
-    written += [
-        save_figure(information_flow_figure(found, name), out / f"flow_{name}.png")
-        for name in ("probability", "difference")
-    ]
+    written += [save(flow_figure(found, name), out / f"flow_{name}.png") for name in ("probability", "difference")]
     typer.echo(f"\nEverything is in {told_folder(out, written)}")
 
 

@@ -39,6 +39,9 @@ def run(
     full_size: Annotated[
         bool, typer.Option("--full-size", help="Overlays as large as the photograph; shrunken if left.")
     ] = False,
+    format: Annotated[str, typer.Option(help="Of the figures: png, pdf or svg.")] = "png",
+    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=1200)] = 300,
+    csv: Annotated[bool, typer.Option("--csv", help="Also tokens.csv and words.csv.")] = False,
 ) -> None:
     """Ask about a picture and write down everything.
 
@@ -55,7 +58,8 @@ def run(
     flags = arguments.generation_flags(context.args, [flag for each in context.command.params for flag in each.opts])
     changed = interventions.read(context)
     chosen = arguments.flag_numbers("--attention-layers", attention_layers), arguments.flag_numbers("--heads", heads)
-    drawn: dict[str, Any] = {"maps": maps, "layers": chosen[0], "heads": chosen[1]}
+    drawn: dict[str, Any] = {"format": format, "dpi": dpi, "csv": csv}
+    drawn |= {"maps": maps, "layers": chosen[0], "heads": chosen[1]}
     drawn |= {"tokens": arguments.place_or_word(tokens), **({"side": None} if full_size else {})}
     asked = {**asking.settings, "max_new_tokens": max_new_tokens, "seed": seed, **flags}
     several = arguments.is_data(image)
@@ -72,8 +76,9 @@ def run(
         pictures = arguments.pictures(image)
         if question is None and asking.prompt is None:
             raise BadInput("say what to ask:  llava-probe run PICTURE 'QUESTION'  (or --prompt for a whole prompt)")
-    from llava_probe.view.folder import made
+    from llava_probe.view.folder import checked_figure_format, made
 
+    checked_figure_format(format)
     vlm = model.load()
     arguments.check_there("attention-layers", chosen[0], vlm.anatomy.layers)
     arguments.check_there("heads", chosen[1], vlm.anatomy.heads)

@@ -43,16 +43,16 @@ def trace_cause(
     from llava_probe.stored import write_text
     from llava_probe.sweeps.attribution_patching import attribution_patching
     from llava_probe.sweeps.causal_trace import causal_trace
-    from llava_probe.view.canvas import save_figure
+    from llava_probe.view import sweep_figures
+    from llava_probe.view.canvas import save
     from llava_probe.view.folder import made
-    from llava_probe.view.sweep_figures import attribution_patching_figure, causal_trace_figure
 
     vlm = model.load()
     made(out)
     sample = (pictures[0], question)
     if approximate:
         found = attribution_patching(vlm, sample, other, ring=ring, exact=1, answer=answer, against=against)
-        table, figure = found.table(), attribution_patching_figure(found)
+        table, figure = found.table(), sweep_figures.attribution_patching(found)
     else:
         chosen = [part.strip() for part in parts.split(",")]
         traced = causal_trace(
@@ -68,7 +68,7 @@ def trace_cause(
         )
         told = f"{traced.answers[0][0]!r} against {traced.answers[0][1]!r}, corrupted by {traced.corruption}"
         tables = [traced.table(mode, part) for mode in ("denoise", "noise") for part in traced.parts]
-        table, figure = "\n\n".join([told, *tables]), causal_trace_figure(traced)
+        table, figure = "\n\n".join([told, *tables]), sweep_figures.causal_trace(traced)
     typer.echo(table)
-    written = [write_text("table", out / "trace.txt", table + "\n"), save_figure(figure, out / "trace.png")]
+    written = [write_text("table", out / "trace.txt", table + "\n"), save(figure, out / "trace.png")]
     typer.echo(f"\nEverything is in {told_folder(out, written)}")

@@ -29,7 +29,7 @@ from llava_probe.leaderboard.scoring import score_cases, spans_of
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
 from llava_probe.stored import write_text
-from llava_probe.view.canvas import save_figure
+from llava_probe.view.canvas import save
 from llava_probe.view.folder import made
 
 #: Scenes that choose the localisation heads: held out like the scored ones, and none of them.
@@ -109,12 +109,12 @@ def write_leaderboard(
     target = made(folder)
     figures: dict[Path, str] = {}
     if board.seen:
-        figures[save_figure(leaderboard_figure(board), target / "leaderboard.png")] = ""
+        figures[save(leaderboard_figure(board), target / "leaderboard.png")] = ""
     if board.agreement() is not None:
-        figures[save_figure(agreement_figure(board), target / "leaderboard_agreement.png")] = ""
+        figures[save(agreement_figure(board), target / "leaderboard_agreement.png")] = ""
     example = _example(vlm, cases, board)
     if example is not None:
-        figures[save_figure(example[0], target / "leaderboard_maps.png")] = example[1]
+        figures[save(example[0], target / "leaderboard_maps.png")] = example[1]
     page = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
     return [write_text("page", target / "leaderboard.md", page), *figures]
 

@@ -2,8 +2,9 @@
 
     m = lp.attention_map(trace)
     m.pixels(0)              # [height, width] on the original, NaN where the model saw nothing
-    m.overlay(0).show()      # the photograph with the map over it, token by token, nothing smoothed
+    m.overlay(0).show()      # the map under its photograph, token by token, nothing smoothed
     m.save("maps/")          # an overlay a row, and one .npz that plots again
+    m.save("stop.png")       # one picture
 
 Rows count the tokens that were asked for, from 0; leaving the row out takes their mean.
 """
@@ -30,15 +31,18 @@ from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.file import load_map, map_header
-from llava_probe.maps.overlay import backdrop, is_copy
+from llava_probe.maps.overlay import backdrop, is_copy, scale_of
 from llava_probe.pictures.images import open_image, stored_bytes
-from llava_probe.stored import place, together
+from llava_probe.stored import place, together, whole
 from llava_probe.trace.tokens import Token
 
 #: Longer side of saved overlays, in pixels: finer than any model's patches, and a megabyte in place of ten.
 SIDE = 1200
 
 _LAYOUT = ("positions", "boxes", "tiles")
+#: Suffixes of one picture, and how it is encoded; and of what only a figure can be.
+_PICTURES = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg"}
+_FIGURES = (".pdf", ".svg")
 _NAME_LENGTH = 24  # of a token's text in a file name
 _PATIENCE = 2.0  # seconds before saving shows a progress bar: an overlay of a 12-megapixel photograph takes as long
 _QUALITY = 80  # of JPEG, colours at full resolution: nearer to the pixels, and smaller, than 88 with halved colours
@@ -164,31 +168,68 @@ class ImageMap:
         others = dict.fromkeys(weighed[number] for number in rows if weighed[number] is not None)
         return f"{told} rather than {' or '.join(others)}" if others else told
 
+    def words(self, row: int = 0) -> tuple[tuple[Token, float], ...]:
+        """The tokens of prompt and answer with what the method says of each, by size; none where it says nothing.
+
+        Where a word was predicted from is left out: there the method starts, which says nothing of that token.
+
+        Raises:
+            OutOfRange: there is no such row.
+        """
+        number = self._number(row)
+        if self.text is None:
+            return ()
+        starts = self.starts(number)
+        pairs = zip(self.text_tokens, self.text[number].tolist(), strict=True)
+        return tuple(sorted((pair for pair in pairs if pair[0].position not in starts), key=lambda pair: -abs(pair[1])))
+
+    def starts(self, row: int) -> frozenset[int]:
+        """The positions that a row's tokens were predicted from; their own where they are the prompt's.
+
+        Raises:
+            OutOfRange: there is no such row.
+        """
+        row = self._number(row)
+        spans = self.about.get("positions")
+        back = self.tokens[row].role == "generated"
+        return frozenset(position - back for position in spans[row]) if spans else frozenset()
+
     # --- seeing ---
 
     def overlay(
-        self, row: int | None = None, highest: Positive | None = None, side: Count | None = None
+        self,
+        row: int | None = None,
+        highest: Positive | None = None,
+        side: Count | None = None,
+        cmap: str | None = None,
     ) -> Image.Image:
-        """The photograph with the map over it: RGB, of the photograph's size, unseen pixels hatched.
+        """The map with the photograph over it in grey: RGB, of the photograph's size, unseen pixels hatched.
 
         Args:
             row: which explained token; all, averaged, when None.
-            highest: the value that gets the full colour; the row's own largest when None. Give the same to several
-                to compare them.
+            highest: the value that gets the last colour; when None the largest of all rows, so that rows compare, or of
+                their mean. Give the same to several maps to compare them.
             side: pixels along the longer side at most.
+            cmap: ``"heat"`` or the name of one of matplotlib's colour maps; one for signed values when None and some
+                are negative.
+
+        Raises:
+            BadInput: no such colour map, or one whose values could not be told apart under a photograph.
         """
-        return Image.fromarray(backdrop(self.image, self.layout, side).paint(self.row(row), highest))
+        values = self.row(row)
+        top = highest or scale_of((values if row is None else self.values).numpy())
+        return Image.fromarray(backdrop(self.image, self.layout, side).paint(values, top, cmap))
 
     # --- as files ---
 
-    def save(self, folder: str | Path, side: int | None = SIDE) -> list[Path]:
-        """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs.
+    def save(self, path: str | Path, side: int | None = SIDE) -> list[Path]:
+        """Write an overlay a row and ``map.npz``, which holds all that ``load`` needs; or one picture.
 
         The overlays of a map that was saved there before are removed; nothing else in the folder is. Whatever stops
         it, ``map.npz`` is the earlier map's or this one's.
 
         Args:
-            folder: where to; made where it is not there.
+            path: a folder, made where it is not there; or ``"stop.png"`` (.jpg too) for one picture, the rows' mean.
             side: pixels along the longer side of the overlays, and of the photograph in ``map.npz``, at most; those of
                 the original when None. Values and places are the original's either way. Overlays are PNG, every pixel
                 its own, and JPEG where the photograph was shrunken to be looked at.
@@ -197,16 +238,26 @@ class ImageMap:
             The files written, in that order.
 
         Raises:
-            BadFile: the folder cannot be written to.
+            BadFile: they cannot be written there.
+            BadInput: a figure's format: ``lp.figures.save(lp.figures.maps(m), "stop.pdf")``.
         """
-        target = place("map", folder)
+        target = place("map", path)
+        kind = target.suffix.lower()
+        if kind in _FIGURES and not target.is_dir():
+            drawn = f"lp.figures.save(lp.figures.maps(m), {target.name!r})"
+            raise BadInput(f"a map is saved as .png, .jpg or a folder; as {kind} it is drawn: {drawn}")
+        if kind in _PICTURES and not target.is_dir():
+            with whole("map", target) as part:
+                part.write_bytes(_encoded(np.asarray(self.overlay(side=side)), _PICTURES[kind]))
+            return [target]
         photograph = backdrop(self.image, self.layout, side)
         suffix = ".png" if photograph.picture.shape[1::-1] == tuple(self.layout.size) else ".jpg"
         names = _file_names((token.text for token in self.tokens), suffix)
+        top = scale_of(self.values.numpy())
         with together("map", target, "map.npz", earlier=_saved_names(target)) as part:
             rows = list(zip(self.values, names, strict=True))
             for values, name in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
-                (part / name).write_bytes(_encoded(photograph.paint(values), suffix))
+                (part / name).write_bytes(_encoded(photograph.paint(values, top), suffix))
             kept = self._kept_photograph(photograph.picture, suffix)
             with (part / "map.npz").open("wb") as file:
                 np.savez_compressed(file, **self._arrays(np.frombuffer(kept, np.uint8), suffix))

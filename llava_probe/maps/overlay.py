@@ -1,8 +1,8 @@
-"""A map over its photograph, honestly: each visual token's box in its own colour, nothing smoothed, nothing invented.
+"""A map under its photograph, honestly: each visual token's box in its own colour, nothing smoothed, nothing invented.
 
-A map blurred over a picture looks finer than the model's patches ever were. Here the photograph fades, each box takes
-the colour of its value, the more opaque the larger, so that the picture stays readable where the map says little;
-pixels that a crop hid from the model are hatched.
+A map blurred over a picture looks finer than the model's patches ever were. Here each box has the colour of its value,
+and the photograph lies over it in grey like ink, so that both are seen and the value can be read back from the hue
+(``colours.py``); pixels that a crop hid from the model are hatched.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ from PIL import Image
 
 from llava_probe.arrays import FloatArray
 from llava_probe.layout import ImageLayout
+from llava_probe.maps.colours import check_over_a_photograph, colour_map, colour_table
 
-#: Perceptually uniform, and ending in a yellow that stands out from faded photographs.
-COLOUR_MAP = "plasma"
-#: For maps with negative values: blue against, red for.
-SIGNED_COLOUR_MAP = "RdBu_r"
-#: Opacity of a box at zero and at the largest value.
-OPACITY = (0.08, 0.62)
-
-#: How much of its colour the photograph keeps: none, and things as bright as their ground would vanish.
-_COLOUR_KEPT = 0.55
+#: How much of the light the darkest parts of a photograph take away.
+INK = 0.6
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 #: Rows that are blended at once: a photograph of 12 megapixels takes megabytes, not gigabytes.
@@ -44,13 +38,20 @@ class Backdrop:
     picture: npt.NDArray[np.uint8]
     owner: FloatArray
 
-    def paint(self, values: Any, highest: float | None = None) -> npt.NDArray[np.uint8]:
-        """RGB [height, width, 3] with ``values`` [N] over it; ``highest`` gets the full colour."""
+    def paint(self, values: Any, highest: float | None = None, cmap: str | None = None) -> npt.NDArray[np.uint8]:
+        """RGB [height, width, 3] with ``values`` [N] under it; ``highest`` gets the last colour."""
         values = np.asarray(values, dtype=np.float32)
         top = scale_of(values) if highest is None else highest
         owner = np.where(np.isnan(self.owner), len(values), self.owner).astype(np.intp)
         pixels = np.append(values, np.float32(np.nan))[owner]
-        return blend(self.picture, pixels, top, signed=bool((values < 0).any()))
+        signed = bool((values < 0).any())
+        colours = colour_map(cmap, signed)
+        check_over_a_photograph(colours)
+        return blend(self.picture, pixels, top, colour_table(colours), signed=signed)
+
+    def ink(self) -> FloatArray:
+        """[height, width] in [0, ``INK``], the share of the light that the photograph takes."""
+        return _ink(self.picture)
 
 
 def backdrop(image: Image.Image, layout: ImageLayout, side: int | None = None) -> Backdrop:
@@ -81,30 +82,32 @@ def scale_of(values: FloatArray) -> float:
     return float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
 
 
-def blend(picture: npt.NDArray[np.uint8], pixels: FloatArray, top: float, *, signed: bool) -> npt.NDArray[np.uint8]:
-    """RGB ``picture`` [height, width, 3] under ``pixels`` [height, width], NaN hatched."""
-    table = colour_table(signed)
+def blend(
+    picture: npt.NDArray[np.uint8], pixels: FloatArray, top: float, table: FloatArray, *, signed: bool
+) -> npt.NDArray[np.uint8]:
+    """RGB ``picture`` [height, width, 3] over ``pixels`` [height, width], NaN hatched.
+
+    Args:
+        picture, pixels: as above.
+        top: the value of the last colour of ``table`` [256, 3]; the first has 0, or where ``signed`` minus as much.
+    """
     stripe = max(2, round(max(pixels.shape) / 80))
     mixed = np.empty_like(picture)
     for start in range(0, len(picture), _BAND):
         band = slice(start, start + _BAND)
         seen = ~np.isnan(pixels[band])
-        strength = np.clip(np.where(seen, pixels[band], 0) / np.float32(top), -1, 1)
+        strength = np.clip(np.where(seen, pixels[band], 0) / np.float32(top), -1 if signed else 0, 1)
         index = np.round((strength + 1) * 127.5 if signed else strength * 255).astype(np.uint8)
-        opacity = (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * np.abs(strength))[..., None]
-        grey = (picture[band] @ _LUMINANCE)[..., None]
-        faded = grey + _COLOUR_KEPT * (picture[band] - grey)
-        covered = (1 - opacity) * (40 + 0.8 * faded) + opacity * table[index]
-        hatched = 0.35 * grey + _stripes(start, grey.shape[:2], stripe)[..., None]
-        mixed[band] = np.where(seen[..., None], covered, hatched)
+        light = 1 - _ink(picture[band])[..., None]
+        hatched = light * _stripes(start, seen.shape, stripe)[..., None]
+        mixed[band] = np.round(np.where(seen[..., None], light * table[index], hatched))
     return mixed
 
 
-def colour_table(signed: bool) -> FloatArray:
-    """[256, 3] colours in [0, 255] of strengths from 0 to 1, or from -1 to 1."""
-    from matplotlib import colormaps
-
-    return (255 * colormaps[SIGNED_COLOUR_MAP if signed else COLOUR_MAP](np.arange(256))[:, :3]).astype(np.float32)
+def _ink(picture: npt.NDArray[np.uint8]) -> FloatArray:
+    """Half by brightness, half by the weakest colour: a red thing on ground as bright would vanish in plain grey."""
+    grey = (picture @ _LUMINANCE + picture.min(-1)) / 510
+    return (INK * (1 - grey)).astype(np.float32)
 
 
 def _stripes(start: int, shape: tuple[int, ...], stripe: int) -> FloatArray:

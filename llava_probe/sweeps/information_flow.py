@@ -2,7 +2,7 @@
 
     flow = lp.information_flow(vlm, [(image, question), ...])
     print(flow.table())
-    lp.sweep_figures.information_flow_figure(flow)
+    lp.figures.information_flow(flow)
 
 Geva et al. 2023 (arXiv 2304.14767), section 5; for vision-language models Zhang et al. 2024, "Cross-modal Information
 Flow in Multimodal Large Language Models" (arXiv 2411.18620): the change of the answer's probability when, in a window

@@ -2,14 +2,15 @@
 
     answer.json    answer, each token's numbers, its words, where its attention peaks, provenance
     run.trace      everything that was kept; lp.Trace.load reads it
+    tokens.csv     and words.csv, where asked for: probability, entropy and the rest of each
     maps/          an overlay per token and one .npz, for each picture
-    figures/       the answer's confidence, all maps on one sheet, heads by layer
+    figures/       the answer's confidence, all maps on one sheet, heads by layer; PNG, PDF or SVG
 
 An attribution stands beside it, and touches none of it:
 
     attribution.json   what was explained and how, each word's peak, the words of the question that it rests on
     attribution/       an overlay per word and one .npz; lp.ImageMap.load reads it
-    figures/           all words on one sheet, attribution.png
+    figures/           all words on one sheet, attribution.png; and the prompt's words by their weight, words.png
 
 The same for the command line and for Python: ``write_run(trace, "out/")``, ``write_attribution(trace, m, "out/")``.
 Trace and answer of a run are written first, so that they are there whatever becomes of the maps; what an earlier run
@@ -27,16 +28,19 @@ from typing import Any
 from llava_probe.analyzers.attention import attention_map
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.heads import heads as head_shares
-from llava_probe.errors import BadFile, shortened
+from llava_probe.errors import BadFile, BadInput, shortened
 from llava_probe.maps.maps import SIDE, ImageMap, remove_saved
 from llava_probe.probes import Sweep
 from llava_probe.stored import write_text
 from llava_probe.trace.explained import GENERATED, Tokens
-from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
-from llava_probe.view.canvas import save_figure
-from llava_probe.view.figures import confidence_figure, contact_sheet, heads_figure
-from llava_probe.view.probe_figures import confusion_figure, sweep_figure
+from llava_probe.view import figures
+from llava_probe.view.canvas import SAVED_DPI
+
+#: Words beside the picture that are told of each explained one.
+HEAVIEST = 5
+#: In which figures are written.
+FORMATS = ("png", "pdf", "svg")
 
 
 def write_run(
@@ -48,6 +52,9 @@ def write_run(
     side: int | None = SIDE,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    format: str = "png",
+    dpi: int = SAVED_DPI,
+    csv: bool = False,
 ) -> list[Path]:
     """Write a run into ``folder`` (made where it is not there) and tell what was written.
 
@@ -58,11 +65,15 @@ def write_run(
         tokens: which tokens of the answer get a map, as for ``attention_map``: each content word by default.
         side: the longer side of their overlays, in pixels; as large as the photograph when None.
         layers, heads: which attention to average; all that was kept by default.
+        format: of the figures: png, pdf or svg; ``dpi``: of their pixels.
+        csv: also the numbers of tokens and words, as tables.
 
     Raises:
+        BadInput: another format; nothing is written.
         BadFile: the folder cannot be made or written.
         NotCaptured, OutOfRange: layers or heads that were not kept or are not there; trace and answer are written.
     """
+    checked_figure_format(format)
     target = made(folder)
     saved = trace.save(target / "run.trace")
     answer = _write_answer(trace, (), target / "answer.json")
@@ -70,21 +81,41 @@ def write_run(
     shown = _maps(trace, tokens, layers, heads) if maps else []
     if shown:
         _write_answer(trace, _maps(trace, GENERATED, layers, heads), answer)  # again, with every token's peak
-    figures = made(target / "figures")
-    written = [answer, saved]
+    drawn = made(target / "figures")
     sure = confidence(trace)
-    written.append(save_figure(confidence_figure(sure), figures / "confidence.png"))
+    tables = {"tokens.csv": sure, "words.csv": sure.words()} if csv else {}
+    written = [table.to_csv(target / name) for name, table in tables.items()]  # type: ignore[attr-defined]
+    sheets = {"confidence": figures.confidence(sure)}
     for number, m in enumerate(shown):
         suffix = f"_{number}" if len(shown) > 1 else ""
         written += m.save(target / f"maps{suffix}", side)
-        written.append(save_figure(contact_sheet(m, sure), figures / f"maps{suffix}.png"))
+        sheets[f"maps{suffix}"] = figures.maps(m, confidence=sure, photograph="both")
     if shown:
-        written.append(save_figure(heads_figure(head_shares(trace, GENERATED)), figures / "heads.png"))
-    return written
+        sheets["heads"] = figures.layers_heads(head_shares(trace, GENERATED))
+    saved_figures = [figures.save(sheet, drawn / f"{name}.{format}", dpi) for name, sheet in sheets.items()]
+    return [answer, saved, *saved_figures, *written]
+
+
+def checked_figure_format(format: str) -> str:
+    """One of ``FORMATS``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if format not in FORMATS:
+        raise BadInput(f"format= takes {', '.join(FORMATS)}; got {shortened(repr(format))}")
+    return format
 
 
 def write_attribution(
-    trace: Trace, m: ImageMap, folder: str | Path, *, own: str | None = None, side: int | None = SIDE
+    trace: Trace,
+    m: ImageMap,
+    folder: str | Path,
+    *,
+    own: str | None = None,
+    side: int | None = SIDE,
+    format: str = "png",
+    dpi: int = SAVED_DPI,
 ) -> list[Path]:
     """Write what ``lp.attribute`` made of a trace, and tell what was written.
 
@@ -92,16 +123,22 @@ def write_attribution(
         trace, m: what was explained, and how.
         folder: where to.
         own: the model's own answer, where the explained one was given to it.
-        side: as for ``write_run``.
+        side, format, dpi: as for ``write_run``.
 
     Raises:
         BadFile: the folder cannot be made or written.
     """
+    checked_figure_format(format)
     target = made(folder)
     path = target / "attribution.json"
     _write_json(attribution_data(trace, m, own), path)
-    figure = made(target / "figures") / "attribution.png"
-    return [path, *m.save(target / "attribution", side), save_figure(contact_sheet(m), figure)]
+    drawn = made(target / "figures")
+    _remove(drawn, ("attribution", "words"))
+    sheets = {"attribution": figures.maps(m, photograph="both")}
+    if m.text is not None and len(m.text_tokens):
+        sheets["words"] = figures.tokens(m)
+    saved = [figures.save(sheet, drawn / f"{name}.{format}", dpi) for name, sheet in sheets.items()]
+    return [path, *m.save(target / "attribution", side), *saved]
 
 
 def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
@@ -117,9 +154,9 @@ def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:
         write_text("sweep", target / "sweep.txt", f"{sweep}\n"),
         write_text("sweep", target / "sweep.json", f"{plain}\n"),
     ]
-    written.append(save_figure(sweep_figure(sweep), target / "layers.png"))
+    written.append(figures.save(figures.probes(sweep), target / "layers.png"))
     if sweep.task == "classification":
-        written.append(save_figure(confusion_figure(sweep, best.layer, best.position), target / "confusion.png"))
+        written.append(figures.save(figures.confusion(sweep, best.layer, best.position), target / "confusion.png"))
     written.append(sweep.probe(best.layer, best.position).save(target / "best.probe"))
     return written
 
@@ -177,7 +214,7 @@ def attribution_data(trace: Trace, m: ImageMap, own: str | None = None) -> dict[
                 "peak": m.peak(row) if len(m.layout) else None,
                 "text": [
                     {"token": other.text, "position": other.position, "weight": weight}
-                    for other, weight in heaviest(m, row)
+                    for other, weight in m.words(row)[:HEAVIEST]
                 ],
             }
             for row, token in enumerate(m.tokens)
@@ -186,14 +223,6 @@ def attribution_data(trace: Trace, m: ImageMap, own: str | None = None) -> dict[
         "interventions": list(trace.interventions),
         "provenance": dict(trace.provenance),
     }
-
-
-def heaviest(m: ImageMap, row: int, k: int = 5) -> list[tuple[Token, float]]:
-    """The ``k`` tokens beside the picture that weigh most for one row, by size, and their weights; none without any."""
-    if m.text is None:
-        return []
-    order = m.text[row].abs().argsort(descending=True, stable=True)[:k].tolist()
-    return [(m.text_tokens[number], float(m.text[row, number])) for number in order]
 
 
 def _maps(trace: Trace, tokens: Tokens, layers: Sequence[int] | None, heads: Sequence[int] | None) -> list[ImageMap]:
@@ -216,8 +245,17 @@ def _remove_earlier(target: Path) -> None:
         for folder in [target / "maps", *target.glob("maps_[0-9]*")]:
             if remove_saved(folder) and not any(folder.iterdir()):
                 folder.rmdir()
-        figures = target / "figures"
-        for figure in [figures / "maps.png", figures / "heads.png", *figures.glob("maps_[0-9]*.png")]:
-            figure.unlink(missing_ok=True)
     except OSError as error:
         raise BadFile(f"the maps of an earlier run in {target} could not be removed: {error}") from error
+    _remove(target / "figures", ("confidence", "maps", "maps_[0-9]*", "heads"))
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    """Figures of an earlier run, in whatever format."""
+    try:
+        for name in names:
+            for suffix in FORMATS:
+                for figure in folder.glob(f"{name}.{suffix}"):
+                    figure.unlink()
+    except OSError as error:
+        raise BadFile(f"the figures of an earlier run in {folder} could not be removed: {error}") from error

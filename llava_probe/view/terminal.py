@@ -22,7 +22,6 @@ from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import GENERATED
 from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
-from llava_probe.view.folder import heaviest
 
 _BAR = 10  # characters of a full probability bar
 _SHOWN = 24  # tokens listed before the rest is left to answer.json
@@ -67,7 +66,7 @@ def show_map(trace: Trace, m: ImageMap, own: str | None = None, console: Console
     if m.text is not None:
         table.add_column("words that weigh most", overflow="ellipsis", no_wrap=True)
     for row in range(min(len(m), _SHOWN)):
-        others = ", ".join(f"{quoted(other.text)} {weight:.3g}" for other, weight in heaviest(m, row, 3))
+        others = ", ".join(f"{quoted(other.text)} {weight:.3g}" for other, weight in m.words(row)[:3])
         word = visible(m.label(row)) if m.about.get("contrast") else quoted(m.tokens[row].text)
         cells = [Text(word), Text(_point(m, row))]
         table.add_row(*cells, *([Text(others, style="dim")] if m.text is not None else []))

@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -290,13 +291,41 @@ def test_as_data_and_as_text(vlm):
     trace = vlm.generate(photo(), QUESTION, max_new_tokens=4)
     c = lp.confidence(trace)
     told = json.loads(json.dumps(c.to_dict()))
-    assert told["ids"] == trace.generated_ids.tolist()
+    assert told["id"] == trace.generated_ids.tolist()
     assert told["probability"] == pytest.approx(c.probability.tolist())
     assert set(told) >= {"logprob", "entropy", "margin", "rank", "sampled_probability", "perplexity"}
     assert len(c.table().splitlines()) == 5
     assert len({len(line) for line in c.table().splitlines()}) == 1
     frame = c.to_pandas()
     assert frame["rank"].tolist() == c.rank.tolist()
+    assert set(c.table().splitlines()[0].split()) <= set(frame.columns), "the same names on screen and in frames"
+    assert list(frame.columns) == [name for name, column in c.to_dict().items() if isinstance(column, list)]
+
+
+def test_words_and_choices_are_tables_too(tmp_path):
+    logits = torch.randn(T, len(TEXTS), generator=torch.Generator().manual_seed(1))
+    c = lp.confidence(synthetic_trace(logits=logits))
+    words, choices = c.words(), c.choices(["yes", "no"])
+    assert words.to_pandas()["word"].tolist() == ["STOP", "sign"]
+    assert words.to_dict()["logprob"] == [word.logprob for word in words]
+    assert [line.split()[0] for line in words.table().splitlines()] == ["word", "STOP", "sign"]
+    told = json.loads(json.dumps(choices.to_dict()))
+    assert (told["answer"], told["best"], told["position"]) == (["yes", "no"], choices.best, P)
+    assert told["probability"] == list(choices.probability)
+    for table, first in ((words, "word"), (choices, "answer"), (c, "token")):
+        path = table.to_csv(tmp_path / "t.csv")
+        frame = pandas.read_csv(path)
+        assert frame.columns[0] == first
+        np.testing.assert_allclose(frame["probability"], table.to_pandas()["probability"])
+
+
+def test_what_a_notebook_shows_is_short_and_safe():
+    logits = torch.randn(T, len(TEXTS), generator=torch.Generator().manual_seed(1))
+    c = lp.confidence(synthetic_trace(logits=logits, answer=["<b>x</b>", "OP", " sign", "</s>"]))
+    assert len(repr(c)) < 120
+    shown = c._repr_html_()
+    assert "&lt;b&gt;x&lt;/b&gt;" in shown and "<b>" not in shown
+    assert shown.count("<tr>") == 5
 
 
 def test_an_answer_beyond_all_belief_has_an_infinite_perplexity():

@@ -61,6 +61,33 @@ def test_as_data_and_as_text():
     assert len(shares.table(3).splitlines()) == 4
 
 
+def test_a_mask_measures_its_visual_tokens():
+    """A box over the first two of the upper row."""
+    attention = causal()
+    for mask in ((10, 0, 30, 10), lp.Region((10, 0, 30, 10))):
+        shares = lp.heads(synthetic_trace(attention=attention), lp.GENERATED, mask=mask)
+        torch.testing.assert_close(shares.mask, attention[P - 1 :][..., 2:4].sum(-1))
+    assert shares.top(1, of="mask")[0].share == pytest.approx(float(shares.mask.mean(0).max()))
+    assert shares.table(1).splitlines()[0].split() == ["layer", "head", *PARTS, "mask"]
+    with pytest.raises(lp.BadInput):
+        lp.heads(synthetic_trace(attention=attention), mask=(100, 0, 130, 10))
+
+
+def test_a_grid_of_heads_is_told_in_a_line():
+    shares = lp.heads(synthetic_trace(attention=causal()), lp.GENERATED)
+    assert len(repr(shares).splitlines()) == 1 and len(repr(shares)) < 200
+    assert shares._repr_html_().count("<tr>") == 1 + 6
+
+
+def test_each_cell_is_a_line_of_a_frame(tmp_path):
+    shares = lp.heads(synthetic_trace(attention=causal()), lp.GENERATED)
+    frame = shares.to_pandas()
+    assert len(frame) == shares.image.numel()
+    own = frame[(frame.position == P + 1) & (frame.layer == 2) & (frame["head"] == 1)]
+    assert own.image.item() == pytest.approx(float(shares.image[1, 2, 1]))
+    assert shares.to_csv(tmp_path / "h.csv").read_text().splitlines()[0] == ",".join(frame.columns)
+
+
 def test_what_is_not_there():
     shares = lp.heads(synthetic_trace(attention=causal()))
     with pytest.raises(lp.BadInput, match="image, question"):

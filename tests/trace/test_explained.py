@@ -103,7 +103,7 @@ def test_a_word_that_names_a_place_is_refused_with_both_spellings(tiny_vlm, ambi
         lambda: lp.attention_map(ambiguous, tokens=name),
         lambda: lp.rollout(ambiguous, tokens=name),
         lambda: lp.heads(ambiguous, [name]),
-        lambda: lp.figures.head_sheet(ambiguous, name),
+        lambda: lp.figures.head_maps(ambiguous, name),
         lambda: lp.attribute(tiny_vlm, ambiguous, "attention", tokens=name),
         lambda: lp.evaluate.sensitivity(tiny_vlm, ambiguous, "attention", tokens=[name]),
     ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import llava_probe as lp
-from llava_probe.view.folder import heaviest, write_attribution, write_run
+from llava_probe.view.folder import write_attribution, write_run
 from tests.synthetic import TEXTS, causal, synthetic_trace
 
 
@@ -36,13 +36,15 @@ def test_the_folder_holds_what_the_map_says(trace, m, tmp_path):
     assert [row["word"] for row in told["rows"]] == [token.text for token in m.tokens]
     assert [tuple(row["peak"]) for row in told["rows"]] == [m.peak(row) for row in range(len(m))]
     assert lp.ImageMap.load(tmp_path / "attribution").values.equal(m.values)
-    assert (tmp_path / "figures" / "attribution.png").stat().st_size
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"attribution.png", "words.png"}
 
 
 def test_the_heaviest_words_are_those_of_the_largest_size_with_their_sign(trace, m, tmp_path):
+    pairs = zip(m.text[0].tolist(), m.text_tokens, strict=True)
+    started = {trace.prompt_length - 1, trace.prompt_length}  # of " ST" and "OP": there relevance starts
+    m = replace(m, about={**m.about, "positions": [[10, 11], [12]]})
     write_attribution(trace, m, tmp_path)
-    weights = m.text[0].tolist()
-    expected = sorted(zip(weights, m.text_tokens, strict=True), key=lambda pair: -abs(pair[0]))[:5]
+    expected = sorted((pair for pair in pairs if pair[1].position not in started), key=lambda pair: -abs(pair[0]))[:5]
     found = json.loads((tmp_path / "attribution.json").read_text())["rows"][0]["text"]
     assert [(each["weight"], each["position"]) for each in found] == [(w, token.position) for w, token in expected]
     assert {w < 0 for w, _ in expected} == {True, False}
@@ -50,7 +52,7 @@ def test_the_heaviest_words_are_those_of_the_largest_size_with_their_sign(trace,
 
 def test_a_map_of_the_picture_alone_has_no_words_beside_it(trace, m, tmp_path):
     alone = replace(m, text=None, text_tokens=())
-    assert heaviest(alone, 0) == []
+    assert alone.words(0) == ()
     write_attribution(trace, alone, tmp_path)
     assert json.loads((tmp_path / "attribution.json").read_text())["rows"][0]["text"] == []
 

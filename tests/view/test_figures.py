@@ -1,18 +1,24 @@
-"""Figures can be made of everything, say what they show, and are written alike each time."""
+"""Every figure is drawn in every format and in an axes of somebody's, with nothing cut off, and without pyplot."""
 
 import dataclasses
+import inspect
 import subprocess
 import sys
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import llava_probe as lp
-from llava_probe.view import figures
-from llava_probe.view.canvas import drawable
+from llava_probe.probes import fit_probe
+from llava_probe.view.canvas import WIDTHS, drawable, paper, text_width, wrapped
+from tests.probes.probe_store import coloured
 from tests.synthetic import TEXTS, causal, synthetic_trace
+from tests.view.drawn import cut_off, texts
+from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
+
+figures = lp.figures
 
 
 @pytest.fixture(scope="module")
@@ -21,124 +27,137 @@ def trace():
     return synthetic_trace(attention=causal(), logits=logits)
 
 
-def made(trace):
+@pytest.fixture(scope="module")
+def drawings(trace):
+    """Each figure function with what it draws."""
     m = lp.attention_map(trace)
-    marked = dataclasses.replace(m, marked=torch.arange(6) == 2)
-    c = lp.confidence(dataclasses.replace(trace, records={**trace.records, "scores": trace.logits * 2}))
+    others = tuple(token for token in trace.tokens[:-1] if token.role != "image")
+    weighed = dataclasses.replace(m, text=torch.randn(len(m), len(others)), text_tokens=others)
+    shares, store = lp.heads(trace, mask=(10, 0, 20, 10)), coloured()
+    sweep = fit_probe(store, "colour", kind="mean_difference", bootstrap=20)
+    sure = lp.confidence(dataclasses.replace(trace, records={**trace.records, "scores": trace.logits * 2}))
     return {
-        "one row": figures.map_figure(m, 1),
-        "mean": figures.map_figure(m),
-        "marked": figures.map_figure(marked, 0),
-        "signed": figures.map_figure(dataclasses.replace(m, values=m.values - 0.05), 0),
-        "zeros": figures.map_figure(dataclasses.replace(m, values=m.values * 0), 0),
-        "sheet": figures.contact_sheet(m, c),
-        "each head": figures.head_sheet(trace, "STOP"),
-        "confidence": figures.confidence_figure(c),
-        "heads": figures.heads_figure(lp.heads(trace)),
-        "heads of one": figures.heads_figure(lp.heads(trace), "first", 0),
+        "maps": (figures.maps, (m,)),
+        "compare": (figures.compare, ([m, m],)),
+        "head_maps": (figures.head_maps, (trace, "STOP")),
+        "tokens": (figures.tokens, (sure,)),
+        "tokens of a map": (figures.tokens, (weighed, 0)),
+        "confidence": (figures.confidence, (sure,)),
+        "layers_heads": (figures.layers_heads, (shares, "mask")),
+        "layers": (figures.layers, ([shares, shares], ["image", "question"])),
+        "features": (figures.features, (store, "layer_1", "last_prompt")),
+        "probes": (figures.probes, (sweep,)),
+        "confusion": (figures.confusion, (sweep, "layer_2", "last_prompt")),
+        "information_flow": (figures.information_flow, (FLOW,)),
+        "causal_trace": (figures.causal_trace, (TRACE,)),
+        "dose_response": (figures.dose_response, (DOSE,)),
+        "attribution_patching": (figures.attribution_patching, (PATCHING,)),
     }
 
 
-def texts(figure):
-    return " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
+def test_lp_figures_holds_figures_and_nothing_else(drawings):
+    assert set(dir(figures)) == {name.split()[0] for name in drawings} | {"save", "mappable"}
+    for draw, _ in drawings.values():
+        options = inspect.signature(draw).parameters
+        assert {"ax", "width", "title"} <= set(options)
+        assert ("cmap" in options) == ("bar" in options)
 
 
-def test_every_figure_is_drawn_in_every_format(trace, tmp_path):
-    for name, figure in made(trace).items():
-        for suffix in ("png", "pdf", "svg"):
-            path = figures.save_figure(figure, tmp_path / f"{name}.{suffix}")
-            assert path.stat().st_size > 1000
-        assert figure._repr_png_().startswith(b"\x89PNG")
+def test_each_is_as_wide_as_it_was_told_and_nothing_of_it_is_cut_off(drawings):
+    long = "a title that goes on and on, with words of every kind and internationalisation " * 2
+    for name, (draw, given) in drawings.items():
+        for width, title in (("page", True), ("column", long), (4.0, False)):
+            figure = draw(*given, width=width, title=title)
+            assert figure.get_figwidth() == WIDTHS.get(width, width)
+            assert not cut_off(figure), name
+            if title is False:
+                assert figure.get_suptitle() == ""
 
 
-def test_figures_say_what_they_show(trace):
-    found = made(trace)
-    assert "share of attention" in texts(found["one row"])
-    assert "“sign”" in texts(found["one row"])
-    assert "hatched: never seen" in texts(found["one row"])
-    assert "ringed: 1 sinks" in texts(found["marked"])
-    assert "p 0." in texts(found["sheet"])
-    assert all(word in texts(found["confidence"]) for word in ("ST", "OP", "sign", "probability", "nats", "as sampled"))
-    assert "the picture" in texts(found["heads"])
-    assert "the first token" in texts(found["heads of one"])
+def test_each_goes_into_an_axes_of_somebodys(drawings):
+    for name, (draw, given) in drawings.items():
+        for layout in ("constrained", None):
+            own = Figure(figsize=(9, 4), layout=layout)
+            left, right = own.subplots(1, 2)
+            right.plot([0, 1])
+            assert draw(*given, ax=left) is own
+            own.draw_without_rendering()
+            assert right in own.axes, name
+            assert right.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
 
 
-def test_captions_of_a_sheet_do_not_overlap():
-    pieces = [" word", "<unk>", " a-very-long-token-of-text-indeed", ",", " an", "\n"] * 6
-    trace = synthetic_trace(attention=causal(size=10 + len(pieces) - 1), answer=pieces)
-    figure = figures.contact_sheet(lp.attention_map(trace, tokens=lp.GENERATED))
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 36
-    for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+@pytest.mark.parametrize("name", ["maps", "confidence", "probes", "features"])
+def test_equal_figures_make_equal_files_in_every_format(drawings, name, tmp_path):
+    draw, given = drawings[name]
+    for suffix in ("png", "pdf", "svg"):
+        files = [figures.save(draw(*given), tmp_path / f"{number}.{suffix}", 100).read_bytes() for number in range(2)]
+        assert files[0] == files[1] and len(files[0]) > 1000
 
 
-def test_words_under_the_bars_do_not_overlap():
-    pieces = [" photograph", " of", " stop", " internationalisation", "."] * 5
-    logits = torch.randn(len(pieces), len(TEXTS), generator=torch.Generator().manual_seed(0))
-    figure = figures.confidence_figure(lp.confidence(synthetic_trace(logits=logits, answer=pieces)))
-    assert len(figure.axes) == 4  # two lines of two panels
-    figure.draw_without_rendering()
-    for axes in figure.axes[::2]:
-        labels = axes.get_xticklabels()
-        if labels[0].get_rotation() == 0:
-            extents = [label.get_window_extent() for label in labels]
-            assert not any(one.overlaps(next_) for one, next_ in pairwise(extents))
+def test_a_notebook_shows_a_figure_at_a_readable_size(drawings):
+    draw, given = drawings["maps"]
+    figure = draw(*given, width="column")
+    png = figure._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    import io
+
+    width = Image.open(io.BytesIO(png)).width
+    assert 450 <= width <= 600
+    smallest = min(text.get_fontsize() for text in figure.findobj(match=lambda a: hasattr(a, "get_fontsize")))
+    assert smallest * width / figure.get_figwidth() / 72 >= 12, "pixels of its smallest letters"
 
 
-def test_a_sheet_tells_how_many_it_left_out():
-    pieces = [" x"] * (figures.SHEET_LIMIT + 4)
-    trace = synthetic_trace(attention=causal(size=10 + len(pieces) - 1, layers=1, heads=1), answer=pieces, layers=1)
-    assert f"first {figures.SHEET_LIMIT} of {len(pieces)}" in texts(figures.contact_sheet(lp.attention_map(trace)))
+def test_dots_per_inch_are_as_asked(drawings, tmp_path):
+    draw, given = drawings["confidence"]
+    for dpi in (100, 250):
+        with Image.open(figures.save(draw(*given, width=4.0), tmp_path / "c.png", dpi)) as image:
+            assert image.width == 4 * dpi
+            assert image.info["dpi"][0] == pytest.approx(dpi, abs=0.1)
+
+
+def test_other_formats_and_places_are_refused(drawings, tmp_path):
+    draw, given = drawings["maps"]
+    with pytest.raises(lp.BadInput, match=r"\.pdf"):
+        figures.save(draw(*given), tmp_path / "map.bmp")
+    with pytest.raises(lp.BadFile):
+        figures.save(draw(*given), tmp_path / "nowhere" / "map.png")
+    with pytest.raises(lp.BadInput, match="of a grid"):
+        figures.confidence(drawings["confidence"][1][0], ax=Figure().add_axes((0, 0, 1, 1)))
+    with pytest.raises(lp.BadInput, match="stand for values"):
+        figures.mappable(Figure())
 
 
 def test_odd_tokens_are_drawn_as_they_are(trace, tmp_path):
     """Dollars are no formulas, control characters and missing glyphs no warnings."""
     odd = synthetic_trace(attention=causal(), logits=trace.logits, answer=["$x_1$", "\x07", "\U00013000", "\n"])
     assert [drawable(token.text) for token in odd.generated] == ["$x_1$", "□", "□", "⏎"]
-    m = lp.attention_map(odd)
-    c = lp.confidence(odd)
-    for figure in (
-        figures.map_figure(m, 0),
-        figures.contact_sheet(m, c),
-        figures.confidence_figure(c),
-        figures.head_sheet(odd, odd.prompt_length),
-    ):
-        figures.save_figure(figure, tmp_path / "odd.png")
-    assert "$x_1$" in texts(figures.map_figure(m, 0))
+    m, c = lp.attention_map(odd, tokens=lp.GENERATED), lp.confidence(odd)
+    drawn = figures.maps(m, confidence=c), figures.confidence(c), figures.tokens(c), figures.head_maps(odd, 10)
+    for figure in drawn:
+        figures.save(figure, tmp_path / "odd.png")
+        assert "$x_1$" in texts(figure)
 
 
-def test_equal_figures_make_equal_files(trace, tmp_path):
-    for suffix in ("png", "pdf", "svg"):
-        one, other = (
-            figures.save_figure(
-                figures.map_figure(lp.attention_map(trace), 0), tmp_path / f"{number}.{suffix}"
-            ).read_bytes()
-            for number in range(2)
-        )
-        assert one == other
+def test_lines_are_broken_between_words_and_long_ones_within():
+    with paper():
+        for text in ("short", "word " * 30, "x" * 10_000, "a " + "b" * 60 + " c", ""):
+            lines = wrapped(text, 1.0, 8.0, lines=3).split("\n")
+            assert len(lines) <= 3
+            assert all(text_width(line, 8.0) <= 1.0 for line in lines)
+            whole = " ".join(lines).removesuffix("…")
+            assert text.replace(" ", "").startswith(whole.replace(" ", ""))
+        assert wrapped("one two", 9.0, 8.0) == "one two"
 
 
-def test_other_formats_are_refused(trace, tmp_path):
-    with pytest.raises(lp.BadInput, match=r"\.pdf"):
-        figures.save_figure(figures.map_figure(lp.attention_map(trace), 0), tmp_path / "map.bmp")
-    with pytest.raises(lp.BadFile):
-        figures.save_figure(figures.map_figure(lp.attention_map(trace), 0), tmp_path / "nowhere" / "map.png")
+def test_style_is_ours_and_leaves_others_alone(drawings):
+    import matplotlib.style
 
-
-def test_the_colour_bar_has_the_colours_of_the_picture(trace):
-    """On an even grey photograph the largest value looks as at the bar's end."""
-    from PIL import Image
-
-    m = lp.attention_map(trace)
-    m = dataclasses.replace(m, image=Image.new("RGB", m.image.size, (150, 150, 150)))
-    figure = figures.map_figure(m, 0)
-    figure.draw_without_rendering()
-    bar = next(mappable for mappable in figure.findobj(match=lambda a: type(a).__name__ == "QuadMesh"))
-    over = np.asarray(m.overlay(0))
-    x, y = m.peak(0)
-    np.testing.assert_allclose(255 * np.array(bar.cmap(1.0)[:3]), over[int(y), int(x)], atol=2)
+    before = dict(matplotlib.rcParams)
+    draw, given = drawings["probes"]
+    draw(*given).draw_without_rendering()
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.style.context("llava_probe.view.paper"):
+        assert matplotlib.rcParams["pdf.fonttype"] == 42
 
 
 def test_pyplot_is_never_touched():

@@ -59,3 +59,17 @@ def test_the_peaks_are_those_of_the_maps(trace, tmp_path):
     m = lp.attention_map(trace, 0, lp.GENERATED, layers=1)
     told = json.loads((tmp_path / "answer.json").read_text())
     np.testing.assert_allclose(told["peaks"], [[m.peak(row) for row in range(len(m))]])
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_figures_are_written_in_one_format_and_replace_those_of_another(trace, tmp_path, kind):
+    write_run(trace, tmp_path)
+    write_run(trace, tmp_path, format=kind, dpi=100)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("confidence", "maps", "heads")}
+
+
+def test_another_format_is_refused_before_anything_is_written(trace, tmp_path):
+    with pytest.raises(lp.BadInput, match="png, pdf, svg; got 'bmp'"):
+        write_run(trace, tmp_path / "out", format="bmp")
+    assert not (tmp_path / "out").exists()

@@ -7,8 +7,6 @@ import pytest
 
 import llava_probe as lp
 from llava_probe.sweeps import AttributionPatching, CausalTrace, DoseResponse, InformationFlow
-from llava_probe.view import sweep_figures
-from llava_probe.view.canvas import save_figure
 
 
 def texts(figure):
@@ -41,7 +39,7 @@ PATCHING = AttributionPatching(
 
 
 def test_a_flow_has_a_panel_for_each_window_and_edge_with_its_controls(tmp_path):
-    figure = sweep_figures.information_flow_figure(FLOW, "difference")
+    figure = lp.figures.information_flow(FLOW, "difference")
     assert len(figure.axes) == 4
     mean = FLOW.interval("difference")[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].lines}
@@ -49,11 +47,11 @@ def test_a_flow_has_a_panel_for_each_window_and_edge_with_its_controls(tmp_path)
         assert lines[name] == list(mean[control, 1, 0])
     told = texts(figure)
     assert "image → last" in told and "window 3" in told and "4 samples" in told
-    assert save_figure(figure, tmp_path / "flow.pdf").stat().st_size > 1000
+    assert lp.figures.save(figure, tmp_path / "flow.pdf").stat().st_size > 1000
 
 
 def test_a_trace_has_a_panel_for_each_mode_and_part_and_a_line_for_each_group():
-    figure = sweep_figures.causal_trace_figure(TRACE)
+    figure = lp.figures.causal_trace(TRACE)
     mean = TRACE.interval()[0]
     assert len(figure.axes) == 4
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[3].lines}
@@ -65,14 +63,14 @@ def test_a_mode_that_was_not_traced_is_not_drawn_and_nothing_at_all_is_a_sentenc
     effects = TRACE.effects.copy()
     effects[:, 1] = np.nan
     one = CausalTrace(*(vars(TRACE) | {"effects": effects}).values())
-    assert len(sweep_figures.causal_trace_figure(one).axes) == 2
+    assert len(lp.figures.causal_trace(one).axes) == 2
     none = CausalTrace(*(vars(TRACE) | {"effects": effects * np.nan}).values())
     with pytest.raises(lp.BadInput, match="anything to bring back"):
-        sweep_figures.causal_trace_figure(none)
+        lp.figures.causal_trace(none)
 
 
 def test_doses_stand_beside_random_directions():
-    figure = sweep_figures.dose_response_figure(DOSE)
+    figure = lp.figures.dose_response(DOSE)
     assert [axes.get_title() for axes in figure.axes] == ["probability", "difference", "perplexity", "length"]
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert lines["direction"] == list(DOSE.interval("probability")[0][0])
@@ -80,10 +78,10 @@ def test_doses_stand_beside_random_directions():
 
 
 def test_approximations_are_drawn_against_the_exact_with_their_correlation():
-    figure = sweep_figures.attribution_patching_figure(PATCHING)
+    figure = lp.figures.attribution_patching(PATCHING)
     assert f"query, ρ = {PATCHING.correlation('query'):.2f}" in texts(figure)
     points = next(line for line in figure.axes[0].lines if line.get_label() == "corrected")
     assert list(points.get_xdata()) == list(PATCHING.exact[:, :, 0].ravel())
     inexact = AttributionPatching(*(vars(PATCHING) | {"exact": PATCHING.exact * np.nan}).values())
     with pytest.raises(lp.BadInput, match="no sample was swept exactly"):
-        sweep_figures.attribution_patching_figure(inexact)
+        lp.figures.attribution_patching(inexact)
