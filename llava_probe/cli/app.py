@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +46,7 @@ def app(
     typer.echo("Loading the model ...", err=True)
     named = tuple(each.lower() for each in name or ())
     settings = {key: str(value) for key, value in model.settings.items()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and nothing is left behind
     with start(model.model, settings, host=host, port=port, names=named, users=users, limits=limits) as running:
         typer.echo(f"{visible(running.model)}\n\n  {running.url}\n\nCtrl-C ends it.")
         running.wait()

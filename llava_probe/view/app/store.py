@@ -7,17 +7,25 @@ long; the least used go first. Whoever asks for what has gone is told so.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llava_probe.errors import BadInput
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PREFIX, _MARK = "llava-probe-app-", "in-use"
 
 #: Of one browser at once.
 MOST_PICTURES = 8
@@ -59,7 +67,9 @@ class Store:
     def __init__(
         self, most_bytes: int = MOST_BYTES, longest: float = LONGEST_UNUSED, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="llava-probe-app-"))  # for this user alone
+        _remove_left()
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user alone
+        self._mark = _marked(self.folder)
         self._most_bytes, self._longest, self._now = most_bytes, longest, now
         self._items: dict[str, Belonging] = {}  # the least used first
 
@@ -125,10 +135,32 @@ class Store:
         """Remove everything."""
         self._items.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._mark is not None:
+            self._mark.close()
 
     def _remove(self, item: Belonging) -> None:
         if not item.readers:
             shutil.rmtree(item.folder, ignore_errors=True)
+
+
+def _marked(folder: Path) -> IO[bytes] | None:
+    """A file in it that is locked as long as the app runs, however it ends."""
+    if fcntl is None:
+        return None
+    mark = (folder / _MARK).open("ab")
+    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return mark
+
+
+def _remove_left() -> None:
+    """Remove what apps of this user left that were killed: nobody holds their mark any more."""
+    if fcntl is None:
+        return
+    for mark in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_MARK}"):
+        with suppress(OSError), mark.open("ab") as file:
+            if mark.parent.stat().st_uid == os.getuid() and not mark.parent.is_symlink():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _again(kind: str) -> str:

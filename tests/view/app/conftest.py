@@ -40,7 +40,10 @@ def app():
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(request):
+    with suppress(pytest.FixtureLookupError):  # there can be one driver at a time
+        yield request.getfixturevalue("chromium")
+        return
     playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

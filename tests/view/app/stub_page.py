@@ -16,7 +16,7 @@ from types import ModuleType
 _SCRIPT = """
 globalThis.llavaProbe = {
   mount(element, payload, options) {
-    const root = element.attachShadow({mode: "open"});
+    const root = element.shadowRoot || element.attachShadow({mode: "open"});
     async function draw(data) {
       const packed = await (await fetch("data:application/octet-stream;base64," + data)).blob();
       const stream = packed.stream().pipeThrough(new DecompressionStream("deflate"));

@@ -26,4 +26,4 @@ def test_what_a_browser_keeps_does_not_grow_with_its_questions(app):
     app.in_its_loop(ask(range(8, 12)))
     assert kept()[0] == folders and kept()[1] < 1.25 * size
     on_disk = {path.name for path in app.desk.store.folder.iterdir()}
-    assert on_disk <= {item.token for item in app.desk.store._items.values()} | {"gradio"}
+    assert on_disk <= {item.token for item in app.desk.store._items.values()} | {"gradio", "in-use"}

@@ -47,6 +47,21 @@ def test_the_folder_is_for_this_user_alone(store):
     assert stat.S_IMODE(store.folder.stat().st_mode) == stat.S_IMODE(item.folder.stat().st_mode) == 0o700
 
 
+def test_what_a_killed_app_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    running = Store()
+    killed = tmp_path / "llava-probe-app-killed"
+    others = tmp_path / "llava-probe-app-others"
+    for folder in (killed, others):
+        (folder / "run").mkdir(parents=True)
+    (killed / "in-use").touch()
+    following = Store()
+    assert not killed.exists() and others.exists() and running.folder.exists()
+    running.close()
+    following.close()
+    assert list(tmp_path.iterdir()) == [others]
+
+
 def test_each_keeps_its_newest(store):
     items = [filled(store, "one") for _ in range(MOST_RUNS + 3)]
     other = filled(store, "two")

@@ -38,7 +38,7 @@ function show() {
       const one = document.createElement("article");
       const running = value.state === "running" && number === shown.length - 1;
       one.className = running ? "lp-card lp-running" : "lp-card";
-      one.append(made("h3", "lp-title", card.title), made("p", "lp-asked", card.question));
+      one.append(made("h2", "lp-title", card.title), made("p", "lp-asked", card.question));
       const said = made("p", "lp-said", card.text);
       said.hidden = false;
       said.dir = "auto";

@@ -48,16 +48,22 @@ async function show() {
   try {
     const data = await coded(await got(`llava-probe/run/${run}/payload`));
     if (run !== shown) return;
-    if (handle) handle.update(data);
-    else handle = globalThis.llavaProbe.mount(mount, data, {});
     find(".lp-empty").hidden = true;
-    region.hidden = exports.hidden = false;
-    if (!props.value.again) mark(null);
+    mount.hidden = region.hidden = exports.hidden = false;
+    if (props.value.again && handle) {
+      handle.update(data, { select: { run: 0, beside: 1 } });
+    } else {
+      mark(null);
+      handle?.remove();
+      handle = globalThis.llavaProbe.mount(mount, data, {});
+    }
   } catch (problem) {
     fail(problem.message);
   }
 }
 
+// With shift held, the browser would select the text on the way.
+mount.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault());
 mount.addEventListener("llava-probe-region", (event) => mark(event.detail));
 document.addEventListener("lp-busy", (event) => {
   busy = event.detail;
