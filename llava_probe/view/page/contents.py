@@ -19,8 +19,9 @@ from llava_probe.border import checked
 from llava_probe.errors import NotANumber, NotCaptured, shortened
 from llava_probe.layout import ImageLayout
 from llava_probe.layout.geometry import tile_grids
+from llava_probe.maps.colours import HEAT, SIGNED, colour_map, colour_table
 from llava_probe.maps.maps import ImageMap
-from llava_probe.maps.overlay import OPACITY
+from llava_probe.maps.overlay import INK
 from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
@@ -44,8 +45,8 @@ _EXACT = 0.04
 _QUALITY = 86
 #: What else the model nearly said, at each step.
 _ALTERNATIVES = 8
-#: Colour maps by name: perceptually uniform, and safe for the colour-blind; the first of each is the default.
-PLAIN, SIGNED = ("plasma", "viridis", "cividis", "inferno"), ("RdBu_r", "PuOr_r", "BrBG_r")
+#: Colour maps that can be read back under a photograph, and by the colour-blind; the first of each is the default.
+_PLAIN, _SIGNED = (HEAT, "plasma", "viridis"), (SIGNED, "PuOr_r", "BrBG_r")
 
 
 @checked
@@ -62,7 +63,7 @@ def payload(results: Result | Iterable[Result], budget: int = PAGE_BUDGET) -> by
     runs = gathered(results)
     parcel = Parcel()
     told = [_run_data(run, parcel, budget // len(runs), int(budget * _EXACT)) for run in runs]
-    return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "opacity": list(OPACITY), "runs": told})
+    return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "ink": INK, "runs": told})
 
 
 def _run_data(run: Run, parcel: Parcel, budget: int, exact: int) -> dict[str, Any]:
@@ -192,11 +193,8 @@ def _map_data(picture: int, m: ImageMap, parcel: Parcel) -> dict[str, Any]:
 
 def _colours(parcel: Parcel) -> dict[str, Any]:
     """[256, 3] tables of each colour map."""
-    from matplotlib import colormaps
-
-    names = (*PLAIN, *SIGNED)
-    tables = [np.rint(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8) for name in names]
-    return {"plain": list(PLAIN), "signed": list(SIGNED), "tables": parcel.add(np.stack(tables))}
+    tables = [np.rint(colour_table(colour_map(name))).astype(np.uint8) for name in (*_PLAIN, *_SIGNED)]
+    return {"plain": list(_PLAIN), "signed": list(_SIGNED), "tables": parcel.add(np.stack(tables))}
 
 
 def _encoded(image: Image.Image, side: int, exact: int) -> tuple[bytes, str, tuple[int, int]]:

@@ -14,10 +14,13 @@ from PIL import Image
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.maps.colours import colour_map, colour_table
 from llava_probe.view.page import fragment
 
-#: Levels of a colour by which a quantised value may miss.
-LEVELS = 2
+#: By how much a colour may miss: a value that came quantised may fall to the next of the 256 colours.
+LEVELS = 1 + max(
+    float(np.abs(np.diff(colour_table(colour_map(signed=signed)), axis=0)).max()) for signed in (False, True)
+)
 HOSTILE = "<script>alert(1)</script></script><!-- <img src=x onerror=alert(2)> \u202egnp.exe \x00 " + "x" * 10_000
 
 
@@ -217,7 +220,7 @@ def test_a_region_is_marked_and_told(window, saved):
     shown.page.mouse.down()
     shown.page.mouse.move(*corners[1], steps=3)
     shown.page.mouse.up()
-    shown.page.wait_for_function("window.heard.at(-1)")
+    shown.page.wait_for_timeout(300)
     told = shown.page.evaluate("window.heard.at(-1)")
     assert (told["trace"], told["image"]) == (0, 0)
     assert told["box"] == pytest.approx([48, 72, 168, 144], abs=1.0)

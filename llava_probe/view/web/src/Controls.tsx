@@ -91,7 +91,7 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
         <p>
           <label>
             Opacity{" "}
-            <input type="range" min="0" max="1" step="0.02" value={selection.opacity ?? payload.header.opacity[1]} onInput={(event) => choose({ opacity: Number(event.currentTarget.value) })} />
+            <input type="range" min="0" max="1" step="0.02" value={selection.opacity ?? 1} onInput={(event) => choose({ opacity: Number(event.currentTarget.value) })} />
           </label>
           <label>
             Colours{" "}

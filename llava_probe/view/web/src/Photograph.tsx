@@ -249,7 +249,8 @@ export function usePanel(payload: Payload, run: Run | null, selection: Selection
       signed: shown.signed,
       top: shown.top,
       unit: shown.unit,
-      opacity: opacityOf(payload, selection),
+      ink: payload.header.ink,
+      opacity: selection.opacity ?? 1,
       smooth: selection.smooth,
     };
   }, [run, picture, places, ground, photograph, shown]);
@@ -281,12 +282,6 @@ export function colourTable(payload: Payload, name: string | null, signed: boole
   const [own, all] = [signed ? diverging : plain, [...plain, ...diverging]];
   const place = all.indexOf(name !== null && own.includes(name) ? name : own[0]);
   return payload.array<Uint8Array>(tables)!.subarray(768 * place, 768 * (place + 1));
-}
-
-function opacityOf(payload: Payload, selection: Selection): readonly [number, number] {
-  const [low, high] = payload.header.opacity;
-  const chosen = selection.opacity ?? high;
-  return [Math.min(low, chosen), chosen];
 }
 
 /** Where the largest value lies, in words, for who cannot see the picture. */

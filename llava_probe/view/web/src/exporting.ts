@@ -1,7 +1,7 @@
 // What is seen, as files: the painted photograph with its colour bar (PNG, SVG), its numbers (CSV).
 
 import { number } from "./numbers";
-import { Ground, paint } from "./painting";
+import { Ground, level, lightOf, paint } from "./painting";
 import { cell, inXml } from "./text";
 
 /** All that a figure of one panel needs. */
@@ -20,19 +20,17 @@ export interface Panel {
   signed: boolean;
   top: number;
   unit: string;
-  opacity: readonly [number, number];
+  ink: number;
+  opacity: number;
   smooth: boolean;
 }
 
 const [MARGIN, BAR, TEXT] = [16, 90, 22];
 
-/** Colours of the bar: those of values over a mid-grey ground, as they look on the photograph; [256 * 4]. */
-export function barColours(panel: Pick<Panel, "table" | "signed" | "top" | "opacity">): Uint8ClampedArray<ArrayBuffer> {
-  const grey = new Uint8ClampedArray(256 * 4).fill(150);
-  const ramp = Float32Array.from({ length: 256 }, (_, at) => panel.top * (panel.signed ? at / 127.5 - 1 : at / 255));
-  const opacity: readonly [number, number] = panel.opacity[1] === 0 ? [0, 1e-6] : panel.opacity;
-  const shown = new Uint8ClampedArray(256 * 4);
-  paint(grey, ramp, 256, { ...panel, opacity }, shown);
+/** Colours of the bar, [256 * 4]: those of the map before the photograph darkens it. */
+export function barColours({ table }: Pick<Panel, "table">): Uint8ClampedArray<ArrayBuffer> {
+  const shown = new Uint8ClampedArray(256 * 4).fill(255);
+  for (let step = 0; step < 256; step++) shown.set(table.subarray(3 * step, 3 * step + 3), 4 * step);
   return shown;
 }
 
@@ -87,20 +85,15 @@ export function toPng(panels: readonly Panel[]): Promise<Blob> {
 export function toSvg(panel: Panel): Blob {
   const { width, height } = panel.ground;
   const [across, down] = [width / panel.size[0], height / panel.size[1]];
-  const vectors = panel.values !== null && panel.boxes !== null && !panel.smooth && panel.ground.grids.length === 1;
-  const under = vectors ? ground(panel) : painted(panel).toDataURL("image/png");
-  const parts = [`<image href="${under}" width="${width}" height="${height}"/>`];
-  if (vectors)
-    panel.values!.forEach((value, token) => {
-      const [x0, y0, x1, y1] = panel.boxes!.subarray(4 * token, 4 * token + 4);
-      const strength = Math.min(1, Math.max(-1, value / panel.top));
-      const index = 3 * Math.round(panel.signed ? (strength + 1) * 127.5 : strength * 255);
-      const [low, high] = panel.opacity;
-      const colour = `rgb(${panel.table.slice(index, index + 3).join(",")})`;
-      const opacity = (low + (high - low) * Math.abs(strength)).toFixed(4);
-      const [x, y, w, h] = [x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down].map((side) => side.toFixed(2));
-      parts.push(`<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="${colour}" fill-opacity="${opacity}"/>`);
-    });
+  const vectors = panel.values !== null && panel.boxes !== null && !panel.smooth && panel.opacity === 1 && panel.ground.grids.length === 1;
+  const cells = [...(vectors ? panel.values! : [])].map((value, token) => {
+    const [x0, y0, x1, y1] = panel.boxes!.subarray(4 * token, 4 * token + 4);
+    const at = 3 * level(value, panel);
+    const [x, y, w, h] = [x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down].map((side) => side.toFixed(2));
+    return `<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="rgb(${panel.table.slice(at, at + 3).join(",")})"/>`;
+  });
+  const over = vectors ? inked(panel) : painted(panel).toDataURL("image/png");
+  const parts = [...cells, `<image href="${over}" width="${width}" height="${height}"/>`];
   const bar = barColours(panel);
   const steps = [...Array(64).keys()].map((step) => {
     const at = 4 * Math.min(255, step * 4 + 2);
@@ -117,10 +110,16 @@ export function toSvg(panel: Panel): Blob {
   return new Blob([svg], { type: "image/svg+xml" });
 }
 
-/** The faded photograph, hatched where nothing was seen, as a data URL. */
-function ground(panel: Panel): string {
-  const nothing = panel.pixels.map((value) => (Number.isNaN(value) ? NaN : 0));
-  return painted({ ...panel, pixels: nothing, opacity: [0, 1] }).toDataURL("image/png");
+/** The photograph as ink alone: black, as opaque as it darkens; where nothing was seen as it is painted. A data URL. */
+function inked(panel: Panel): string {
+  const canvas = painted(panel);
+  const pen = canvas.getContext("2d")!;
+  const image = pen.getImageData(0, 0, canvas.width, canvas.height);
+  panel.pixels.forEach((value, at) => {
+    if (!Number.isNaN(value)) image.data.set([0, 0, 0, 255 * (1 - lightOf(panel.photograph, 4 * at, panel.ink))], 4 * at);
+  });
+  pen.putImageData(image, 0, 0);
+  return canvas.toDataURL("image/png");
 }
 
 export function toCsv(rows: readonly (readonly (string | number)[])[]): Blob {

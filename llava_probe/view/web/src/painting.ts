@@ -1,9 +1,8 @@
-// A map over its photograph, as `maps/overlay.py` paints it: each pixel takes the value of the finest visual token that
-// covers it, the photograph fades, a colour is the more opaque the larger its value, what the model never saw is hatched.
+// A map under its photograph, as `maps/overlay.py` paints it: each pixel has the colour of the finest visual token that
+// covers it, the photograph lies over it in grey like ink, what the model never saw is hatched.
 
 import { Numbers } from "./payload";
 
-const COLOUR_KEPT = 0.55;
 const LUMINANCE = [0.299, 0.587, 0.114];
 
 /** Where the visual tokens of a picture lie, at the size in which it is shown. */
@@ -92,49 +91,40 @@ export interface Colouring {
   table: Uint8Array;
   signed: boolean;
   top: number;
-  opacity: readonly [number, number];
+  ink: number;
+  /** 0: the photograph alone; 1: all of the map. */
+  opacity: number;
 }
 
-/** RGBA of `picture` (RGBA) with `pixels` over it, written into `into`. */
+/** RGBA of `picture` (RGBA) over `pixels`, written into `into`. */
 export function paint(picture: Uint8ClampedArray, pixels: Float32Array, width: number, colouring: Colouring, into: Uint8ClampedArray): void {
-  const { table, signed, top, opacity } = colouring;
-  const [low, high] = opacity;
+  const { opacity } = colouring;
   const stripe = Math.max(2, Math.round(Math.max(width, pixels.length / width) / 80));
   for (let at = 0, p = 0; at < pixels.length; at++, p += 4) {
-    const [red, green, blue] = [picture[p], picture[p + 1], picture[p + 2]];
-    const grey = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue;
+    const light = lightOf(picture, p, colouring.ink);
     const value = pixels[at];
     into[p + 3] = 255;
     if (Number.isNaN(value)) {
       const stripes = (Math.floor(at / width) + (at % width)) % (2 * stripe) < stripe ? 95 : 150;
-      into[p] = into[p + 1] = into[p + 2] = 0.35 * grey + stripes;
+      into[p] = into[p + 1] = into[p + 2] = light * stripes;
       continue;
     }
-    if (high === 0) {
-      into[p] = red;
-      into[p + 1] = green;
-      into[p + 2] = blue;
-      continue;
-    }
-    const strength = Math.min(1, Math.max(-1, value / top));
-    const index = 3 * Math.min(255, Math.max(0, Math.round(signed ? (strength + 1) * 127.5 : strength * 255)));
-    const over = low + (high - low) * Math.abs(strength);
-    const under = 1 - over;
-    into[p] = under * (40 + 0.8 * (grey + COLOUR_KEPT * (red - grey))) + over * table[index];
-    into[p + 1] = under * (40 + 0.8 * (grey + COLOUR_KEPT * (green - grey))) + over * table[index + 1];
-    into[p + 2] = under * (40 + 0.8 * (grey + COLOUR_KEPT * (blue - grey))) + over * table[index + 2];
+    const index = 3 * level(value, colouring);
+    for (let c = 0; c < 3; c++) into[p + c] = opacity * light * colouring.table[index + c] + (1 - opacity) * picture[p + c];
   }
 }
 
-/** The photograph alone as it lies under a map. */
-export function faded(picture: Uint8ClampedArray): Uint8ClampedArray<ArrayBuffer> {
-  const under = new Uint8ClampedArray(picture.length);
-  for (let p = 0; p < picture.length; p += 4) {
-    const grey = LUMINANCE[0] * picture[p] + LUMINANCE[1] * picture[p + 1] + LUMINANCE[2] * picture[p + 2];
-    for (let c = 0; c < 3; c++) under[p + c] = 40 + 0.8 * (grey + COLOUR_KEPT * (picture[p + c] - grey));
-    under[p + 3] = 255;
-  }
-  return under;
+/** The place of a value in its colour table, 0 to 255. */
+export function level(value: number, { signed, top }: Pick<Colouring, "signed" | "top">): number {
+  const strength = Math.min(1, Math.max(signed ? -1 : 0, value / top));
+  return Math.round(signed ? (strength + 1) * 127.5 : strength * 255);
+}
+
+/** The share of the light that a pixel of the photograph leaves. */
+export function lightOf(picture: Uint8ClampedArray, p: number, ink: number): number {
+  const [red, green, blue] = [picture[p], picture[p + 1], picture[p + 2]];
+  const grey = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue;
+  return 1 - ink * (1 - (grey + Math.min(red, green, blue)) / 510);
 }
 
 /** The pixels of one side that a box owns, as `geometry.py` has it: those whose centre lies in it. */

@@ -89,7 +89,8 @@ export interface Run {
 export interface Header {
   format: number;
   colours: { plain: string[]; signed: string[]; tables: Ref };
-  opacity: [number, number];
+  /** How much of the light the darkest parts of a photograph take. */
+  ink: number;
   runs: Run[];
 }
 
