@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test docs lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -31,6 +31,10 @@ lowest:
 external: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,external]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/external
+
+# The page component from its TypeScript (npm, Node 20 or newer): types checked, unit tests run, component.js built.
+web:
+	cd llava_probe/view/web && npm ci --silent && npm run --silent check && npm test --silent && npm run --silent build
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -51,10 +51,10 @@ export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
     const sure = step >= 0 && probability ? probability[step] : null;
     const light = lit ? Math.abs(lit.get(position) ?? 0) / brightest : null;
     const style = light !== null ? { "--light": light.toFixed(3) } : sure !== null ? { "--doubt": (1 - sure).toFixed(3) } : undefined;
-    const classes = ["token", role, light !== null ? "lit" : "", sure !== null && sure < 0.5 ? "doubtful" : ""].join(" ");
+    const chosen = tokens.includes(position);
+    const classes = ["token", role, light !== null ? "lit" : "", sure !== null && sure < 0.5 ? "doubtful" : "", chosen ? "chosen" : ""].join(" ");
     const said = sure !== null ? `${spelled(text)}, ${percent(sure, 1)}` : spelled(text);
     if (!choose || !(role === "generated" || kept.has(position))) return <span class={classes} style={style} title={said}>{withEnds(text)}</span>;
-    const chosen = tokens.includes(position);
     const reachable = chosen || (!tokens.length && position === generated[0]?.[0]);
     return (
       <button type="button" role="option" class={classes} style={style} title={said} aria-label={said} aria-selected={chosen} tabIndex={reachable ? 0 : -1} data-position={position} onClick={(event) => pick(position, event.shiftKey)}>

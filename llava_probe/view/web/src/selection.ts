@@ -47,8 +47,9 @@ const list = (text: string): number[] =>
     .filter((value) => Number.isFinite(value));
 
 const range = (text: string): Range | null => {
-  const [from, to = from] = text.split("-").map(Number);
-  return Number.isInteger(from) && Number.isInteger(to) && from >= 0 && to >= from ? [from, to] : null;
+  const told = /^(\d{1,6})(?:-(\d{1,6}))?$/.exec(text);
+  const [from, to] = told ? [Number(told[1]), Number(told[2] ?? told[1])] : [1, 0];
+  return from <= to ? [from, to] : null;
 };
 
 const spelled = (span: Range): string => (span[0] === span[1] ? `${span[0]}` : `${span[0]}-${span[1]}`);
