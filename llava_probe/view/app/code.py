@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from llava_probe.view.app.messages import MarkedPart
-from llava_probe.view.app.runs import Run
+from llava_probe.view.app.runs import AskedRun
 
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
-def picture_name(run: Run) -> str:
+def picture_name(run: AskedRun) -> str:
     """What the script calls the photograph's file."""
     return f"picture.{_ENDINGS.get(run.format, run.format.lower())}"
 
 
-def code(run: Run) -> str:
+def code(run: AskedRun) -> str:
     """A whole Python script: load, ask, take the part away, save trace and page.
 
     Every string in it is written as Python writes it, so that a question cannot become code.

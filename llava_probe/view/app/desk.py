@@ -24,7 +24,7 @@ from llava_probe.pictures.images import fingerprint
 from llava_probe.view.app.code import code
 from llava_probe.view.app.exports import NAMES
 from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Export, Failed, MarkedPart
-from llava_probe.view.app.runs import PICTURE, PLAIN, TRACE, Run, write_run_told
+from llava_probe.view.app.runs import PICTURE, PLAIN_TRACE, TRACE, AskedRun, write_run_told
 from llava_probe.view.app.store import Belonging, Store
 from llava_probe.view.app.uploads import Upload, UploadLimits, as_jpeg, opened_upload
 from llava_probe.view.app.worker import Heard, Worker
@@ -122,7 +122,7 @@ class Desk:
         question = _read_question(question)
         source = self.store.get(owner, picture, "picture")
         found: Upload = source.about
-        run = Run(self._model, self._loaded, question, settings, found.format, found.digest)
+        run = AskedRun(self._model, self._loaded, question, settings, found.format, found.digest)
         with self.store.reading(source):
             async for told in self._run(owner, job, run, {PICTURE: source.folder / PICTURE}):
                 yield told
@@ -134,9 +134,9 @@ class Desk:
             BadInput: the run is not kept any more, or too many at once.
         """
         source = self.store.get(owner, run, "run")
-        before: Run = source.about
+        before: AskedRun = source.about
         again = msgspec.structs.replace(before, cut=cut)
-        files = {PICTURE: source.folder / PICTURE, PLAIN: before.traces(source.folder)[0]}
+        files = {PICTURE: source.folder / PICTURE, PLAIN_TRACE: before.traces(source.folder)[0]}
         with self.store.reading(source):
             async for told in self._run(owner, job, again, files):
                 yield told
@@ -146,7 +146,9 @@ class Desk:
         if isinstance(job, str) and self._busy.get(job) == owner:
             self.worker.stop(job)
 
-    async def _run(self, owner: str, job: str, run: Run, files: dict[str, Path]) -> AsyncIterator[Heard | Answered]:
+    async def _run(
+        self, owner: str, job: str, run: AskedRun, files: dict[str, Path]
+    ) -> AsyncIterator[Heard | Answered]:
         if sum(each == owner for each in self._busy.values()) >= _MOST_AT_ONCE:
             raise BadInput(f"{_MOST_AT_ONCE} of your questions are being answered already; wait for one, or stop it")
         item = self.store.new(owner, "run")
@@ -217,7 +219,7 @@ def _read_question(question: object) -> str:
     return question.strip()
 
 
-def _as_it_was(run: Run, done: Done) -> Run:
+def _as_it_was(run: AskedRun, done: Done) -> AskedRun:
     """A run that was stopped is that of an answer of so many tokens."""
     if done.ended != "stopped" or not done.tokens:
         return run

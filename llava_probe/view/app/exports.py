@@ -8,7 +8,7 @@ from typing import Literal
 
 from llava_probe.stored import whole
 from llava_probe.view.app.code import picture_name
-from llava_probe.view.app.runs import PICTURE, Run, read_run
+from llava_probe.view.app.runs import PICTURE, AskedRun, read_run
 
 #: The names under which they are saved, and what they are.
 NAMES = {
@@ -41,14 +41,14 @@ def write(folder: Path, kind: Literal["page", "figures", "everything"]) -> Path:
     return target
 
 
-def _kept(run: Run, folder: Path) -> dict[str, Path]:
+def _kept(run: AskedRun, folder: Path) -> dict[str, Path]:
     """What is there already, by the names that the script knows."""
     names = (NAMES["trace"][0], "changed.trace")
     kept = {picture_name(run): folder / PICTURE, **dict(zip(names, run.traces(folder), strict=False))}
     return kept | {NAMES[kind][0]: folder / NAMES[kind][0] for kind in ("page", "code")}
 
 
-def _page(run: Run, folder: Path, target: Path) -> None:
+def _page(run: AskedRun, folder: Path, target: Path) -> None:
     from llava_probe.trace.trace import Trace
     from llava_probe.view.page import page
 
@@ -56,7 +56,7 @@ def _page(run: Run, folder: Path, target: Path) -> None:
     page(shown if len(shown) > 1 else shown[0], target)
 
 
-def _figures(run: Run, folder: Path) -> dict[str, Path]:
+def _figures(run: AskedRun, folder: Path) -> dict[str, Path]:
     """The figures of each trace, by name."""
     from llava_probe.trace.trace import Trace
     from llava_probe.view.folder import write_run

@@ -40,7 +40,7 @@ from llava_probe.view.app.messages import (
     framed,
     to_process,
 )
-from llava_probe.view.app.runs import PAYLOAD, PICTURE, PLAIN, TRACE
+from llava_probe.view.app.runs import PAYLOAD, PICTURE, PLAIN_TRACE, TRACE
 
 if TYPE_CHECKING:
     from llava_probe.model import VLM
@@ -141,7 +141,7 @@ class Jobs:
             trace = self._asked(job)
         seconds = time.monotonic() - begun
         trace.save(folder / TRACE)
-        (folder / PAYLOAD).write_bytes(payload(trace if job.cut is None else [Trace.load(folder / PLAIN), trace]))
+        (folder / PAYLOAD).write_bytes(payload(trace if job.cut is None else [Trace.load(folder / PLAIN_TRACE), trace]))
         ended: Literal["", "stopped", "cut off"] = "cut off" if trace.cut_off else ""
         if job.id in self._stopped:
             ended = "stopped"

@@ -14,10 +14,10 @@ import msgspec
 from llava_probe.stored import read_json, write_text
 from llava_probe.view.app.messages import AnswerSettings, MarkedPart
 
-PICTURE, TRACE, PLAIN, PAYLOAD, TOLD = "picture", "run.trace", "plain.trace", "payload", "run.json"
+PICTURE, TRACE, PLAIN_TRACE, PAYLOAD, TOLD = "picture", "run.trace", "plain.trace", "payload", "run.json"
 
 
-class Run(msgspec.Struct, frozen=True):
+class AskedRun(msgspec.Struct, frozen=True):
     """One answer.
 
     Attributes:
@@ -36,18 +36,18 @@ class Run(msgspec.Struct, frozen=True):
 
     def traces(self, folder: Path) -> tuple[Path, ...]:
         """The traces that are shown: the plain one first."""
-        return (folder / TRACE,) if self.cut is None else (folder / PLAIN, folder / TRACE)
+        return (folder / TRACE,) if self.cut is None else (folder / PLAIN_TRACE, folder / TRACE)
 
 
-def write_run_told(run: Run, folder: Path) -> None:
+def write_run_told(run: AskedRun, folder: Path) -> None:
     """Keep it in its folder."""
     write_text("run", folder / TOLD, msgspec.json.encode(run).decode())
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> AskedRun:
     """What was kept there.
 
     Raises:
         BadFile: it is gone or damaged.
     """
-    return read_json("run", folder / TOLD, Run)
+    return read_json("run", folder / TOLD, AskedRun)

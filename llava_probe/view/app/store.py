@@ -28,8 +28,8 @@ except ImportError:  # Windows
 _PREFIX, _MARK = "llava-probe-app-", "in-use"
 
 #: Of one browser at once.
-MOST_PICTURES = 8
-MOST_RUNS = 8
+PICTURES_KEPT = 8
+ANSWERS_KEPT = 8
 #: Bytes of all together.
 MOST_BYTES = 4_000_000_000
 #: Seconds for which something unused stays.
@@ -82,7 +82,7 @@ class Store:
         item = Belonging(token, kind, owner, self.folder / token, used=self._now())
         item.folder.mkdir(mode=0o700)
         self._items[token] = item
-        most = MOST_PICTURES if kind == "picture" else MOST_RUNS
+        most = PICTURES_KEPT if kind == "picture" else ANSWERS_KEPT
         own = [each for each in self._items.values() if each.owner == owner and each.kind == kind]
         for each in own[: max(0, len(own) - most)]:
             self.drop(each)

@@ -8,14 +8,14 @@ import pytest
 
 from llava_probe.view.app.code import code, picture_name
 from llava_probe.view.app.messages import AnswerSettings, MarkedPart
-from llava_probe.view.app.runs import Run
+from llava_probe.view.app.runs import AskedRun
 
 HOSTILE = 'Is it?")\nimport os; os.remove("x")  # """ \\ \u202e \x00'
 
 
 def told(**more):
     given = {"model": "tiny", "loaded": {}, "question": "Is it?", "settings": AnswerSettings(), "format": "JPEG"}
-    return Run(fingerprint="ab", **{**given, **more})
+    return AskedRun(fingerprint="ab", **{**given, **more})
 
 
 def calls(script):

@@ -14,6 +14,7 @@ import pytest
 
 from llava_probe import tiny
 from llava_probe.view.app.gate import OWNER, Gate
+from tests.view.app.in_a_thread import run_apart
 
 
 class Stranger:
@@ -210,8 +211,6 @@ def guarded():
 
 
 def answered(gate, headers=(), path="/", kind="http"):
-    import asyncio
-
     sent = []
 
     async def send(message):
@@ -221,7 +220,7 @@ def answered(gate, headers=(), path="/", kind="http"):
         return {"type": "http.request", "body": b""}
 
     told = [(name.encode(), value.encode()) for name, value in {"host": "x", **dict(headers)}.items()]
-    asyncio.run(gate({"type": kind, "method": "GET", "path": path, "headers": told}, receive, send))
+    run_apart(gate({"type": kind, "method": "GET", "path": path, "headers": told}, receive, send))
     return sent
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from llava_probe.view.app.store import MOST_PICTURES, MOST_RUNS
+from llava_probe.view.app.store import ANSWERS_KEPT, PICTURES_KEPT
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "app.py"))
 
@@ -22,7 +22,7 @@ def test_what_a_browser_keeps_does_not_grow_with_its_questions(app):
 
     app.in_its_loop(ask(range(8)))
     folders, size = kept()
-    assert folders == MOST_PICTURES + MOST_RUNS
+    assert folders == PICTURES_KEPT + ANSWERS_KEPT
     app.in_its_loop(ask(range(8, 12)))
     assert kept()[0] == folders and kept()[1] < 1.25 * size
     on_disk = {path.name for path in app.desk.store.folder.iterdir()}

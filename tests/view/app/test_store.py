@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from llava_probe.errors import BadInput
-from llava_probe.view.app.store import MOST_RUNS, Store
+from llava_probe.view.app.store import ANSWERS_KEPT, Store
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_what_a_killed_app_left_is_removed_by_the_next(tmp_path, monkeypatch):
 
 
 def test_each_keeps_its_newest(store):
-    items = [filled(store, "one") for _ in range(MOST_RUNS + 3)]
+    items = [filled(store, "one") for _ in range(ANSWERS_KEPT + 3)]
     other = filled(store, "two")
-    assert [item.folder.exists() for item in items] == [False] * 3 + [True] * MOST_RUNS
-    assert other.folder.exists() and len(store) == MOST_RUNS + 1
+    assert [item.folder.exists() for item in items] == [False] * 3 + [True] * ANSWERS_KEPT
+    assert other.folder.exists() and len(store) == ANSWERS_KEPT + 1
 
 
 def test_the_least_used_goes_first_where_all_is_too_much(store):

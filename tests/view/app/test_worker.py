@@ -15,6 +15,7 @@ from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app import worker as module
 from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Failed, Words
 from llava_probe.view.app.worker import Waiting, Worker
+from tests.view.app.in_a_thread import run_apart
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_process.py"))
 
@@ -37,7 +38,7 @@ def run(scenario, name="model"):
             await worker.close()
             assert worker.pid is None
 
-    return asyncio.run(whole())
+    return run_apart(whole())
 
 
 def test_each_gets_its_own_answer_in_the_order_of_asking():
