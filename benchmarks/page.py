@@ -59,7 +59,8 @@ def large_trace(spread: float) -> lp.Trace:
     count = SIDE * SIDE
     positions = np.arange(FIRST_IMAGE, FIRST_IMAGE + count)
     layout = ImageLayout((336, 336), positions, boxes_between(edges, edges), np.zeros(count, int), (SIDE, SIDE))
-    roles = ["image" if place in set(positions.tolist()) else "prompt" for place in range(PROMPT)] + ["generated"] * WORDS
+    visual = set(positions.tolist())
+    roles = ["image" if place in visual else "prompt" for place in range(PROMPT)] + ["generated"] * WORDS
     tokens = tuple(Token(7, f" w{place}", role, place) for place, role in enumerate(roles))
     random = torch.Generator().manual_seed(0)
     keys = PROMPT + WORDS - 1
@@ -98,7 +99,9 @@ def ours(trace: lp.Trace, folder: Path, repeats: int) -> None:
             page.close()
     print(f"  opens in {min(opened):.0f} to {max(opened):.0f} ms")
     for name, times in (("token", tokens), ("layer", layers), ("head of all layers", heads)):
-        print(f"  a click on a {name}: median {np.median(times):.0f} ms, largest {max(times):.0f} ms, {len(times)} clicks")
+        print(
+            f"  a click on a {name}: median {np.median(times):.0f} ms, largest {max(times):.0f} ms, {len(times)} clicks"
+        )
 
 
 def bertviz(folder: Path) -> None:
@@ -118,14 +121,14 @@ def bertviz(folder: Path) -> None:
         sizes.append(path.stat().st_size / length**2)
         size = path.stat().st_size / 1e6
         print(f"bertviz model_view, {length} tokens: {size:.1f} MB, written in {time.perf_counter() - began:.1f} s")
-    keys = PROMPT + WORDS
-    print(f"  at {keys} tokens, by the same bytes a weight: {sizes[-1] * keys**2 / 1e9:.1f} GB; a JavaScript string ends at 0.5 GB")
+    whole = sizes[-1] * (PROMPT + WORDS) ** 2 / 1e9
+    print(f"  at {PROMPT + WORDS} tokens, by the same bytes a weight: {whole:.1f} GB; a string of V8 ends at 0.5 GB")
 
 
 class browser:
     """A headless Chromium."""
 
-    def __enter__(self):  # noqa: D105
+    def __enter__(self):
         from playwright.sync_api import sync_playwright
 
         self._driver = sync_playwright().start()
@@ -133,7 +136,7 @@ class browser:
         self._browser = self._driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
         return self._browser
 
-    def __exit__(self, *_):  # noqa: D105
+    def __exit__(self, *_):
         self._browser.close()
         self._driver.stop()
 

@@ -17,10 +17,9 @@ from llava_probe.interventions.ablate import ablate
 from llava_probe.model import VLM
 from llava_probe.trace.region import Region
 from llava_probe.trace.trace import Trace
+from llava_probe.view.cutting import HOW_CUT, cut_tokens
 from llava_probe.view.page.runs import Result, gathered
 
-#: How a question can be asked again: without what a region holds, or with only that.
-ASKING_WAYS = ("without", "only")
 #: Visual tokens around a region that go with it: attention mixes neighbours before the language model sees them.
 RING = 1
 
@@ -58,10 +57,10 @@ def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str
         place = next(at for at, result in enumerate(results) if result is trace)
         results.insert(place + 1 + len(runs[run].maps), m)
         return {"map": len(runs[run].maps)}
-    if way in ASKING_WAYS:
+    if way in HOW_CUT:
         results.append(ask_again(vlm, trace, str(way), image, asked.get("box")))
         return {"beside": len(runs), "map": "attention"}
-    raise BadInput(f"a click computes one of {', '.join(METHODS)}, or asks {' or '.join(ASKING_WAYS)}")
+    raise BadInput(f"a click computes one of {', '.join(METHODS)}, or asks {' or '.join(HOW_CUT)}")
 
 
 def ask_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
@@ -69,7 +68,7 @@ def ask_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
 
     Args:
         vlm, trace: the model, and what it was asked.
-        way: one of ``ASKING_WAYS``.
+        way: one of ``HOW_CUT``.
         image: which picture.
         box: (x0, y0, x1, y1) in pixels of the original.
 
@@ -78,14 +77,6 @@ def ask_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
     """
     if not isinstance(box, list | tuple):
         raise BadInput("mark a region on the photograph first")
-    inner = Region(tuple(box), image=image, ring=0 if way == "only" else RING)
-    if way == "without":
-        taken: Any = inner
-    else:
-        positions = trace.layouts[image].positions
-        inside = set(trace.positions(inner))
-        taken = [int(position) for position in positions if int(position) not in inside]
-        if not taken:
-            raise BadInput("the region holds the whole picture: there is nothing to take away")
-    with ablate(vlm, tokens=taken):
+    region = Region(tuple(box), image=image, ring=RING)
+    with ablate(vlm, tokens=cut_tokens(region, way, trace.layouts[image])):
         return vlm.rerun(trace)

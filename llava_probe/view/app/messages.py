@@ -1,6 +1,6 @@
 """What the app and the model's process say to one another: described types, in frames of a length and a MessagePack.
 
-The app sends jobs and ``Stop``, the process answers each job with ``Words`` while it speaks and one ``Done`` or
+The app sends jobs and ``Stop``, the process answers each job with ``Said`` while it speaks and one ``Done`` or
 ``Failed``. Pictures, traces and pages are files that both can see, and only their paths travel: no tensor is shared.
 """
 
@@ -95,7 +95,7 @@ class NotLoaded(msgspec.Struct, frozen=True, tag="refused"):
     sentence: str
 
 
-class Words(msgspec.Struct, frozen=True, tag="words"):
+class Said(msgspec.Struct, frozen=True, tag="words"):
     """All that was said of an answer so far."""
 
     id: str
@@ -122,7 +122,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 Job = Ask | Export
 ToProcess = Load | Ask | Export | Stop
-FromProcess = Ready | NotLoaded | Words | Done | Failed
+FromProcess = Ready | NotLoaded | Said | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 

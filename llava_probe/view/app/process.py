@@ -36,7 +36,7 @@ from llava_probe.view.app.messages import (
     Ready,
     Stop,
     ToProcess,
-    Words,
+    Said,
     framed,
     to_process,
 )
@@ -153,8 +153,10 @@ class Jobs:
         return Done(job.id, trace.answer, len(trace.generated), seconds, ended, notes)
 
     def _asked(self, job: Ask) -> Trace:
+        from llava_probe.interventions.ablate import ablate
         from llava_probe.pictures.images import open_image
-        from llava_probe.view.app.cutting import cutting
+        from llava_probe.trace.region import Region
+        from llava_probe.view.cutting import cut_tokens
 
         picture = open_image(Path(job.folder) / PICTURE)
         arguments: dict[str, Any] = {**job.settings.arguments, "stopping_criteria": [self._criterion(job.id)]}
@@ -162,7 +164,10 @@ class Jobs:
             arguments["streamer"] = _Spoken(self._vlm, job.id, self._said)
         with ExitStack() as stack:
             if job.cut is not None:
-                stack.enter_context(cutting(self._vlm, picture, job.question, job.cut))
+                cut, layouts = job.cut, self._vlm.lay_out(picture, job.question)
+                region = Region(cut.box, image=cut.image, ring=cut.ring)
+                tokens = cut_tokens(region, cut.how, layouts[cut.image])
+                stack.enter_context(ablate(self._vlm, tokens=tokens))
             trace = self._vlm.generate(picture, job.question, **arguments)
         return _as_if_asked_plainly(trace)
 
@@ -198,7 +203,7 @@ class _Spoken:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _OFTEN
             text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-            self._said(Words(self._id, text.rstrip("\N{REPLACEMENT CHARACTER}")))
+            self._said(Said(self._id, text.rstrip("\N{REPLACEMENT CHARACTER}")))
 
     def end(self) -> None:
         """``Done`` says the rest."""

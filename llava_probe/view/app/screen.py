@@ -20,7 +20,7 @@ import msgspec
 from llava_probe.errors import ProbeError, first_line
 from llava_probe.view.app.desk import LONGEST_QUESTION, Answered, Desk
 from llava_probe.view.app.gate import OWNER
-from llava_probe.view.app.messages import AnswerSettings, Done, Failed, MarkedPart, Words
+from llava_probe.view.app.messages import AnswerSettings, Done, Failed, MarkedPart, Said
 from llava_probe.view.app.worker import Heard, Waiting
 
 _PARTS = Path(__file__).parent / "parts"
@@ -138,7 +138,7 @@ def css() -> str:
 def _settings(desk: Desk) -> list[gr.components.Component]:
     most = desk.limits.new_tokens
     with gr.Accordion("Settings", open=False, elem_id="lp-settings"):
-        tokens = gr.Slider(1, most, min(64, most), step=1, label="Words of the answer, at most (tokens)")
+        tokens = gr.Slider(1, most, min(64, most), step=1, label="Said of the answer, at most (tokens)")
         way = gr.Radio(list(_WAYS), value=next(iter(_WAYS)), label="Each word is")
         with gr.Group(visible=False) as by_chance:
             temperature = gr.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature")
@@ -214,7 +214,7 @@ async def _shown(
     async for told in told_by_one:
         if isinstance(told, Waiting):
             yield {**value, "sentence": _place(told)}, gr.skip()
-        elif isinstance(told, Words):
+        elif isinstance(told, Said):
             card["text"] = told.text
             yield {**value, "state": "running", "sentence": "" if told.text else "Looking …"}, gr.skip()
         elif isinstance(told, Failed):

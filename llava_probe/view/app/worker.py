@@ -1,7 +1,7 @@
 """The model behind the app: one process of its own, a queue before it, and somebody who notices when it dies.
 
     worker = Worker("llava-hf/llava-1.5-7b-hf", {"dtype": "bfloat16"})
-    async for told in worker.do(job):       # Waiting(2) ... Words("A dog") ... Done(...) or Failed("...")
+    async for told in worker.do(job):       # Waiting(2) ... Said("A dog") ... Done(...) or Failed("...")
         ...
 
 One question is answered at a time; each that waits hears at which place it stands. Whoever stops listening gives up its
@@ -32,7 +32,7 @@ from llava_probe.view.app.messages import (
     Ready,
     Stop,
     ToProcess,
-    Words,
+    Said,
     framed,
     from_process,
 )
@@ -57,7 +57,7 @@ class Waiting:
     starting: bool = False
 
 
-Heard = Waiting | Words | Done | Failed
+Heard = Waiting | Said | Done | Failed
 
 
 @dataclass(eq=False)
@@ -175,7 +175,7 @@ class Worker:
                 ticket.told.put_nowait(Failed(ticket.job.id, broken))
             elif self.ready and self._waiting:
                 ticket = self._current = self._waiting.pop(0)
-                ticket.told.put_nowait(Words(ticket.job.id, ""))
+                ticket.told.put_nowait(Said(ticket.job.id, ""))
                 self._tell_places()
                 await self._answered(ticket)
                 self._current = None
@@ -209,9 +209,9 @@ class Worker:
                 message = await self._hear()
                 if message is None:
                     raise ConnectionError
-                if isinstance(message, Words | Done | Failed) and message.id == id:
+                if isinstance(message, Said | Done | Failed) and message.id == id:
                     ticket.told.put_nowait(message)
-                    if not isinstance(message, Words):
+                    if not isinstance(message, Said):
                         return
         except OSError:
             status = await self._end()

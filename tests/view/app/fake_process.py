@@ -15,7 +15,7 @@ from llava_probe.view.app.messages import (
     NotLoaded,
     Ready,
     Stop,
-    Words,
+    Said,
     framed,
     to_process,
 )
@@ -43,7 +43,7 @@ def main():
         job = heard()
         if not isinstance(job, Ask):
             continue
-        said(Words(job.id, job.question[:3]))
+        said(Said(job.id, job.question[:3]))
         if job.question == "die":
             os.kill(os.getpid(), 9)
         elif job.question == "fail":

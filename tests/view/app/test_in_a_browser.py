@@ -87,21 +87,10 @@ def test_a_question_is_answered_cut_and_made_again(visit, tiny_vlm, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     (tmp_path / "picture.png").rename(again / "picture.png")
-    told = subprocess.run([sys.executable, "-c", RUN, tmp_path / "again.py"], cwd=again, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, tmp_path / "again.py"], cwd=again, capture_output=True, text=True)
     assert told.stdout.split("\n")[:2] == ["STOP", without], told.stderr
     assert same(lp.Trace.load(again / "run.trace"), kept) and same(lp.Trace.load(again / "changed.trace"), changed)
     assert (again / "run.html").exists()
-
-
-#: Runs a script where the page component may not be there yet.
-RUN = """
-import runpy, sys
-import llava_probe as lp
-if not hasattr(lp, "page"):
-    from tests.view.app import stub_page
-    lp.page = stub_page.page
-runpy.run_path(sys.argv[1])
-"""
 
 
 def same(one, other):

@@ -13,7 +13,7 @@ import pytest
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.view.app import worker as module
-from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Failed, Words
+from llava_probe.view.app.messages import AnswerSettings, Ask, Done, Failed, Said
 from llava_probe.view.app.worker import Waiting, Worker
 from tests.view.app.in_a_thread import run_apart
 
@@ -107,7 +107,7 @@ def test_who_goes_gives_up_its_place_and_ends_its_answer():
     async def scenario(worker):
         running = worker.do(asked("a", "go on"))
         async for told in running:
-            if isinstance(told, Words) and told.text:
+            if isinstance(told, Said) and told.text:
                 break
         waiting = worker.do(asked("b", "b"))
         await anext(waiting)

@@ -130,7 +130,7 @@ def test_layers_and_heads_filter(window, saved, traces):
     same_picture(shown.page, lp.attention_map(traces[0], tokens=[position], layers=[1, 2], heads=[0, 1, 2]))
     share = lp.heads(traces[0], [position]).image[0, 2, 1]
     told = grid.locator('[data-cell="2,1"]').get_attribute("aria-label")
-    assert told == f"layer 2, head 1: {100 * share:.1f} %"
+    assert told == f"layer 2, head 1: {100 * share:.0f} %"
 
 
 def test_a_place_on_the_photograph_lights_the_words(window, saved, traces):

@@ -50,9 +50,10 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
     event.preventDefault();
   };
 
-  const colour = (value: number): string => {
+  const colour = (value: number): { background: string; color: string } => {
     const at = 3 * Math.round((255 * value) / most);
-    return `rgb(${colours[at]} ${colours[at + 1]} ${colours[at + 2]})`;
+    const rgb = [...colours.subarray(at, at + 3)];
+    return { background: `rgb(${rgb.join(" ")})`, color: luminance(rgb) > 0.18 ? "#000000" : "#ffffff" };
   };
   const numbered = layers.length * heads.length <= 64;
   return (
@@ -103,11 +104,10 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
                 </th>
                 {heads.map((head, column) => {
                   const value = share[row * heads.length + column];
-                  const name = `layer ${layer}, head ${head}: ${percent(value, 1)}`;
+                  const name = `layer ${layer}, head ${head}: ${percent(value, numbered ? 0 : 1)}`;
                   const cell: Cell = [row, column];
-                  const ink = value > 0.6 * most ? "#111111" : "#ffffff";
                   return (
-                    <td role="gridcell" data-cell={`${cell}`} aria-label={name} title={name} aria-selected={chosen(cell)} tabIndex={row === focus[0] && column === focus[1] ? 0 : -1} style={{ background: colour(value), color: ink }}>
+                    <td role="gridcell" data-cell={`${cell}`} aria-label={name} title={name} aria-selected={chosen(cell)} tabIndex={row === focus[0] && column === focus[1] ? 0 : -1} style={colour(value)}>
                       {numbered ? percent(value).replace(" %", "") : ""}
                     </td>
                   );
@@ -120,4 +120,10 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
       {run.attention!.reduced && <p class="note">{run.attention!.reduced}</p>}
     </section>
   );
+}
+
+/** Relative luminance of an sRGB colour, as WCAG 2 has it: black is legible above 0.18, white below. */
+function luminance(rgb: readonly number[]): number {
+  const [red, green, blue] = rgb.map((level) => (level <= 10 ? level / 3294.6 : ((level / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }

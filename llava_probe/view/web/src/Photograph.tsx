@@ -53,11 +53,12 @@ export function Photograph({ payload, run, number: runNumber, selection, choose,
   };
   const pressed = (event: PointerEvent): void => {
     if (!marking && !event.shiftKey) return;
+    event.preventDefault();
     (event.currentTarget as Element).setPointerCapture(event.pointerId);
     start.current = at(event);
   };
   const released = (): void => {
-    if (drag && drag[2] - drag[0] >= 2 && drag[3] - drag[1] >= 2) choose({ region: drag });
+    if (drag && drag[2] - drag[0] >= 2 && drag[3] - drag[1] >= 2) choose({ region: drag.map(Math.round) as unknown as Box });
     start.current = null;
     setDrag(null);
     setMarking(false);
