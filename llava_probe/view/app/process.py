@@ -34,9 +34,9 @@ from llava_probe.view.app.messages import (
     Load,
     NotLoaded,
     Ready,
+    Said,
     Stop,
     ToProcess,
-    Said,
     framed,
     to_process,
 )

@@ -30,9 +30,9 @@ from llava_probe.view.app.messages import (
     Load,
     NotLoaded,
     Ready,
+    Said,
     Stop,
     ToProcess,
-    Said,
     framed,
     from_process,
 )

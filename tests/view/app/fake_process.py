@@ -14,8 +14,8 @@ from llava_probe.view.app.messages import (
     Load,
     NotLoaded,
     Ready,
-    Stop,
     Said,
+    Stop,
     framed,
     to_process,
 )
