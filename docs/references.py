@@ -19,8 +19,14 @@ MADE_BY_HAND = {"VLM", "Capture", "Region", "Direction", "Cluster", "Features", 
 #: Written in signatures, and no page's matter: other packages, kinds of arguments, and what ``lp.`` does not show.
 ELSEWHERE = [
     ("py:.*", r"(torch|np|npt|PIL|Image|pandas|pyarrow|datasets|nn|os)(\..*)?"),
-    ("py:.*", r"(Any|Callable|Iterable|Iterator|Mapping.*|Sequence|Literal|Path|Tensor|Axes|Canvas|Figure|Unpack)"),
-    ("py:.*", r"(At|Tokens|Label|Named|Result|Contrast|Asked|PosedQuestion|Phase|PartName|Change|How|Align)"),
+    (
+        "py:.*",
+        r"(Any|Callable|Iterable|Iterator|Mapping.*|Sequence|Literal|Path|Tensor|Axes|Canvas|Figure|ScalarMappable|Unpack)",
+    ),
+    (
+        "py:.*",
+        r"(At|Tokens|Label|Named|Result|Contrast|Asked|PosedQuestion|Phase|PartName|Change|How|Align|Width|Title|Colours)",
+    ),
     ("py:.*", r"(Count|CountFromZero|Seed|Positive|Finite|Portion|Share|Shares|Scores|Times)"),
     ("py:.*", r"\w*(Array|Numeric|Numbers|Options|Positions|Samples|Method|Like)"),
 ]

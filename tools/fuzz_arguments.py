@@ -279,7 +279,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "evaluate.difference": (evaluate.difference, {"one": [1.0, 0.0], "other": [0.0, 0.0], "pictures": ["a", "b"],
                                                       "times": 5, "seed": 0}),
         "evaluate.tam_scores": (evaluate.tam_scores, {"m": m, "objects": {0: mask}, "function": [], "nouns": []}),
-        "page": (lp.page, {"results": [trace, m], "path": folder / "page.html"}),
+        "lp.page": (lp.page, {"results": [trace, m], "path": folder / "page.html"}),
         "figures.maps": (figures.maps, {
             "m": m, "row": 0, "mean": False, "confidence": w["confidence"], "photograph": "under", "scale": "one",
             "columns": 1, "cmap": "heat", "highest": 1.0, **panel}),

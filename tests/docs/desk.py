@@ -62,6 +62,7 @@ def names(page: str, vlm: lp.VLM) -> dict[str, Any]:
     if page == "README.md":
         question = "What colour is the cross?"
         told |= {"direction": lp.Direction.of_word(vlm, "red"), "samples": [("a.png", question)]}
+        told["traces"] = [vlm.generate(tiny.scene(n).image, SIGN) for n in (34, 35)]
     if page in ("README.md", "docs/guides/interventions.md"):
         told["run"] = lambda: vlm.generate("scene.png", SIGN, max_new_tokens=1)
     return told

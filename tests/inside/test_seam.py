@@ -710,7 +710,12 @@ OPEN = {
     "transformers.models.llama.modeling_llama": "tiny/making/ trains with a rotation of its own; nothing runs it later",
 }
 #: Files that may say one of these names, and why.
-EXEMPT = {("border/settled.py", "sys.modules"): "what was never imported was never set, and is not imported to look"}
+EXEMPT = {
+    ("border/settled.py", "sys.modules"): "what was never imported was never set, and is not imported to look",
+    ("view/__init__.py", "sys.modules"): "lp.view is this room, called",
+    ("view/app/process.py", "sys.modules"): "as in settled.py: a cache is emptied where there is one",
+    ("view/app/process.py", "os._exit"): "a documented function under a private name",
+}
 #: What looks like a private name of others and is none.
 NAMES_OF_OURS = {
     "_token_id": "ends of attributes that processors are searched for",

@@ -90,7 +90,7 @@ def screen(desk: Desk, model: str) -> gr.Blocks:
             with _failing_softly(first) as failed:
                 cut = _read_event(event)
                 cards = [first, {"title": _HOW[cut.how], "question": "", "text": ""}]
-                told = desk.ask_again(_owner(request), job, event._data.get("run"), cut)
+                told = desk.ask_again(_owner(request), job, _told(event, "run"), cut)
                 async for value, run in _shown(told, job, cards):
                     yield value, *_buttons(value), run
             for value in failed:
@@ -100,7 +100,7 @@ def screen(desk: Desk, model: str) -> gr.Blocks:
             desk.stop(_owner(request), value.get("job") if isinstance(value, dict) else None)
 
         async def chosen_question(event: gr.EventData) -> str:
-            return str(event._data.get("question", ""))[:LONGEST_QUESTION]
+            return str(_told(event, "question") or "")[:LONGEST_QUESTION]
 
         heard: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         outputs = [answer, ask, stop, viewer]
@@ -172,8 +172,15 @@ def _read_settings(desk: Desk, chosen: tuple[Any, ...]) -> AnswerSettings:
 
 
 def _read_event(event: gr.EventData) -> MarkedPart:
-    told = event._data if isinstance(event._data, dict) else {}
-    return _converted({name: told.get(name) for name in MarkedPart.__struct_fields__}, MarkedPart)
+    return _converted({name: _told(event, name) for name in MarkedPart.__struct_fields__}, MarkedPart)
+
+
+def _told(event: gr.EventData, name: str) -> Any:
+    """What the browser sent with an event under a name, or None."""
+    try:
+        return getattr(event, name, None)
+    except TypeError:  # it sent something that has no names
+        return None
 
 
 def _converted(told: dict[str, Any], kind: Any) -> Any:
