@@ -2,12 +2,14 @@
 
     answer.json    answer, each token's numbers, its words, where its attention peaks, provenance
     run.trace      everything that was kept; lp.Trace.load reads it
+    page.html      all of it to explore, in any browser
     tokens.csv     and words.csv, where asked for: probability, entropy and the rest of each
     maps/          an overlay per token and one .npz, for each picture
     figures/       the answer's confidence, all maps on one sheet, heads by layer; PNG, PDF or SVG
 
 An attribution stands beside it, and touches none of it:
 
+    attribution.html   to explore, beside the attention
     attribution.json   what was explained and how, each word's peak, the words of the question that it rests on
     attribution/       an overlay per word and one .npz; lp.ImageMap.load reads it
     figures/           all words on one sheet, attribution.png; and the prompt's words by their weight, words.png
@@ -36,6 +38,7 @@ from llava_probe.trace.explained import GENERATED, Tokens
 from llava_probe.trace.trace import Trace
 from llava_probe.view import figures
 from llava_probe.view.canvas import SAVED_DPI
+from llava_probe.view.page import page
 
 #: Words beside the picture that are told of each explained one.
 HEAVIEST = 5
@@ -93,6 +96,8 @@ def write_run(
     if shown:
         sheets["heads"] = figures.layers_heads(head_shares(trace, GENERATED))
     saved_figures = [figures.save(sheet, drawn / f"{name}.{format}", dpi) for name, sheet in sheets.items()]
+    if maps:
+        written.append(page(trace, target / "page.html"))
     return [answer, saved, *saved_figures, *written]
 
 
@@ -138,7 +143,7 @@ def write_attribution(
     if m.text is not None and len(m.text_tokens):
         sheets["words"] = figures.tokens(m)
     saved = [figures.save(sheet, drawn / f"{name}.{format}", dpi) for name, sheet in sheets.items()]
-    return [path, *m.save(target / "attribution", side), *saved]
+    return [path, *m.save(target / "attribution", side), *saved, page([trace, m], target / "attribution.html")]
 
 
 def write_sweep(sweep: Sweep, folder: str | Path) -> list[Path]:

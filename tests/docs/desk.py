@@ -63,6 +63,10 @@ def names(page: str, vlm: lp.VLM) -> dict[str, Any]:
         question = "What colour is the cross?"
         told |= {"direction": lp.Direction.of_word(vlm, "red"), "samples": [("a.png", question)]}
         told["traces"] = [vlm.generate(tiny.scene(n).image, SIGN) for n in (34, 35)]
+        told["rows"] = [
+            {"image": tiny.scene(n).image, "question": SIGN, "colour": tiny.scene(n).objects[0].colour}
+            for n in range(6)
+        ]
     if page in ("README.md", "docs/guides/interventions.md"):
         told["run"] = lambda: vlm.generate("scene.png", SIGN, max_new_tokens=1)
     return told
