@@ -245,11 +245,12 @@ def _write_json(told: dict[str, Any], path: Path) -> None:
 
 
 def _remove_earlier(target: Path) -> None:
-    """Maps and figures that an earlier run wrote and this one may not write over: of other pictures, other tokens."""
+    """What an earlier run wrote and this one may not write over: maps and figures of other pictures, its page."""
     try:
         for folder in [target / "maps", *target.glob("maps_[0-9]*")]:
             if remove_saved(folder) and not any(folder.iterdir()):
                 folder.rmdir()
+        (target / "page.html").unlink(missing_ok=True)
     except OSError as error:
         raise BadFile(f"the maps of an earlier run in {target} could not be removed: {error}") from error
     _remove(target / "figures", ("confidence", "maps", "maps_[0-9]*", "heads"))

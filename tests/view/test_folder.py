@@ -40,7 +40,7 @@ def test_all_that_is_told_is_there_and_nothing_else(trace, tmp_path):
     for each, maps in ((trace, True), (two, True), (fewer, True), (two, False), (trace, True)):
         written = write_run(each, tmp_path, maps=maps)
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(written)
-    assert {path.name for path in tmp_path.iterdir()} == {"answer.json", "run.trace", "maps", "figures"}
+    assert {path.name for path in tmp_path.iterdir()} == {"answer.json", "run.trace", "page.html", "maps", "figures"}
 
 
 def test_files_that_are_not_ours_stay(trace, tmp_path):
