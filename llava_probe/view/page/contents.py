@@ -106,7 +106,9 @@ def _told(run: Run) -> dict[str, Any]:
 
 def _unplaced(trace: Trace) -> list[str]:
     """Why there is no map, where the places of visual tokens are not known."""
-    return [f"places of visual tokens: {trace.provenance['places']}"] if "places" in trace.provenance else []
+    if len(trace.layouts) == len(trace.images):
+        return []
+    return [f"no maps: the places of this model's visual tokens are {trace.provenance.get('places', 'not known')}"]
 
 
 def _steps(trace: Trace, parcel: Parcel) -> dict[str, Any] | None:
