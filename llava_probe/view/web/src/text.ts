@@ -5,7 +5,7 @@ const NAMES: Record<string, string> = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
 // Controls, marks that turn the direction of the text around them, what joins or hides letters, lone halves of a letter.
 const HIDDEN =
-  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 /** `text` with each character that acts or hides written out, as U+202E is. */
 export function shown(text: string): string {

@@ -3,6 +3,7 @@ import { cell, inXml, shown, spelled } from "../src/text";
 
 test("what a browser would obey or hide is written out", () => {
   expect(shown("a\u0000b\u202Egnp.exe")).toBe("a⟨0000⟩b⟨202e⟩gnp.exe");
+  expect(shown("\ufffd \u200b")).toBe("\ufffd ⟨200b⟩");
   expect(shown("one\ntwo\tthree")).toBe("one⏎two⇥three");
   expect(shown("\ud83d\ude00 \ud83d x")).toBe("😀 ⟨d83d⟩ x");
   expect(shown("<script>")).toBe("<script>"); // text nodes take care of that
