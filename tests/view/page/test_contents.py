@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -48,6 +48,7 @@ class Read:
         return (steps - middle) / (highest // 2 if ref["signed"] else highest) * scale[..., None]
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, (3, 5), elements=st.floats(-1e6, 1e6, width=32)), st.sampled_from([np.uint8, np.uint16]))
 def test_a_value_comes_back_within_half_a_step(values, kind):
     parcel = Parcel()
