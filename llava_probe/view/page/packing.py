@@ -96,7 +96,7 @@ def quantise(
     """
     highest = int(np.iinfo(kind).max)  # type: ignore[type-var]
     scale = np.abs(values).max(axis=-1, initial=0.0).astype(np.float32)
-    share = np.divide(values, scale[..., None], out=np.zeros(values.shape, np.float32), where=scale[..., None] > 0)
+    share = np.divide(values, scale[..., None], out=np.zeros(values.shape), where=scale[..., None] > 0)
     middle, span = (highest // 2, highest // 2) if signed else (0, highest)
     return np.rint(share * span + middle).astype(kind), scale
 
