@@ -265,6 +265,17 @@ def test_no_serious_fault_of_access(window, saved, traces, width, dark):
     shown.keep(f"page_{width}_{'dark' if dark else 'light'}")
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_model_of_many_heads_stays_inside_the_window(window, traces, tmp_path, width):
+    rows = traces[1].attention.repeat(1, 6, 8, 1)
+    numbers = {"attention_layers": tuple(range(rows.shape[1])), "attention_heads": tuple(range(rows.shape[2]))}
+    many = replace(traces[1], records={**traces[1].records, "attention": rows}, **numbers)
+    shown = show(window, many.page(tmp_path / "many.html"), width=width)
+    assert shown.page.locator("[data-cell]").count() == rows.shape[1] * rows.shape[2]
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shown.keep(f"many_heads_{width}")
+
+
 def test_the_same_cell_works_twice_on_one_page(window, traces, tmp_path):
     cell = fragment(traces[0])
     path = tmp_path / "notebook.html"

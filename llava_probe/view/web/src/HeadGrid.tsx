@@ -65,6 +65,8 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
         <table
           ref={table}
           role="grid"
+          class={layers.length > 16 || heads.length > 16 ? "many" : ""}
+          style={{ "--columns": heads.length }}
           aria-label="share of each head's attention on the picture"
           aria-multiselectable="true"
           onKeyDown={keyed}
