@@ -8,6 +8,6 @@ export default defineConfig({
     copyPublicDir: false,
     target: "es2022",
     lib: { entry: "src/main.tsx", formats: ["iife"], name: "llavaProbeComponent", fileName: () => "component.js" },
-    rollupOptions: { output: { banner: "/* llava_probe page component. Contains Preact, MIT licence, © Jason Miller. */" } },
+    rollupOptions: { output: { banner: "/* llava_probe page component. Contains Preact, MIT licence: PREACT_LICENSE. */" } },
   },
 });
