@@ -227,6 +227,21 @@ def test_a_region_is_marked_and_told(window, saved):
     assert "15 of 196 visual tokens" in shown.page.locator(".under-picture").first.inner_text()
 
 
+def test_a_region_is_marked_by_keyboard_and_its_words_stay_lit(window, saved, traces):
+    shown = show(window, saved)
+    shown.page.get_by_role("button", name="Mark a region").press("Enter")
+    shown.page.get_by_label("the region, x0, y0, x1, y1 in pixels").fill("48, 72, 168, 144")
+    shown.page.keyboard.press("Enter")
+    shown.page.get_by_text("15 of 196 visual tokens").wait_for()
+    layout = traces[0].layouts[0]
+    inside = lp.Region((48, 72, 168, 144)).tokens(layout)
+    assert len(inside) == 15
+    shares = lp.attention_map(traces[0], tokens=lp.GENERATED).values[:, inside].sum(1)
+    lit = [float(token(shown.page, each.position).evaluate("word => word.style.getPropertyValue('--light')"))
+           for each in traces[0].generated]  # fmt: skip
+    assert np.argsort(lit).tolist() == np.argsort(shares).tolist() and max(lit) == 1
+
+
 def test_a_strangers_text_is_text(window, traces, tmp_path):
     words = [HOSTILE[:40], HOSTILE[40:90], HOSTILE[90:]]
     start = traces[0].prompt_length

@@ -7,7 +7,7 @@ import { HeadGrid } from "./HeadGrid";
 import { linked } from "./linking";
 import { Asked, Options, Update } from "./main";
 import { Payload, Run } from "./payload";
-import { Photograph, useDifference, usePanel } from "./Photograph";
+import { Photograph, tokensIn, useDifference, usePanel } from "./Photograph";
 import { Saving } from "./Saving";
 import { fromLink, NOTHING, Selection, toLink } from "./selection";
 import { shown } from "./text";
@@ -83,9 +83,10 @@ export function App({ payload, host, options, change }: Props) {
   const panel = usePanel(payload, run, chosen, first, chosen.tokens);
   const other = usePanel(payload, beside, chosen, second, besideTokens);
   const difference = useDifference(panel, other, payload, chosen);
+  const place = useMemo(() => pointed ?? marked(payload, chosen), [pointed, payload, chosen]);
   const lit = useMemo(
-    () => (pointed && pointed.tokens.length ? lookedAt(payload, payload.header.runs[pointed.run], chosen, pointed.picture, pointed.tokens) : null),
-    [pointed, chosen, payload],
+    () => place && lookedAt(payload, payload.header.runs[place.run], chosen, place.picture, place.tokens),
+    [place, chosen, payload],
   );
 
   const pictures = { payload, selection: chosen, choose, point: setPointed, act, waiting };
@@ -108,9 +109,9 @@ export function App({ payload, host, options, change }: Props) {
           {beside && !difference && <p class="note">No difference is drawn: it takes two maps, of pictures of one size.</p>}
         </div>
         <div class="words">
-          <Tokens payload={payload} run={run} tokens={chosen.tokens} choose={choose} lit={pointed?.run === chosen.run ? lit : null} />
+          <Tokens payload={payload} run={run} tokens={chosen.tokens} choose={choose} lit={place?.run === chosen.run ? lit : null} />
           {beside && (
-            <Tokens payload={payload} run={beside} tokens={besideTokens} lit={pointed?.run === chosen.beside ? lit : null} title={shown([beside.question, ...beside.interventions.map((each) => `under ${each}`)].join(", "))} />
+            <Tokens payload={payload} run={beside} tokens={besideTokens} lit={place?.run === chosen.beside ? lit : null} title={shown([beside.question, ...beside.interventions.map((each) => `under ${each}`)].join(", "))} />
           )}
           <Details payload={payload} run={run} selection={chosen} shown={first} />
           {run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} />}
@@ -121,6 +122,13 @@ export function App({ payload, host, options, change }: Props) {
       <Facts run={run} />
     </div>
   );
+}
+
+/** The visual tokens of a marked region, whose words stay lit. */
+function marked(payload: Payload, { run, picture, region }: Selection): Pointed | null {
+  const layout = payload.header.runs[run].pictures[picture]?.layout;
+  const tokens = layout && region ? tokensIn(payload.array<Float32Array>(layout.boxes)!, region) : [];
+  return tokens.length ? { run, picture, tokens } : null;
 }
 
 /** A selection as far as a payload has what it names. */

@@ -64,7 +64,14 @@ export function Photograph({ payload, run, number: runNumber, selection, choose,
     setMarking(false);
   };
 
-  const inRegion = region ? tokensIn(places, region) : [];
+  const typed = (text: string): void => {
+    const [x0, y0, x1, y1, ...more] = text.split(/[\s,]+/).filter(Boolean).map(Number);
+    if (more.length || !(x0 >= 0 && y0 >= 0 && x1 > x0 && y1 > y0 && x1 <= picture.size[0] && y1 <= picture.size[1])) return;
+    choose({ region: [x0, y0, x1, y1] });
+    setMarking(false);
+  };
+
+  const inRegion = region ? tokensIn(places.boxes, region) : [];
   return (
     <figure>
       <figcaption dir="auto">
@@ -97,6 +104,14 @@ export function Photograph({ payload, run, number: runNumber, selection, choose,
         <button type="button" aria-pressed={marking} onClick={() => setMarking(!marking)}>
           Mark a region
         </button>
+        {marking && (
+          <input
+            class="box"
+            aria-label="the region, x0, y0, x1, y1 in pixels of the picture"
+            placeholder="drag, or x0, y0, x1, y1"
+            onChange={(event) => typed(event.currentTarget.value)}
+          />
+        )}
         {region && (
           <>
             <span>{told(region, inRegion, shown, places)}</span>
@@ -187,7 +202,7 @@ function told(region: Box, tokens: readonly number[], shown: Shown | null, place
 }
 
 /** The visual tokens of which a box covers half or more. */
-export function tokensIn({ boxes }: Places, [x0, y0, x1, y1]: Box): number[] {
+export function tokensIn(boxes: Float32Array, [x0, y0, x1, y1]: Box): number[] {
   return [...Array(boxes.length / 4).keys()].filter((token) => {
     const [a, b, c, d] = boxes.subarray(4 * token, 4 * token + 4);
     const common = Math.max(0, Math.min(c, x1) - Math.max(a, x0)) * Math.max(0, Math.min(d, y1) - Math.max(b, y0));
