@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_probe.errors import BadInput
 from llava_probe.escaping import visible
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def view(
     """
     from llava_probe.view.page import page
 
+    if out.absolute() in [file.absolute() for file in files]:
+        raise BadInput(f"--out {out} is one of the files that the page is made of")
     written = page([_read(file) for file in files], out)
     typer.echo(f"{visible(str(written))} ({written.stat().st_size / 1e6:.1f} MB)")
     if open_:

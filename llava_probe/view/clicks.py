@@ -16,18 +16,17 @@ from llava_probe.errors import BadInput, shortened
 from llava_probe.interventions.ablate import ablate
 from llava_probe.model import VLM
 from llava_probe.trace.region import Region
+from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
 from llava_probe.view.cutting import HOW_CUT, cut_tokens
-from llava_probe.view.page.runs import Result, gathered
+from llava_probe.view.page.runs import MOST_RUNS, Result, gathered
 
 #: Visual tokens around a region that go with it: attention mixes neighbours before the language model sees them.
 RING = 1
 
 
-def offered(results: list[Result]) -> list[str]:
-    """The methods that can still be computed."""
-    there = {m.method for run in gathered(results) for _, m in run.maps}
-    return [name for name in METHODS if name != "attention" and name not in there]
+#: The methods that a click can compute: attention is there from the start.
+OFFERED = tuple(name for name in METHODS if name != "attention")
 
 
 def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +50,13 @@ def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str
         raise BadInput(f"a click names a run with a trace, and a picture; got {shortened(repr(dict(asked)))}")
     trace = runs[run].trace
     assert trace is not None
+    if image not in range(len(trace.images)):
+        raise BadInput(f"picture {image} is not there: this trace has {len(trace.images)}")
+    if trace.interventions:
+        raise BadInput(
+            f"this answer was made under {shortened(', '.join(map(spelled, trace.interventions)))}, and a click asks "
+            "the model as it is: start from the answer that it gives without"
+        )
     method, way = asked.get("compute"), asked.get("ask")
     if method in METHODS:
         m = attribute(vlm, trace, str(method), image, list(asked.get("tokens") or ()) or None)
@@ -58,6 +64,8 @@ def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str
         results.insert(place + 1 + len(runs[run].maps), m)
         return {"map": len(runs[run].maps)}
     if way in HOW_CUT:
+        if len(runs) == MOST_RUNS:
+            raise BadInput(f"a viewer holds {MOST_RUNS} answers; begin a new one")
         results.append(ask_again(vlm, trace, str(way), image, asked.get("box")))
         return {"beside": len(runs), "map": "attention"}
     raise BadInput(f"a click computes one of {', '.join(METHODS)}, or asks {' or '.join(HOW_CUT)}")
@@ -73,7 +81,7 @@ def ask_again(vlm: VLM, trace: Trace, way: str, image: int, box: Any) -> Trace:
         box: (x0, y0, x1, y1) in pixels of the original.
 
     Raises:
-        BadInput, OutOfRange: no box, or one without visual tokens, or with all of them.
+        BadInput, OutOfRange: no box, one without visual tokens, or ``"only"`` one with all of them.
     """
     if not isinstance(box, list | tuple):
         raise BadInput("mark a region on the photograph first")

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from llava_probe.border import checked
-from llava_probe.errors import BadInput, ProbeError
+from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.model import VLM
-from llava_probe.view.clicks import acted, offered
+from llava_probe.view.clicks import OFFERED, acted
 from llava_probe.view.page.contents import CELL_BUDGET, payload
 from llava_probe.view.page.document import as_text, script
 from llava_probe.view.page.fragment import fragment
@@ -86,7 +86,7 @@ def _live(results: list[Result], vlm: VLM) -> Any:
 
         _esm = f"{script()}\n{_RENDER}"
         parcel = traitlets.Unicode().tag(sync=True)
-        offers = traitlets.List(traitlets.Unicode()).tag(sync=True)
+        offers = traitlets.List(traitlets.Unicode(), list(OFFERED)).tag(sync=True)
         told = traitlets.Dict().tag(sync=True)
 
         def __init__(self) -> None:
@@ -97,15 +97,15 @@ def _live(results: list[Result], vlm: VLM) -> Any:
 
         def _act(self, message: Any) -> None:
             try:
-                selection = acted(self.results, vlm, message)
-            except ProbeError as error:
-                self.told = {"message": str(error), "number": self.told.get("number", 0) + 1}
-            else:
-                self._show(selection)
+                self._show(acted(self.results, vlm, message))
+            except Exception as error:  # the page waits for an answer, whatever it is
+                told = str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {first_line(error)}"
+                self.told = {"message": told, "number": self.told.get("number", 0) + 1}
+                if not isinstance(error, ProbeError):
+                    raise
 
         def _show(self, selection: dict[str, Any]) -> None:
             self.parcel = as_text(payload(self.results, CELL_BUDGET))
-            self.offers = offered(self.results)
             self.told = {"select": selection, "message": "", "number": self.told.get("number", 0) + 1}
 
     return Live()

@@ -8,7 +8,7 @@ import pytest
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.view.clicks import acted, offered
+from llava_probe.view.clicks import OFFERED, acted
 
 SIGN = (30, 20, 180, 170)
 
@@ -49,7 +49,7 @@ def test_a_click_computes_for_the_chosen_tokens(tiny_vlm, trace):
     told = acted(results, tiny_vlm, {"compute": "relevance", "run": 0, "picture": 0, "tokens": chosen})
     assert told == {"map": 0}
     assert results[1].values.tolist() == lp.attribute(tiny_vlm, trace, tokens=chosen).values.tolist()
-    assert "relevance" not in offered(results) and "rise" in offered(results)
+    assert "relevance" in OFFERED and "attention" not in OFFERED
 
 
 def test_a_click_asks_without_a_region_and_with_only_it(tiny_vlm, trace):

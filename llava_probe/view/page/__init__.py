@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava_probe.border import checked
-from llava_probe.stored import write_text
+from llava_probe.errors import BadInput, shortened
+from llava_probe.stored import place, write_text
 from llava_probe.view.page.contents import payload
 from llava_probe.view.page.document import document, script
 from llava_probe.view.page.fragment import fragment
@@ -39,9 +40,11 @@ def page(results: Result | Iterable[Result], path: str | Path) -> Path:
         The path. What was left out to keep it under 10 MB is told on the page.
 
     Raises:
-        BadInput: something that is neither a trace nor a map, or nothing.
+        BadInput: something that is neither a trace nor a map, or nothing; or a path that does not end in .html.
         BadFile: the place cannot be written.
     """
+    if place("page", path).suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"a page is written as .html; got {shortened(str(path))!r}")
     given = [results] if not isinstance(results, Iterable) else list(results)
     runs = gathered(given)
     asked = [run.trace.question or "" for run in runs if run.trace is not None]

@@ -38,7 +38,7 @@ PAGE_BUDGET = 7_000_000
 #: Bytes of a parcel that goes into a notebook's cell.
 CELL_BUDGET = 1_500_000
 
-#: Longer side of a photograph on a page, and how many pixels all frames of a video have together.
+#: Longer side of a photograph on a page, and how many pixels all of them have together.
 _SIDE, _PIXELS = 1024, 4_000_000
 #: A photograph that takes at most this share of a page as PNG goes as it is, to the pixel; a larger one as JPEG.
 _EXACT = 0.04
@@ -62,19 +62,22 @@ def payload(results: Result | Iterable[Result], budget: int = PAGE_BUDGET) -> by
     """
     runs = gathered(results)
     parcel = Parcel()
-    told = [_run_data(run, parcel, budget // len(runs), int(budget * _EXACT)) for run in runs]
+    side = min(_SIDE, int((_PIXELS / max(1, sum(len(run.images) for run in runs))) ** 0.5))
+    told = [_run_data(run, parcel, side, int(budget * _EXACT)) for run in runs]
+    for number, (run, data) in enumerate(zip(runs, told, strict=True)):  # what is left goes to attention, a part each
+        own = max(0, budget - parcel.size) // (len(runs) - number)
+        data["attention"] = attention_data(run.trace, parcel, own) if run.trace is not None else None
     return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "ink": INK, "runs": told})
 
 
-def _run_data(run: Run, parcel: Parcel, budget: int, exact: int) -> dict[str, Any]:
+def _run_data(run: Run, parcel: Parcel, side: int, exact: int) -> dict[str, Any]:
     return {
         **_told(run),
         "tokens": [[token.position, token.text, token.role] for token in run.tokens],
         "steps": _steps(run.trace, parcel) if run.trace is not None else None,
-        "pictures": _pictures(run, parcel, exact),
-        "attention": attention_data(run.trace, parcel, budget) if run.trace is not None else None,
+        "pictures": _pictures(run, parcel, side, exact),
         "attentionLimit": limit_of("attention"),
-        "maps": [_map_data(picture, m, parcel) for picture, m in run.maps],
+        "maps": [_map_data(run, picture, m, parcel) for picture, m in run.maps],
     }
 
 
@@ -84,7 +87,15 @@ def _told(run: Run) -> dict[str, Any]:
     if trace is None:
         m = run.maps[0][1]
         nothing: dict[str, Any] = {key: [] for key in ("said", "notes", "made", "interventions", "alternatives")}
-        return nothing | {"title": m.method, "question": "", "answer": m.label(), "promptLength": 0, "scored": True}
+        told = {
+            "title": m.method,
+            "question": "",
+            "answer": m.label(),
+            "promptLength": 0,
+            "scored": True,
+            "score": None,
+        }
+        return nothing | told
     asked = trace.question or trace.request.prompt or ""
     made = [(name, trace.provenance.get(name)) for name in ("model", "class", "revision", "dtype", "attention")]
     made += [("quantization", trace.provenance.get("quantization")), ("adapter", trace.provenance.get("adapter"))]
@@ -101,6 +112,7 @@ def _told(run: Run) -> dict[str, Any]:
         "interventions": [shortened(spelled(each)) for each in trace.interventions],
         "alternatives": others,
         "scored": trace.scored,
+        "score": trace.sequence_score,
     }
 
 
@@ -132,9 +144,8 @@ def _steps(trace: Trace, parcel: Parcel) -> dict[str, Any] | None:
     }
 
 
-def _pictures(run: Run, parcel: Parcel, exact: int) -> list[dict[str, Any]]:
+def _pictures(run: Run, parcel: Parcel, side: int, exact: int) -> list[dict[str, Any]]:
     images = run.images
-    side = min(_SIDE, int((_PIXELS / max(1, len(images))) ** 0.5))
     known = len(run.layouts) == len(images)
     told = []
     for number, image in enumerate(images):
@@ -174,7 +185,9 @@ def _sinks(trace: Trace, image: int, parcel: Parcel) -> dict[str, Any] | None:
     return parcel.add(np.flatnonzero(marked.numpy()).astype(np.int32))
 
 
-def _map_data(picture: int, m: ImageMap, parcel: Parcel) -> dict[str, Any]:
+def _map_data(run: Run, picture: int, m: ImageMap, parcel: Parcel) -> dict[str, Any]:
+    made_under, said_under = m.about.get("interventions"), run.trace.interventions if run.trace is not None else ()
+    other = made_under is not None and list(map(spelled, made_under)) != list(map(spelled, said_under))
     spans: Sequence[Sequence[int]] = m.about.get("positions") or [[token.position] for token in m.tokens]
     return {
         "name": m.method,
@@ -184,12 +197,7 @@ def _map_data(picture: int, m: ImageMap, parcel: Parcel) -> dict[str, Any]:
         "rows": [[m.label(row), list(span)] for row, span in enumerate(spans)],
         "values": parcel.quantised(m.values.numpy(), np.uint16),
         "marked": None if m.marked is None else parcel.add(m.marked.numpy().astype(np.uint8)),
-        "text": None
-        if m.text is None
-        else {
-            "positions": [token.position for token in m.text_tokens],
-            "values": parcel.add(m.text.numpy().astype(np.float32)),
-        },
+        "note": "made under other interventions than the answer" if other else "",
     }
 
 

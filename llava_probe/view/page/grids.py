@@ -94,18 +94,23 @@ def _picture_data(
         return None, "attention rows hold NaN: nothing is drawn; in half precision load the model in bfloat16"
     layers, heads = len(trace.attention_layers), len(trace.attention_heads)
     fine = np.uint16 if sums.mean.size * 2 < budget / 4 else np.uint8
-    data = {
+    data: dict[str, Any] = {
         "mean": parcel.quantised(sums.mean, fine),
-        "shares": parcel.add(sums.shares.astype(np.float32)),
-        "ofHeads": parcel.quantised(sums.heads, np.uint8, late=True),
+        "shares": parcel.quantised(sums.shares, np.uint16),
+        "ofHeads": None,
     }
+    means, mean_scales = quantise(sums.heads, np.uint8)
+    left = budget - _size(sums.mean, fine) - _size(sums.shares, np.uint16)
+    if len(deflated(means.tobytes())) < left / 2:
+        left -= len(deflated(means.tobytes()))
+        data["ofHeads"] = parcel.steps(means, mean_scales, late=True)
     steps, scale = quantise(sums.layers, np.uint8)
-    fit = max(1, int(layers * _LAYERS * budget / max(1, len(deflated(steps.tobytes())))))
+    fit = max(1, int(layers * _LAYERS * left / max(1, len(deflated(steps.tobytes())))))
     chosen = np.unique(np.linspace(0, layers - 1, min(layers, fit)).round().astype(int))
     data["layers"] = parcel.steps(steps[chosen], scale[chosen], late=len(chosen) * sums.mean.size > budget / 8) | {
         "kept": chosen.tolist()
     }
-    left = budget - len(deflated(steps[chosen].tobytes())) - 3 * sums.mean.size
+    left -= len(deflated(steps[chosen].tobytes()))
     kept = _fitting(trace, at, columns, sums.shares.mean(0), left)
     steps, scale = _of_heads(trace, at, columns, kept)
     data["heads"] = parcel.steps(steps, scale, late=True) | {"kept": [[int(a), int(b)] for a, b in kept]}
@@ -116,10 +121,13 @@ def _picture_data(
         told.append(f"{len(kept):,} of {layers * heads:,} heads, those with most on the picture,")
     if not told:
         return data, ""
-    return data, (
-        f"{' and '.join(told)} are kept word by word; of the other heads this page has the mean over the answer. "
-        "The trace holds them all."
-    )
+    others = "of the other heads this page has the mean over the answer" if data["ofHeads"] else "others had no room"
+    return data, f"{' and '.join(told)} are kept word by word; {others}. The trace holds them all."
+
+
+def _size(values: FloatArray, kind: type[np.generic]) -> int:
+    """Bytes that maps take, quantised and compressed."""
+    return len(deflated(quantise(values, kind)[0].tobytes()))
 
 
 def _rows(trace: Trace, at: Sequence[int], columns: IntArray) -> Iterator[FloatArray]:

@@ -72,6 +72,11 @@ class Parcel:
         at = self.add(scale.astype(np.float32), late=late)
         return {"steps": self.add(steps, late=late), "scale": at, "signed": signed}
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes so far."""
+        return sum(len(deflated(bytes(part))) for part in self._parts)
+
     def packed(self, header: dict[str, Any]) -> bytes:
         """The parcel with its header."""
         told = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("ascii")

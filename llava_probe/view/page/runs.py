@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from llava_probe.errors import BadInput, shortened
@@ -20,6 +21,9 @@ from llava_probe.trace.trace import Trace
 
 #: What a page is made of.
 Result = Trace | ImageMap
+
+#: Pictures of different sizes are compared at this one; a smaller copy differs by less than so many levels.
+_LOOKED_AT, _ALIKE = (64, 64), 4.0
 
 #: More runs than this make no readable page.
 MOST_RUNS = 24
@@ -57,7 +61,21 @@ class Run:
 
     def place_of(self, m: ImageMap) -> int | None:
         """The number of the picture that a map lies on, None where it is none of these."""
-        return next((number for number, layout in enumerate(self.layouts) if layout == m.layout), None)
+        placed = enumerate(zip(self.images, self.layouts, strict=False))
+        return next((n for n, (image, layout) in placed if layout == m.layout and _same(image, m.image)), None)
+
+    def says(self, m: ImageMap) -> bool:
+        """Whether the tokens that a map explains are the run's."""
+        tokens = self.trace.tokens if self.trace is not None else ()
+        return all(each.position < len(tokens) and tokens[each.position].id == each.id for each in m.tokens)
+
+
+def _same(image: Image.Image, copy: Image.Image) -> bool:
+    """Whether two pictures are one; a map that was saved may hold a smaller copy."""
+    if image.size == copy.size:
+        return image.convert("RGB").tobytes() == copy.convert("RGB").tobytes()
+    sides = [np.asarray(each.convert("RGB").resize(_LOOKED_AT), dtype=np.float32) for each in (image, copy)]
+    return float(np.abs(sides[0] - sides[1]).mean()) < _ALIKE
 
 
 def gathered(results: Result | Iterable[Result]) -> list[Run]:
@@ -72,11 +90,12 @@ def gathered(results: Result | Iterable[Result]) -> list[Run]:
         if isinstance(result, Trace):
             runs.append(Run(result))
         elif isinstance(result, ImageMap):
-            where = runs[-1].place_of(result) if runs else None
-            if where is None:
-                runs.append(Run(None, [(0, result)]))
+            places = [(run, place) for run in reversed(runs) if (place := run.place_of(result)) is not None]
+            if places:  # of the last run that says what it explains, else of the last that shows its picture
+                run, place = next(((run, place) for run, place in places if run.says(result)), places[0])
+                run.maps.append((place, result))
             else:
-                runs[-1].maps.append((where, result))
+                runs.append(Run(None, [(0, result)]))
         else:
             raise BadInput(f"a page is made of traces and maps; got {shortened(repr(result))}")
     if not runs:

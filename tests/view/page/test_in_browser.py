@@ -9,13 +9,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.maps.colours import colour_map, colour_table
-from llava_probe.view.page import fragment
+from llava_probe.view.page import fragment, payload
+from llava_probe.view.page.document import document
 
 #: By how much a colour may miss: a value that came quantised may fall to the next of the 256 colours.
 LEVELS = 1 + max(
@@ -175,6 +177,101 @@ def download(shown, button):
     return caught.value.path()
 
 
+def test_a_run_that_kept_other_layers_has_no_map_of_the_chosen_one(window, tiny_vlm, traces, tmp_path):
+    fewer = tiny_vlm.rerun(traces[1], capture=lp.Capture(attention_layers=[0, 1], heads=[0]))
+    path = lp.page([traces[1], fewer], tmp_path / "fewer.html")
+    for link in ("#layer=4&beside=1", "#layer=4&head=3&beside=1"):
+        shown = show(window, path, link)
+        shown.page.get_by_text("this run kept layers 0–1 and heads 0 alone").wait_for()
+        assert shown.page.locator("figure .stack canvas").count() == 1, "a difference of nothing is drawn"
+
+
+def test_words_that_stand_twice_are_linked_to_their_own(window, tiny_vlm, tmp_path):
+    capture = lp.Capture(attention_positions="all")
+    question = "What is the text on the stop sign?"
+    asked = [tiny_vlm.generate(tiny.scene(n).image, question, capture=capture) for n in (34, 36)]
+    second = [each.position for each in asked[0].tokens if each.text == " the"][-1]
+    shown = show(window, lp.page(asked, tmp_path / "two.html"), f"#token={second}&beside=1")
+    maps = [lp.attention_map(trace, tokens=[second]) for trace in asked]
+    top = max(float(m.values.max()) for m in maps)
+    for number, m in enumerate(maps):
+        same_picture(shown.page, m, number, highest=top)
+
+
+def test_what_to_know_of_a_map_is_saved_with_it(window, traces, tmp_path):
+    path = tmp_path / "small.html"
+    path.write_text(document(payload(traces[0], 60_000), "", ""), encoding="utf-8")
+    shown = show(window, path)
+    notes = "not kept word by word: the mean over the answer"
+    for cell in range(24):
+        shown.page.locator("[data-cell]").nth(cell).click()
+        shown.page.wait_for_timeout(50)
+        if shown.page.get_by_text(notes).count():
+            break
+    assert notes in download(shown, "Save SVG").read_text(encoding="utf-8")
+    assert notes in download(shown, "Save CSV of the map").read_text(encoding="utf-8")
+
+
+def test_a_map_of_nothing_has_no_place(window, traces, tmp_path):
+    nothing = torch.zeros_like(traces[1].attention)
+    empty = replace(traces[1], records={**traces[1].records, "attention": nothing})
+    shown = show(window, empty.page(tmp_path / "empty.html"))
+    assert "The same everywhere" in shown.page.locator(".details").inner_text()
+    assert "0 everywhere" in shown.page.locator("figcaption").first.inner_text()
+
+
+def test_attention_that_is_no_number_leaves_the_tables(window, traces, tmp_path):
+    broken = torch.full_like(traces[1].attention, torch.nan)
+    shown = window()
+    path = replace(traces[1], records={**traces[1].records, "attention": broken}).page(tmp_path / "nan.html")
+    shown.page.goto(path.as_uri())
+    shown.page.get_by_text("Table of everything").click()
+    shown.page.locator(".everything tbody tr").nth(5).wait_for()
+    assert not shown.said
+
+
+def test_maps_of_two_pictures_turn_to_their_own(window, traces, tmp_path):
+    layout, image = traces[1].layouts[0], tiny.scene(40).image
+    two = replace(traces[1], images=(traces[1].images[0], image), layouts=(layout, replace(layout)))
+    values = torch.rand(1, len(layout))
+    maps = [lp.ImageMap(values, layout, each, two.generated[:1], "mine") for each in two.images]
+    shown = show(window, lp.page([two, *maps], tmp_path / "pictures.html"))
+    shown.page.get_by_role("tab", name="mine, picture 1").click()
+    same_picture(shown.page, maps[1])
+
+
+def test_a_tile_has_its_own_scale_and_says_so(window, traces, tmp_path):
+    layout, position = traces[1].layouts[0], traces[1].prompt_length
+    tiles = np.repeat([1, 2], len(layout) // 2)
+    tiled = replace(traces[1], layouts=(replace(layout, tiles=tiles, grid=None),))
+    shown = show(window, tiled.page(tmp_path / "tiles.html"), f"#tile=1&token={position}")
+    caption = shown.page.locator("figcaption").first.inner_text()
+    top = float(lp.attention_map(tiled, tokens=[position]).values[0, tiles == 1].max())
+    assert "tile 1" in caption and f"0 to {top:.3g}" in caption
+
+
+def test_the_grid_is_used_by_keyboard(window, saved):
+    shown = show(window, saved)
+    chosen = shown.page.locator('[data-cell][aria-selected="true"]')
+    shown.page.get_by_role("button", name="layer 3, all heads").press("Enter")
+    shown.page.wait_for_timeout(100)
+    assert chosen.count() == 4
+    shown.page.locator('[data-cell="3,1"]').click()
+    for _ in range(2):
+        shown.page.keyboard.press("Shift+ArrowUp")
+        shown.page.wait_for_timeout(100)
+    assert chosen.evaluate_all("cells => cells.map(each => each.dataset.cell)") == ["1,1", "2,1", "3,1"]
+
+
+def test_a_choice_of_words_grows_to_the_left_too(window, saved, traces):
+    shown = show(window, saved)
+    token(shown.page, traces[0].tokens[-1].position).click()
+    for _ in range(3):
+        shown.page.keyboard.press("Shift+ArrowLeft")
+        shown.page.wait_for_timeout(100)
+    assert shown.page.locator('.token[aria-selected="true"]').count() == 4
+
+
 def test_what_is_seen_is_saved(window, saved, traces):
     position = traces[0].prompt_length + 1
     shown = show(window, saved, f"#token={position}")
@@ -185,7 +282,8 @@ def test_what_is_seen_is_saved(window, saved, traces):
     root = ElementTree.fromstring(download(shown, "Save SVG").read_text(encoding="utf-8"))
     assert len(root.findall(".//{*}g/{*}rect")) == len(m.layout)
     head, *lines = csv.reader(download(shown, "Save CSV of the map").open(newline=""))
-    assert head == ["visual_token", "x0", "y0", "x1", "y1", "share of attention"]
+    assert head[:5] == ["visual_token", "x0", "y0", "x1", "y1"]
+    assert head[5].startswith("share of attention, “T”: attention, mean of 6 layers, mean of 4 heads")
     table = np.array(lines, dtype=float)
     assert np.abs(table[:, 1:5] - m.layout.boxes).max() < 1e-4
     assert np.abs(table[:, 5] - m.values[0].numpy()).max() <= float(m.values.max()) / 130_000

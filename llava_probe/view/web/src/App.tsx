@@ -9,10 +9,10 @@ import { Asked, Options, Update } from "./main";
 import { Payload, Run } from "./payload";
 import { Photograph, tokensIn, useDifference, usePanel } from "./Photograph";
 import { Saving } from "./Saving";
-import { fromLink, NOTHING, Selection, toLink } from "./selection";
+import { Box, fromLink, NOTHING, Selection, toLink } from "./selection";
 import { shown } from "./text";
 import { Details, Tokens } from "./Tokens";
-import { lookedAt, show, together } from "./values";
+import { isShown, lookedAt, sameMap, Seen, show, together } from "./values";
 
 export type Choose = (change: Partial<Selection>) => void;
 
@@ -72,29 +72,37 @@ export function App({ payload, host, options, change }: Props) {
   const run = payload.header.runs[chosen.run];
   const beside = chosen.beside === null ? null : payload.header.runs[chosen.beside];
   const besideTokens = useMemo(() => (beside ? counterparts(run, beside, chosen.tokens) : []), [run, beside, chosen.tokens]);
-  const [first, second] = useMemo(() => {
+  const [first, second] = useMemo((): [Seen, Seen] => {
     const one = show(payload, run, chosen, chosen.picture, chosen.tokens);
-    const picture = Math.min(chosen.picture, (beside?.pictures.length ?? 1) - 1);
-    const lost = chosen.tokens.length > 0 && besideTokens.length === 0;
-    const two = beside && !lost && show(payload, beside, besideSelection(run, beside, chosen), picture, besideTokens);
-    together(one, two || null);
-    return [one, two || null];
+    if (!beside) return [one, null];
+    const picture = Math.min(chosen.picture, beside.pictures.length - 1);
+    const map = sameMap(run, beside, chosen.map, picture);
+    const lost = chosen.tokens.length - besideTokens.length;
+    if (chosen.tokens.length && !besideTokens.length) return [one, "no word there stands for the chosen one"];
+    if (map === "attention" && chosen.map !== "attention") return [one, "that run has no map of this method and picture"];
+    const two = show(payload, beside, { ...chosen, map }, picture, besideTokens);
+    if (isShown(two) && lost > 0) two.notes.push(`${lost} of the chosen words have no counterpart there`);
+    together(one, two);
+    return [one, two];
   }, [payload, complete, run, beside, chosen, besideTokens]);
-  const panel = usePanel(payload, run, chosen, first, chosen.tokens);
-  const other = usePanel(payload, beside, chosen, second, besideTokens);
+  const panel = usePanel(payload, run, chosen, first);
+  const other = usePanel(payload, beside, chosen, second);
   const difference = useDifference(panel, other, payload, chosen);
   const place = useMemo(() => pointed ?? marked(payload, chosen), [pointed, payload, chosen]);
-  const lit = useMemo(
-    () => place && lookedAt(payload, payload.header.runs[place.run], chosen, place.picture, place.tokens),
-    [place, chosen, payload],
-  );
+  const lit = useMemo(() => {
+    const found = place && lookedAt(payload, payload.header.runs[place.run], chosen, place.picture, place.tokens);
+    return found?.size ? found : null;
+  }, [place, chosen, payload, complete]);
 
   const pictures = { payload, selection: chosen, choose, point: setPointed, act, waiting };
   return (
     <div class="page">
       <header>
         <h1 dir="auto">{shown(run.question) || "Maps"}</h1>
-        <p class="by">{shown(run.title)}</p>
+        <p class="by">
+          {shown(run.title)}
+          {run.scored && run.promptLength > 0 ? " · this answer was given, not generated" : ""}
+        </p>
         {run.notes.map((note) => (
           <p class="note">{shown(note)}</p>
         ))}
@@ -114,7 +122,7 @@ export function App({ payload, host, options, change }: Props) {
             <Tokens payload={payload} run={beside} tokens={besideTokens} lit={place?.run === chosen.beside ? lit : null} title={shown([beside.question, ...beside.interventions.map((each) => `under ${each}`)].join(", "))} />
           )}
           <Details payload={payload} run={run} selection={chosen} shown={first} />
-          {run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} />}
+          {chosen.map === "attention" && run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} />}
         </div>
       </div>
       <Saving panels={[panel, other, difference]} run={run} selection={chosen} payload={payload} link={options.link === true} />
@@ -147,30 +155,28 @@ function within(payload: Payload, selection: Selection): Selection {
     picture: selection.picture < run.pictures.length ? selection.picture : 0,
     tokens: selection.tokens.filter((position) => positions.has(position)),
     map: map === "attention" && !run.attention?.pictures && run.maps.length ? 0 : map,
+    region: selection.region && clipped(selection.region, run.pictures[selection.picture]?.size),
     layers: there(run.attention?.layers, selection.layers),
     heads: there(run.attention?.heads, selection.heads),
   };
 }
 
-/** Another map of the same name, where the other run has it at another place. */
-function besideSelection(run: Run, beside: Run, selection: Selection): Selection {
-  if (selection.map === "attention") return selection;
-  const place = beside.maps.findIndex((each) => each.name === run.maps[selection.map as number].name);
-  return { ...selection, map: place >= 0 ? place : beside.maps.length };
+/** A box as far as it lies on a picture; null where it does not. */
+function clipped([x0, y0, x1, y1]: Box, size: readonly [number, number] | undefined): Box | null {
+  const box: Box = [Math.max(0, x0), Math.max(0, y0), Math.min(size?.[0] ?? 0, x1), Math.min(size?.[1] ?? 0, y1)];
+  return box[2] > box[0] && box[3] > box[1] ? box : null;
 }
 
-/** The tokens of one run that stand for those chosen in another; the same words of the question, linked words of the answer. */
+/** The tokens of one run that stand for those chosen in another: prompts and answers are linked word by word. */
 function counterparts(run: Run, beside: Run, tokens: readonly number[]): number[] {
-  const answers = [run, beside].map((each) => each.tokens.filter(([, , role]) => role === "generated"));
-  const links = linked(answers[0].map(([, text]) => text), answers[1].map(([, text]) => text));
-  return tokens.flatMap((position) => {
-    const step = answers[0].findIndex(([own]) => own === position);
-    const link = step >= 0 ? links[step] : null;
-    if (link !== null) return [answers[1][link][0]];
-    const text = run.tokens.find(([own]) => own === position)?.[1];
-    const same = step < 0 ? beside.tokens.find(([, other, role]) => other === text && role !== "generated") : undefined;
-    return same ? [same[0]] : [];
-  });
+  const links = new Map<number, number>();
+  for (const said of [true, false]) {
+    const [own, other] = [run, beside].map((each) => each.tokens.filter(([, , role]) => (role === "generated") === said));
+    linked(own.map(([, text]) => text), other.map(([, text]) => text)).forEach((link, at) => {
+      if (link !== null && (said || own[at][1] === other[link][1])) links.set(own[at][0], other[link][0]);
+    });
+  }
+  return tokens.flatMap((position) => links.get(position) ?? []);
 }
 
 function tell(host: HTMLElement, name: string, detail: unknown): void {

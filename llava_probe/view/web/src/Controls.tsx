@@ -5,6 +5,7 @@ import { Options } from "./main";
 import { Payload, Run } from "./payload";
 import { Selection } from "./selection";
 import { shown } from "./text";
+import { sameMap } from "./values";
 
 interface Props {
   payload: Payload;
@@ -29,13 +30,18 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
   };
   const tabs: ["attention" | number, string][] = [
     ...(run.attention ? [["attention", "attention"] as ["attention", string]] : []),
-    ...run.maps.map((each, at): [number, string] => [at, shown(each.name.replaceAll("_", " "))]),
+    ...run.maps.map((_, at): [number, string] => [at, tabName(run, at)]),
   ];
+  const open = (map: Selection["map"]): void => choose(map === "attention" ? { map } : { map, picture: run.maps[map].picture });
+  const turnTo = (number: number): void => {
+    const map = sameMap(run, runs[number], selection.map, 0);
+    choose({ run: number, tokens: [], beside: null, picture: 0, region: null, map });
+  };
   const turned = (event: KeyboardEvent): void => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     const next = (tabs.findIndex(([key]) => key === selection.map) + step + tabs.length) % tabs.length;
-    choose({ map: tabs[next][0] });
+    open(tabs[next][0]);
     (event.currentTarget as Element).querySelectorAll<HTMLElement>("[role=tab]")[next].focus();
   };
   return (
@@ -44,7 +50,7 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
         <p>
           <label>
             Show{" "}
-            <select value={selection.run} onChange={(event) => choose({ run: Number(event.currentTarget.value), tokens: [], beside: null })}>
+            <select value={selection.run} onChange={(event) => turnTo(Number(event.currentTarget.value))}>
               {runs.map((_, number) => (
                 <option value={number}>{label(number)}</option>
               ))}
@@ -63,7 +69,7 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
         <div class="tabs">
           <div class="tabs" role="tablist" aria-label="method" onKeyDown={turned}>
           {tabs.map(([key, name]) => (
-            <button type="button" role="tab" aria-selected={selection.map === key} tabIndex={selection.map === key ? 0 : -1} onClick={() => choose({ map: key })}>
+            <button type="button" role="tab" aria-selected={selection.map === key} tabIndex={selection.map === key ? 0 : -1} onClick={() => open(key)}>
               {name}
             </button>
           ))}
@@ -105,7 +111,7 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
             Scale{" "}
             <select value={selection.scale} onChange={(event) => choose({ scale: event.currentTarget.value as Selection["scale"] })}>
               <option value="each">of this map</option>
-              <option value="one">one for all tokens and layers</option>
+              <option value="one">one for all</option>
             </select>
           </label>
           {smoothable && (
@@ -133,19 +139,30 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
   );
 }
 
+/** A map's name, with its picture or its words where another has the same. */
+function tabName(run: Run, at: number): string {
+  const map = run.maps[at];
+  const alike = run.maps.filter((each) => each.name === map.name);
+  const name = shown(map.name.replaceAll("_", " "));
+  if (alike.length === 1) return name;
+  if (alike.every((each) => each === map || each.picture !== map.picture)) return `${name}, picture ${map.picture}`;
+  return `${name}, ${shown(map.rows[0]?.[0] ?? "").slice(0, 24)}`;
+}
+
 /** Which of several pictures: a slider over the frames of a video, else a list. */
 function Pictures({ run, selection, choose }: { run: Run; selection: Selection; choose: Choose }) {
   const filmed = run.pictures.some((picture) => picture.layout?.frames.length);
   const last = run.pictures.length - 1;
   const name = filmed ? "Frame" : "Picture";
+  const turn = (picture: number): void => choose({ picture, region: null, map: sameMap(run, run, selection.map, picture) });
   return (
     <p>
       <label>
         {name}{" "}
         {filmed ? (
-          <input type="range" min="0" max={last} value={selection.picture} onInput={(event) => choose({ picture: Number(event.currentTarget.value), region: null })} />
+          <input type="range" min="0" max={last} value={selection.picture} onInput={(event) => turn(Number(event.currentTarget.value))} />
         ) : (
-          <select value={selection.picture} onChange={(event) => choose({ picture: Number(event.currentTarget.value), region: null })}>
+          <select value={selection.picture} onChange={(event) => turn(Number(event.currentTarget.value))}>
             {run.pictures.map((_, number) => (
               <option value={number}>{number}</option>
             ))}

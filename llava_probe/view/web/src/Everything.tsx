@@ -4,9 +4,9 @@ import { number, percent } from "./numbers";
 import { Payload, Run } from "./payload";
 import { Selection } from "./selection";
 import { shown, spelled } from "./text";
-import { show } from "./values";
+import { isShown, show } from "./values";
 import { whereIs } from "./Photograph";
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 
 const HEADS = ["position", "token", "role", "probability", "entropy", "alternatives", "largest at", "on the picture"] as const;
 
@@ -17,8 +17,9 @@ export function linesOf(payload: Payload, run: Run, selection: Selection): (stri
   const boxes = picture?.layout && payload.array<Float32Array>(picture.layout.boxes);
   const lines = run.tokens.map(([position, text, role]): (string | number)[] => {
     const step = role === "generated" ? position - run.promptLength : -1;
-    const looked = role === "generated" || run.attention?.tokens.includes(position);
-    const map = looked && boxes?.length ? show(payload, run, { ...selection, scale: "each" }, selection.picture, [position]) : null;
+    const looked = role === "generated" || run.attention?.tokens?.includes(position);
+    const found = looked && boxes?.length ? show(payload, run, { ...selection, scale: "each" }, selection.picture, [position]) : null;
+    const map = isShown(found) && !found.notes.length ? found : null;
     const total = map?.values.reduce((sum, each) => sum + each, 0);
     return [
       position,
@@ -27,8 +28,8 @@ export function linesOf(payload: Payload, run: Run, selection: Selection): (stri
       probability && step >= 0 ? probability[step] : "",
       entropy && step >= 0 ? entropy[step] : "",
       step >= 0 && run.steps ? run.steps.alternatives[step].slice(0, 4).map(([other, share]) => `${spelled(other)} ${percent(share, 1)}`).join(", ") : "",
-      map && !map.notes.length ? whereIs(map, picture, boxes!) : "",
-      map && !map.notes.length && map.unit === "share of attention" ? total! : "",
+      (map && whereIs(map, picture, boxes!)) ?? "",
+      map && map.unit === "share of attention" ? total! : "",
     ];
   });
   return [[...HEADS], ...lines];
@@ -36,7 +37,8 @@ export function linesOf(payload: Payload, run: Run, selection: Selection): (stri
 
 export function Everything({ payload, run, selection }: { payload: Payload; run: Run; selection: Selection }) {
   const [open, setOpen] = useState(false);
-  const lines = open ? linesOf(payload, run, selection).slice(1) : [];
+  const { map, layers, heads, picture, tile } = selection;
+  const lines = useMemo(() => (open ? linesOf(payload, run, selection).slice(1) : []), [open, payload, run, map, layers, heads, picture, tile]);
   return (
     <details class="everything" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>Table of everything</summary>
@@ -71,7 +73,9 @@ export function Facts({ run }: { run: Run }) {
     <>
       {run.alternatives.length > 0 && (
         <section class="sequences">
-          <h2>Other answers</h2>
+          <h2>
+            Other answers <span class="hint">with the score of each sequence{run.score !== null ? `; that of the shown one is ${number(run.score)}` : ""}</span>
+          </h2>
           <ol>
             {run.alternatives.map(({ answer, score }) => (
               <li dir="auto">

@@ -21,7 +21,10 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
   const { layers, heads } = run.attention!;
   const table = useRef<HTMLTableElement>(null);
   const pressed = useRef<Cell | null>(null);
-  const [focus, setFocus] = useState<Cell>([0, 0]);
+  const [wanted, setFocus] = useState<Cell>([0, 0]);
+  const focus: Cell = [Math.min(wanted[0], layers.length - 1), Math.min(wanted[1], heads.length - 1)];
+  /** Where a range by keys began. */
+  const anchor = useRef<Cell | null>(null);
   const share = useMemo(() => shares(payload, run, selection.picture, selection.tokens)!, [payload, run, selection.picture, selection.tokens]);
   const most = share.reduce((largest, each) => Math.max(largest, each), 1e-9);
   const colours = colourTable(payload, "viridis", false);
@@ -39,12 +42,14 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
   const keyed = (event: KeyboardEvent): void => {
     const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (event.key === "Escape") choose({ layers: null, heads: null });
-    else if (event.key === "Enter" || event.key === " ") take(focus, focus);
+    else if (!(event.target as Element).matches("[data-cell]")) return;
+    else if (event.key === "Enter" || event.key === " ") take((anchor.current = focus), focus);
     else if (!move) return;
     else {
       const next: Cell = [Math.min(layers.length - 1, Math.max(0, focus[0] + move[0])), Math.min(heads.length - 1, Math.max(0, focus[1] + move[1]))];
       setFocus(next);
-      take(event.shiftKey ? [places(layers, selection.layers)[0], places(heads, selection.heads)[0]] : next, next);
+      if (!event.shiftKey) anchor.current = next;
+      take((anchor.current ??= focus), next);
       requestAnimationFrame(() => table.current?.querySelector<HTMLElement>(`[data-cell="${next}"]`)?.focus());
     }
     event.preventDefault();
@@ -72,7 +77,7 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
           onKeyDown={keyed}
           onPointerDown={(event) => {
             pressed.current = cellAt(event);
-            if (pressed.current) setFocus(pressed.current), take(pressed.current, pressed.current);
+            if (pressed.current) setFocus((anchor.current = pressed.current)), take(pressed.current, pressed.current);
           }}
           onPointerOver={(event) => {
             const cell = event.buttons ? cellAt(event) : null;

@@ -9,7 +9,7 @@ import { laidOut, paint, Places, rastered } from "./painting";
 import { Payload, Picture, Run } from "./payload";
 import { Box, Selection } from "./selection";
 import { shown as visible } from "./text";
-import { peak, Shown, textOf } from "./values";
+import { isShown, peak, Seen, Shown } from "./values";
 
 interface Props {
   payload: Payload;
@@ -18,20 +18,21 @@ interface Props {
   selection: Selection;
   choose: Choose;
   point: (pointed: Pointed | null) => void;
-  shown: Shown | null;
+  shown: Seen;
   panel: Panel | null;
   act: Options["act"];
   waiting: boolean;
 }
 
-export function Photograph({ payload, run, number: runNumber, selection, choose, point, shown, panel, act, waiting }: Props) {
+export function Photograph({ payload, run, number: runNumber, selection, choose, point, shown: found, panel, act, waiting }: Props) {
+  const shown = isShown(found) ? found : null;
   const picture = run.pictures[Math.min(selection.picture, run.pictures.length - 1)];
   const places = usePlaces(payload, picture);
   const [drag, setDrag] = useState<Box | null>(null);
   const [marking, setMarking] = useState(false);
   const start = useRef<readonly [number, number] | null>(null);
   if (!picture) return null;
-  if (!panel || !places) return <Plain payload={payload} picture={picture} run={run} />;
+  if (!panel || !places) return <Plain payload={payload} picture={picture} reason={typeof found === "string" ? found : ""} />;
   const region = drag ?? selection.region;
   const boxOf = (token: number): Box => places.boxes.subarray(4 * token, 4 * token + 4) as unknown as Box;
   const sinks = selection.sinks ? [...new Set([...(shown?.marked ?? []), ...(picture.sinks ? payload.array(picture.sinks)! : [])])] : [];
@@ -71,16 +72,18 @@ export function Photograph({ payload, run, number: runNumber, selection, choose,
     setMarking(false);
   };
 
-  const inRegion = region ? tokensIn(places.boxes, region) : [];
+  const inRegion = region ? tokensIn(places.boxes, region).filter((token) => !shown || shown.seen.includes(token)) : [];
   return (
     <figure>
       <figcaption dir="auto">
         <b>{panel.title}</b> {panel.caption}
-        {shown?.notes.map((note) => <span class="note"> {note}.</span>)}
+        {panel.notes.map((note) => (
+          <span class="note">{note}</span>
+        ))}
       </figcaption>
       <div class="frame">
         <div class="stack">
-          <Canvas panel={panel} label={`${panel.title}: ${panel.caption}`} />
+          <Canvas panel={panel} label={`${panel.title}: ${[panel.caption, ...panel.notes].join("; ")}`} />
           <svg
             class={marking ? "marking" : ""}
             viewBox={`0 0 ${picture.size[0]} ${picture.size[1]}`}
@@ -114,7 +117,7 @@ export function Photograph({ payload, run, number: runNumber, selection, choose,
         )}
         {region && (
           <>
-            <span>{told(region, inRegion, shown, places)}</span>
+            <span>{told(region, inRegion, shown)}</span>
             <button type="button" onClick={() => choose({ region: null })}>
               Clear
             </button>
@@ -182,9 +185,8 @@ function ColourBar({ panel }: { panel: Panel }) {
 }
 
 /** The photograph as it is, where there is no map of it. */
-function Plain({ payload, picture, run }: { payload: Payload; picture: Picture; run: Run }) {
+function Plain({ payload, picture, reason }: { payload: Payload; picture: Picture; reason: string }) {
   const url = useMemo(() => URL.createObjectURL(payload.file(picture.file, picture.kind)), [payload, picture]);
-  const reason = run.attention?.refused ?? (picture.layout ? "there is no such map of this picture and token" : "the places of its visual tokens are not known");
   return (
     <figure>
       <figcaption>{reason}</figcaption>
@@ -193,12 +195,12 @@ function Plain({ payload, picture, run }: { payload: Payload; picture: Picture; 
   );
 }
 
-function told(region: Box, tokens: readonly number[], shown: Shown | null, places: Places): string {
+function told(region: Box, tokens: readonly number[], shown: Shown | null): string {
   const box = region.map((side) => Math.round(side)).join(", ");
   if (!shown || !tokens.length) return `(${box}) px holds no visual token by half`;
   const sum = (each: Iterable<number>): number => [...each].reduce((total, value) => total + Math.abs(value), 0);
-  const share = sum(tokens.map((token) => shown.values[token])) / (sum(shown.values) || 1);
-  return `(${box}) px: ${tokens.length} of ${places.boxes.length / 4} visual tokens, ${percent(share)} of this map`;
+  const share = sum(tokens.map((token) => shown.values[token])) / (sum(shown.seen.map((token) => shown.values[token])) || 1);
+  return `(${box}) px: ${tokens.length} of ${shown.seen.length} visual tokens, ${percent(share)} of this map`;
 }
 
 /** The visual tokens of which a box covers half or more. */
@@ -242,19 +244,20 @@ function usePhotograph(payload: Payload, picture: Picture | undefined): Uint8Cla
 }
 
 /** One run's panel; null where there is nothing to draw, or not yet. */
-export function usePanel(payload: Payload, run: Run | null, selection: Selection, shown: Shown | null, tokens: readonly number[]): Panel | null {
+export function usePanel(payload: Payload, run: Run | null, selection: Selection, seen: Seen): Panel | null {
   const picture = run?.pictures[Math.min(selection.picture, run.pictures.length - 1)];
   const places = usePlaces(payload, picture);
   const photograph = usePhotograph(payload, picture);
   const tile = places && selection.tile !== null && places.tiles.includes(selection.tile) ? selection.tile : null;
   const ground = useMemo(() => places && picture && laidOut(places, picture.size, picture.shown, tile), [places, picture, tile]);
   return useMemo(() => {
-    if (!run || !picture || !places || !ground || !photograph || !shown) return null;
-    const scale = selection.scale === "one" ? "one scale for all tokens and layers" : selection.beside === null ? "its own scale" : "one scale for both";
-    const low = shown.signed ? -shown.top : 0;
+    if (!picture || !places || !ground || !photograph || !isShown(seen)) return null;
+    const shown = seen;
+    const range = shown.values.some(Boolean) ? `${number(shown.signed ? -shown.top : 0)} to ${number(shown.top)}, ${shown.scale}` : "0 everywhere";
     return {
-      title: `“${tokens.length ? textOf(run, tokens) : "the whole answer"}”`,
-      caption: `${shown.told}; ${number(low)} to ${number(shown.top)}, ${scale}`,
+      title: `“${shown.of}”`,
+      caption: `${shown.told}; ${range}`,
+      notes: shown.notes,
       size: picture.size,
       ground,
       photograph,
@@ -269,7 +272,7 @@ export function usePanel(payload: Payload, run: Run | null, selection: Selection
       opacity: selection.opacity ?? 1,
       smooth: selection.smooth,
     };
-  }, [run, picture, places, ground, photograph, shown]);
+  }, [picture, places, ground, photograph, seen]);
 }
 
 /** The second panel less the first, pixel by pixel. */
@@ -283,6 +286,7 @@ export function useDifference(one: Panel | null, other: Panel | null, payload: P
       ...one,
       title: "difference",
       caption: `the second less the first; ${number(-top)} to ${number(top)}, its own scale`,
+      notes: [...one.notes, ...other.notes],
       pixels,
       values: same ? other.values!.map((value, at) => value - one.values![at]) : null,
       boxes: same ? one.boxes : null,
@@ -301,8 +305,9 @@ export function colourTable(payload: Payload, name: string | null, signed: boole
 }
 
 /** Where the largest value lies, in words, for who cannot see the picture. */
-export function whereIs(shown: Shown, picture: Picture, boxes: Float32Array): string {
-  const token = peak(shown.values);
+export function whereIs(shown: Shown, picture: Picture, boxes: Float32Array): string | null {
+  const token = peak(shown);
+  if (token === null) return null;
   const [x0, y0, x1, y1] = boxes.subarray(4 * token, 4 * token + 4);
   const [x, y] = [(x0 + x1) / 2, (y0 + y1) / 2];
   const down = ["top", "middle", "bottom"][Math.min(2, Math.max(0, Math.floor((3 * y) / picture.size[1])))];

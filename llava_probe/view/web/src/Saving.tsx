@@ -1,7 +1,7 @@
 // What is seen, taken away: as PNG, SVG or CSV, copied or saved, and as a link to this very view.
 
 import { useState } from "preact/hooks";
-import { Panel, save, toCsv, toPng, toSvg, valuesOf } from "./exporting";
+import { Panel, save, tablesOf, toCsv, toPng, toSvg } from "./exporting";
 import { linesOf } from "./Everything";
 import { Payload, Run } from "./payload";
 import { Selection, toLink } from "./selection";
@@ -38,7 +38,7 @@ export function Saving({ panels, run, selection, payload, link }: Props) {
           <button type="button" onClick={() => there.forEach((panel, at) => save(toSvg(panel), `${name}${at ? `-${at}` : ""}.svg`))}>
             Save SVG
           </button>
-          <button type="button" onClick={() => save(toCsv(valuesOf(there[0])), `${name}.csv`)}>
+          <button type="button" onClick={() => tablesOf(there).forEach((table, at) => save(toCsv(table), `${name}${at ? `-${at}` : ""}.csv`))}>
             Save CSV of the map
           </button>
           <button type="button" onClick={copyPicture}>

@@ -6,7 +6,7 @@ import { number, percent } from "./numbers";
 import { Payload, Run } from "./payload";
 import { Selection } from "./selection";
 import { shown as visible, spelled } from "./text";
-import { Shown } from "./values";
+import { isShown, Seen } from "./values";
 import { whereIs } from "./Photograph";
 
 interface Props {
@@ -21,6 +21,8 @@ interface Props {
 
 export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
   const list = useRef<HTMLDivElement>(null);
+  /** Where a choice by keys began, and where it has come to. */
+  const span = useRef<readonly [number, number] | null>(null);
   const probability = useMemo(() => run.steps && payload.array<Float32Array>(run.steps.probability), [payload, run]);
   const kept = useMemo(() => new Set([...(run.attention?.tokens ?? []), ...run.maps.flatMap((map) => map.rows.flatMap(([, span]) => span))]), [run]);
   const brightest = lit ? Math.max(1e-12, ...[...lit.values()].map(Math.abs)) : 1;
@@ -29,18 +31,23 @@ export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
 
   const pick = (position: number, add: boolean): void => {
     if (!choose) return;
+    span.current = [position, position];
     const others = tokens.filter((each) => each !== position);
     choose({ tokens: !add ? [position] : others.length < tokens.length ? others : [...tokens, position].sort((a, b) => a - b) });
   };
   const pressed = (event: KeyboardEvent): void => {
     const step = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" || event.key === "a") choose?.({ tokens: [] });
     else if (step === undefined) return;
     else {
-      const from = tokens.length ? choices.indexOf(tokens[tokens.length - 1]) : step > 0 ? choices.indexOf(generated[0]?.[0]) - 1 : choices.length;
+      const start = choices.indexOf(generated[0]?.[0] ?? choices[0]);
+      const from = tokens.length ? choices.indexOf(span.current?.[1] ?? tokens[tokens.length - 1]) : step > 0 ? start - 1 : choices.length;
       const next = choices[Math.min(choices.length - 1, Math.max(0, from + step))];
-      if (event.shiftKey && !tokens.includes(next)) pick(next, true);
-      else choose?.({ tokens: [next] });
+      const anchor = event.shiftKey && tokens.length ? (span.current?.[0] ?? tokens[0]) : next;
+      span.current = [anchor, next];
+      const [low, high] = [anchor, next].map((position) => choices.indexOf(position)).sort((a, b) => a - b);
+      choose?.({ tokens: choices.slice(low, high + 1) });
       requestAnimationFrame(() => list.current?.querySelector<HTMLElement>(`[data-position="${next}"]`)?.focus());
     }
     event.preventDefault();
@@ -55,7 +62,7 @@ export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
     const classes = ["token", role, light !== null ? "lit" : "", sure !== null && sure < 0.5 ? "doubtful" : "", chosen ? "chosen" : ""].join(" ");
     const said = sure !== null ? `${spelled(text)}, ${percent(sure, 1)}` : spelled(text);
     if (!choose || !(role === "generated" || kept.has(position))) return <span class={classes} style={style} title={said}>{withEnds(text)}</span>;
-    const reachable = chosen || (!tokens.length && position === generated[0]?.[0]);
+    const reachable = position === (tokens.find((each) => choices.includes(each)) ?? generated[0]?.[0] ?? choices[0]);
     return (
       <button type="button" role="option" class={classes} style={style} title={said} aria-label={said} aria-selected={chosen} tabIndex={reachable ? 0 : -1} data-position={position} onClick={(event) => pick(position, event.shiftKey)}>
         {withEnds(text)}
@@ -74,7 +81,7 @@ export function Tokens({ payload, run, tokens, choose, lit, title }: Props) {
           <button type="button" aria-pressed={tokens.length === 0} onClick={() => choose({ tokens: [] })}>
             Whole answer
           </button>
-          <span class="hint">{probability ? "amber: doubtful" : "no logits were kept"} · click or ← →, shift adds</span>
+          <span class="hint">{probability ? "amber: doubtful · " : run.promptLength ? "no logits were kept · " : ""}click or ← →, shift adds</span>
         </p>
       )}
     </section>
@@ -90,7 +97,8 @@ function withEnds(text: string) {
 }
 
 /** The chosen token's numbers, what else it nearly was, and where it looked; told to screen readers as it changes. */
-export function Details({ payload, run, selection, shown }: { payload: Payload; run: Run; selection: Selection; shown: Shown | null }) {
+export function Details({ payload, run, selection, shown: found }: { payload: Payload; run: Run; selection: Selection; shown: Seen }) {
+  const shown = isShown(found) ? found : null;
   const position = selection.tokens[selection.tokens.length - 1];
   const step = position === undefined ? -1 : position - run.promptLength;
   const picture = run.pictures[selection.picture];
@@ -99,6 +107,7 @@ export function Details({ payload, run, selection, shown }: { payload: Payload; 
   const read = (name: "probability" | "entropy" | "rank" | "sampled"): number | null => (steps?.[name] ? payload.array(steps[name]!)![step] : null);
   const [sure, entropy, rank, sampled] = [read("probability"), read("entropy"), read("rank"), read("sampled")];
   const largest = shown && boxes && boxes.length ? whereIs(shown, picture, boxes) : null;
+  const alike = shown && boxes && boxes.length && largest === null;
   const total = shown && !shown.signed && shown.unit === "share of attention" ? shown.values.reduce((sum, each) => sum + each, 0) : null;
   return (
     <section class="details" aria-live="polite">
@@ -110,6 +119,7 @@ export function Details({ payload, run, selection, shown }: { payload: Payload; 
           </>
         )}
         {largest && <>Largest at {largest}{total !== null ? `; ${percent(total, 1)} on the picture` : ""}.</>}
+        {alike && <>The same everywhere on the picture{total !== null ? `, ${percent(total, 1)} together` : ""}.</>}
       </p>
       {steps && (
         <ol class="alternatives" aria-label="what it nearly said">

@@ -8,6 +8,7 @@ import { cell, inXml } from "./text";
 export interface Panel {
   title: string;
   caption: string;
+  notes: readonly string[];
   size: readonly [number, number];
   ground: Ground;
   /** RGBA of the photograph at the ground's size. */
@@ -74,7 +75,7 @@ export function toPng(panels: readonly Panel[]): Promise<Blob> {
     pen.fillStyle = "#222222";
     pen.font = "13px sans-serif";
     pen.fillText(panel.title, left, MARGIN + 12, width + BAR);
-    pen.fillText(panel.caption, left, top + height + 16, width + BAR);
+    pen.fillText(legend(panel), left, top + height + 16, width + BAR);
     for (const [share, text] of ticks(panel)) pen.fillText(text, left + width + 27, top + 5 + share * (height - 1));
     left += widths[at];
   });
@@ -106,7 +107,7 @@ export function toSvg(panel: Panel): Blob {
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="${-MARGIN} ${-MARGIN - TEXT} ${whole[0]} ${whole[1]}" width="${whole[0]}" height="${whole[1]}" font-family="sans-serif" font-size="13">` +
     `<rect x="${-MARGIN}" y="${-MARGIN - TEXT}" width="100%" height="100%" fill="#ffffff"/><text y="-8">${inXml(panel.title)}</text>` +
     `<clipPath id="picture"><rect width="${width}" height="${height}"/></clipPath><g clip-path="url(#picture)">${parts.join("")}</g>` +
-    `${steps.join("")}${numbers.join("")}<text y="${height + 18}">${inXml(panel.caption)}</text></svg>`;
+    `${steps.join("")}${numbers.join("")}<text y="${height + 18}">${inXml(legend(panel))}</text></svg>`;
   return new Blob([svg], { type: "image/svg+xml" });
 }
 
@@ -126,11 +127,25 @@ export function toCsv(rows: readonly (readonly (string | number)[])[]): Blob {
   return new Blob([rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" });
 }
 
-/** A panel's values: a line for each visual token with its box in pixels of the original. */
-export function valuesOf(panel: Panel): (string | number)[][] {
-  const head = ["visual_token", "x0", "y0", "x1", "y1", panel.unit];
-  const lines = [...(panel.values ?? [])].map((value, token) => [token, ...panel.boxes!.subarray(4 * token, 4 * token + 4), value]);
-  return [head, ...lines];
+/** What stands under a saved panel: all that is to be known of it. */
+export function legend(panel: Panel): string {
+  return [panel.caption, ...panel.notes].join("; ");
+}
+
+/** Tables of some panels, those of the same visual tokens in one: a line for each with its box in pixels of the original. */
+export function tablesOf(panels: readonly Panel[]): (string | number)[][][] {
+  const tables: { boxes: Float32Array; lines: (string | number)[][] }[] = [];
+  for (const { boxes, values, title, unit, ...panel } of panels) {
+    if (!boxes || !values) continue;
+    let table = tables.find((each) => each.boxes.length === boxes.length && each.boxes.every((side, at) => side === boxes[at]));
+    if (!table) {
+      const rows = [...values.keys()].map((token) => [token, ...boxes.subarray(4 * token, 4 * token + 4)]);
+      tables.push((table = { boxes, lines: [["visual_token", "x0", "y0", "x1", "y1"], ...rows] }));
+    }
+    table.lines[0].push(`${unit}, ${title}: ${legend({ ...panel, boxes, values, title, unit })}`);
+    values.forEach((value, token) => table!.lines[token + 1].push(value));
+  }
+  return tables.map(({ lines }) => lines);
 }
 
 export function save(blob: Blob, name: string): void {

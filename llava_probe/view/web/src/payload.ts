@@ -32,8 +32,8 @@ export interface Picture {
 
 export interface AttentionOfPicture {
   mean: Steps;
-  shares: Ref;
-  ofHeads: Steps;
+  shares: Steps;
+  ofHeads: Steps | null;
   layers: Steps & { kept: number[] };
   heads: Steps & { kept: [number, number][] };
 }
@@ -55,7 +55,8 @@ export interface OtherMap {
   rows: [string, number[]][];
   values: Steps;
   marked: Ref | null;
-  text: { positions: number[]; values: Ref } | null;
+  /** What to know of it beside its limit. */
+  note: string;
 }
 
 export interface Steppings {
@@ -78,6 +79,7 @@ export interface Run {
   interventions: string[];
   alternatives: { answer: string; score: number | null }[];
   scored: boolean;
+  score: number | null;
   tokens: [number, string, string][];
   steps: Steppings | null;
   pictures: Picture[];

@@ -43,6 +43,7 @@ export const NOTHING: Selection = {
 const list = (text: string): number[] =>
   text
     .split(",")
+    .filter(Boolean)
     .map(Number)
     .filter((value) => Number.isFinite(value));
 

@@ -1,6 +1,6 @@
 // Which numbers a selection means: one value for each visual token, where they came from, and what full colour stands for.
 
-import { Attention, AttentionOfPicture, Maps, OtherMap, Payload, Run } from "./payload";
+import { Attention, AttentionOfPicture, Maps, Payload, Run } from "./payload";
 import { ranges } from "./numbers";
 import { Range, Selection } from "./selection";
 import { spelled } from "./text";
@@ -9,22 +9,35 @@ export interface Shown {
   /** [N] */
   values: Float32Array;
   signed: boolean;
-  /** What gets the full colour. */
+  /** What gets the full colour, and of what that is the largest value. */
   top: number;
+  scale: string;
   unit: string;
+  /** Whose rows these are, in the tokens' own words. */
+  of: string;
   /** What is shown, in words. */
   told: string;
   /** What to know of it: that something was left out, that no row was there. */
   notes: string[];
   /** Visual tokens that the method itself points out, by index. */
   marked: number[];
+  /** The visual tokens of the chosen tile, by index. */
+  seen: readonly number[];
 }
+
+/** What is shown; why there is nothing; or null while it is being unpacked. */
+export type Seen = Shown | string | null;
+
+export const isShown = (seen: Seen): seen is Shown => seen !== null && typeof seen !== "string";
 
 /** Maps to average, a list for each explained token, and the largest magnitude of everything of their kind. */
 interface Rows {
   maps: Maps;
-  of: (token: number) => number[];
+  /** None: the same rows whichever token is meant. */
+  of: ((token: number) => number[]) | null;
+  whole: number[];
   largest: number;
+  among: string;
   notes: string[];
 }
 
@@ -33,90 +46,121 @@ export function chosenTokens(run: Run, tokens: readonly number[]): number[] {
   return tokens.length ? [...tokens] : run.said;
 }
 
+/** The text of some tokens: what stands together together, the rest apart. */
 export function textOf(run: Run, positions: readonly number[]): string {
   const texts = new Map(run.tokens.map(([position, text]) => [position, text]));
-  return spelled(positions.map((position) => texts.get(position) ?? "").join("").trim() || "␣");
+  const parts: string[] = [];
+  positions.forEach((position, at) => {
+    const text = texts.get(position) ?? "";
+    if (at && position === positions[at - 1] + 1) parts[parts.length - 1] += text;
+    else parts.push(text);
+  });
+  return parts.map((part) => spelled(part.trim() || part)).join(" · ");
 }
 
-/** What a run shows under a selection; null where it has no such map, or where it is still being unpacked. */
-export function show(payload: Payload, run: Run, selection: Selection, picture: number, tokens: readonly number[]): Shown | null {
-  if (selection.map === "attention") return showAttention(payload, run, selection, picture, tokens);
-  const map = run.maps[selection.map];
-  return map && map.picture === picture ? showMap(payload, map, selection, tokens) : null;
+/** What a run shows under a selection. */
+export function show(payload: Payload, run: Run, selection: Selection, picture: number, tokens: readonly number[]): Seen {
+  const layout = run.pictures[picture]?.layout;
+  if (!layout) return run.attention?.refused ?? "the places of its visual tokens are not known";
+  const tiles = payload.array<Int32Array>(layout.tiles)!;
+  const own = [...tiles.keys()].filter((token) => tiles[token] === selection.tile);
+  const seen = own.length ? own : [...tiles.keys()];
+  const view = own.length ? [selection.tile === 0 ? "the whole picture's own tokens" : `tile ${selection.tile}`] : [];
+  const found = selection.map === "attention" ? ofAttention(payload, run, selection, picture, tokens) : ofMap(payload, run, selection, picture, tokens);
+  if (!isShown(found)) return found;
+  const largest = seen.reduce((most, token) => Math.max(most, Math.abs(found.values[token])), 0);
+  const one = selection.scale === "one";
+  return { ...found, seen, top: (one ? found.top : largest) || 1, scale: one ? found.scale : "its own scale", told: [found.told, ...view].join(", ") };
 }
 
-function showAttention(payload: Payload, run: Run, selection: Selection, picture: number, tokens: readonly number[]): Shown | null {
+function ofAttention(payload: Payload, run: Run, selection: Selection, picture: number, tokens: readonly number[]): Seen {
   const attention = run.attention;
-  const own = attention?.pictures?.[picture];
-  if (!attention || !own) return null;
+  if (!attention) return "no attention rows were kept";
+  if (attention.refused) return attention.refused;
+  const own = attention.pictures[picture];
+  if (!own) return "this picture has no visual tokens";
   const rows = attentionRows(payload, attention, own, selection.layers, selection.heads);
-  if (!rows) return null;
-  const chosen = indices(attention.tokens, chosenTokens(run, tokens));
+  if (rows === null || typeof rows === "string") return rows;
+  const positions = chosenTokens(run, tokens);
+  const chosen = indices(attention.tokens, positions);
   const notes = [...rows.notes];
+  let of = tokens.length ? textOf(run, positions.filter((position) => attention.tokens.includes(position))) : "the whole answer";
   if (!chosen.length) {
     notes.push("no attention row of this token was kept: the mean over all that were");
+    of = "every kept token";
     chosen.push(...attention.tokens.keys());
-  }
-  const values = averaged(rows.maps, chosen.flatMap(rows.of));
+  } else if (chosen.length < positions.length) notes.push(`of ${positions.length} tokens ${chosen.length} have a kept row`);
   return {
-    values,
+    values: averaged(rows.maps, rows.of ? chosen.flatMap(rows.of) : rows.whole),
     signed: false,
-    top: (selection.scale === "one" ? rows.largest : values.reduce((most, each) => Math.max(most, each), 0)) || 1,
+    top: rows.largest,
+    scale: `one scale for all ${rows.among}`,
     unit: "share of attention",
+    of: rows.of ? of : "the whole answer",
     told: `attention, ${named("layer", attention.layers, selection.layers)}, ${named("head", attention.heads, selection.heads)}`,
     notes,
     marked: [],
+    seen: [],
   };
 }
 
-function attentionRows(payload: Payload, attention: Attention, own: AttentionOfPicture, layers: Range | null, heads: Range | null): Rows | null {
+function attentionRows(payload: Payload, attention: Attention, own: AttentionOfPicture, layers: Range | null, heads: Range | null): Rows | string | null {
   const count = attention.tokens.length;
+  const [rows, columns] = [places(attention.layers, layers), places(attention.heads, heads)];
+  if (!rows.length || !columns.length) return `this run kept layers ${ranges(attention.layers)} and heads ${ranges(attention.heads)} alone`;
+  const ofLayers = Maps.read(payload, own.layers);
   if (!layers && !heads) {
     const maps = Maps.read(payload, own.mean)!;
-    return { maps, of: (token) => [token], largest: maps.largest(), notes: [] };
+    return { maps, of: (token) => [token], whole: [], largest: Math.max(maps.largest(), ofLayers?.largest() ?? 0), among: "tokens and layers", notes: [] };
   }
   if (!heads) {
-    const maps = Maps.read(payload, own.layers);
-    if (!maps) return null;
-    const wanted = places(attention.layers, layers);
-    const kept = own.layers.kept.flatMap((layer, row) => (wanted.includes(layer) ? [row] : []));
-    const nearest = kept.length ? kept : [nearestTo(own.layers.kept, wanted[0])];
-    const notes = kept.length === wanted.length ? [] : [`here only layers ${ranges(nearest.map((row) => attention.layers[own.layers.kept[row]]))} are kept word by word`];
-    return { maps, of: (token) => nearest.map((row) => row * count + token), largest: maps.largest(), notes };
+    if (!ofLayers) return null;
+    const kept = own.layers.kept.flatMap((layer, row) => (rows.includes(layer) ? [row] : []));
+    const nearest = kept.length ? kept : [nearestTo(own.layers.kept, rows[0])];
+    const there = ranges(nearest.map((row) => attention.layers[own.layers.kept[row]]));
+    const notes = kept.length === rows.length ? [] : [`shown: layer ${there}, of which this page has the words one by one`];
+    return { maps: ofLayers, of: (token) => nearest.map((row) => row * count + token), whole: [], largest: ofLayers.largest(), among: "tokens and layers", notes };
   }
-  const wanted = places(attention.layers, layers).flatMap((layer) => places(attention.heads, heads).map((head) => [layer, head] as const));
+  const wanted = rows.flatMap((layer) => columns.map((head) => [layer, head] as const));
   const kept = own.heads.kept.flatMap(([layer, head], row) => (wanted.some(([a, b]) => a === layer && b === head) ? [row] : []));
+  const among = "tokens, layers and heads";
   if (kept.length) {
     const maps = Maps.read(payload, own.heads);
     if (!maps) return null;
     const notes = kept.length === wanted.length ? [] : [`${kept.length} of these ${wanted.length} heads are kept word by word, and shown`];
-    return { maps, of: (token) => kept.map((row) => row * count + token), largest: maps.largest(), notes };
+    return { maps, of: (token) => kept.map((row) => row * count + token), whole: [], largest: maps.largest(), among, notes };
   }
+  if (!own.ofHeads) return "this page had no room for these heads; the trace has them";
   const maps = Maps.read(payload, own.ofHeads);
   if (!maps) return null;
-  const rows = wanted.map(([layer, head]) => layer * attention.heads.length + head);
-  return { maps, of: () => rows, largest: maps.largest(), notes: ["not kept word by word: the mean over the answer"] };
+  const whole = wanted.map(([layer, head]) => layer * attention.heads.length + head);
+  return { maps, of: null, whole, largest: maps.largest(), among: "layers and heads", notes: ["not kept word by word: the mean over the answer"] };
 }
 
-function showMap(payload: Payload, map: OtherMap, selection: Selection, tokens: readonly number[]): Shown | null {
+function ofMap(payload: Payload, run: Run, selection: Selection, picture: number, tokens: readonly number[]): Seen {
+  const map = run.maps[selection.map as number];
+  if (!map || map.picture !== picture) return "there is no such map of this picture";
   const maps = Maps.read(payload, map.values);
   if (!maps) return null;
   let rows = map.rows.flatMap(([, span], row) => (span.some((position) => tokens.includes(position)) ? [row] : []));
-  const notes: string[] = [];
+  const notes = map.note ? [map.note] : [];
   if (!rows.length) {
     if (tokens.length) notes.push("this method explained no such token: the mean over all that it did");
     rows = map.rows.map((_, row) => row);
   }
-  const values = averaged(maps, rows);
   const marked = map.marked && payload.array<Uint8Array>(map.marked);
+  const labels = [...new Set(rows.map((row) => spelled(map.rows[row][0])))].join(" · ");
   return {
-    values,
+    values: averaged(maps, rows),
     signed: map.values.signed,
-    top: (selection.scale === "one" ? maps.largest() : values.reduce((most, each) => Math.max(most, Math.abs(each)), 0)) || 1,
+    top: maps.largest(),
+    scale: "one scale for all rows of this map",
     unit: map.unit,
-    told: `${map.name}, of “${spelled(rows.map((row) => map.rows[row][0]).join(" · "))}”`,
+    of: labels.length > 80 ? `${labels.slice(0, 79)}…` : labels,
+    told: `${map.name}${rows.length > 1 ? `, mean of ${rows.length} rows` : ""}`,
     notes,
     marked: marked ? [...Array(maps.width).keys()].filter((token) => rows.some((row) => marked[row * maps.width + token])) : [],
+    seen: [],
   };
 }
 
@@ -131,7 +175,7 @@ export function lookedAt(payload: Payload, run: Run, selection: Selection, pictu
   if (selection.map === "attention") {
     const own = run.attention?.pictures?.[picture];
     const rows = own && attentionRows(payload, run.attention!, own, selection.layers, selection.heads);
-    if (rows) run.attention!.tokens.forEach((position, token) => add(rows.maps, rows.of(token), [position]));
+    if (rows && typeof rows !== "string" && rows.of) run.attention!.tokens.forEach((position, token) => add(rows.maps, rows.of!(token), [position]));
   } else {
     const map = run.maps[selection.map];
     const maps = map && map.picture === picture ? Maps.read(payload, map.values) : null;
@@ -145,23 +189,36 @@ export function shares(payload: Payload, run: Run, picture: number, tokens: read
   const attention = run.attention;
   const own = attention?.pictures?.[picture];
   if (!attention || !own) return null;
-  const all = payload.array<Float32Array>(own.shares)!;
-  const cells = attention.layers.length * attention.heads.length;
+  const all = Maps.read(payload, own.shares)!;
   const found = indices(attention.tokens, chosenTokens(run, tokens));
   const chosen = found.length ? found : [...attention.tokens.keys()];
-  const mean = new Float32Array(cells);
-  for (const token of chosen) for (let at = 0; at < cells; at++) mean[at] += all[token * cells + at] / chosen.length;
+  const mean = new Float32Array(attention.layers.length * attention.heads.length);
+  attention.layers.forEach((_, layer) => {
+    const row = averaged(all, chosen.map((token) => token * attention.layers.length + layer));
+    mean.set(row, layer * attention.heads.length);
+  });
   return mean;
 }
 
-/** Index of the largest value; of equal ones the first. */
-export function peak(values: Float32Array): number {
-  return values.reduce((best, value, at) => (value > values[best] ? at : best), 0);
+/** The visual token with the largest value, of equal ones the first; null where all are alike. */
+export function peak({ values, seen }: Pick<Shown, "values" | "seen">): number | null {
+  const best = seen.reduce((most, token) => (values[token] > values[most] ? token : most), seen[0]);
+  return seen.some((token) => values[token] !== values[best]) ? best : null;
 }
 
 /** Two maps on one scale. */
-export function together(one: Shown | null, other: Shown | null): void {
-  if (one && other) one.top = other.top = Math.max(one.top, other.top);
+export function together(one: Seen, other: Seen): void {
+  if (!isShown(one) || !isShown(other)) return;
+  one.top = other.top = Math.max(one.top, other.top);
+  one.scale = other.scale = "one scale for both";
+}
+
+/** The map of one run that corresponds to another's, by its method and picture; attention where there is none. */
+export function sameMap(run: Run, other: Run, map: Selection["map"], picture: number): Selection["map"] {
+  if (map === "attention") return map;
+  const name = run.maps[map]?.name;
+  const found = other.maps.findIndex((each) => each.name === name && each.picture === picture);
+  return found >= 0 ? found : "attention";
 }
 
 function averaged(maps: Maps, rows: readonly number[]): Float32Array {
