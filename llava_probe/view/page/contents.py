@@ -43,6 +43,11 @@ _SIDE, _PIXELS = 1024, 4_000_000
 #: A photograph that takes at most this share of a page as PNG goes as it is, to the pixel; a larger one as JPEG.
 _EXACT = 0.04
 _QUALITY = 86
+#: What all photographs together may take of a page; and a side below which none is shrunken for it.
+_PHOTOGRAPHS, _LEAST = 0.5, 96
+
+#: A file, its type and its size in pixels, by the identity of the picture that it shows.
+Files = dict[int, tuple[bytes, str, tuple[int, int]]]
 #: What else the model nearly said, at each step.
 _ALTERNATIVES = 8
 #: Colour maps that can be read back under a photograph, and by the colour-blind; the first of each is the default.
@@ -62,20 +67,20 @@ def payload(results: Result | Iterable[Result], budget: int = PAGE_BUDGET) -> by
     """
     runs = gathered(results)
     parcel = Parcel()
-    side = min(_SIDE, int((_PIXELS / max(1, sum(len(run.images) for run in runs))) ** 0.5))
-    told = [_run_data(run, parcel, side, int(budget * _EXACT)) for run in runs]
+    files = _photographs(runs, budget)
+    told = [_run_data(run, parcel, files) for run in runs]
     for number, (run, data) in enumerate(zip(runs, told, strict=True)):  # what is left goes to attention, a part each
         own = max(0, budget - parcel.size) // (len(runs) - number)
         data["attention"] = attention_data(run.trace, parcel, own) if run.trace is not None else None
     return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "ink": INK, "runs": told})
 
 
-def _run_data(run: Run, parcel: Parcel, side: int, exact: int) -> dict[str, Any]:
+def _run_data(run: Run, parcel: Parcel, files: Files) -> dict[str, Any]:
     return {
         **_told(run),
         "tokens": [[token.position, token.text, token.role] for token in run.tokens],
         "steps": _steps(run.trace, parcel) if run.trace is not None else None,
-        "pictures": _pictures(run, parcel, side, exact),
+        "pictures": _pictures(run, parcel, files),
         "attentionLimit": limit_of("attention"),
         "maps": [_map_data(run, picture, m, parcel) for picture, m in run.maps],
     }
@@ -144,14 +149,14 @@ def _steps(trace: Trace, parcel: Parcel) -> dict[str, Any] | None:
     }
 
 
-def _pictures(run: Run, parcel: Parcel, side: int, exact: int) -> list[dict[str, Any]]:
+def _pictures(run: Run, parcel: Parcel, files: Files) -> list[dict[str, Any]]:
     images = run.images
     known = len(run.layouts) == len(images)
     told = []
     for number, image in enumerate(images):
         layout = run.layouts[number] if known else None
         size = layout.size if layout is not None else image.size
-        file, kind, shown = _encoded(image, side, exact)
+        file, kind, shown = files[id(image)]
         told.append(
             {
                 "size": list(size),
@@ -205,6 +210,18 @@ def _colours(parcel: Parcel) -> dict[str, Any]:
     """[256, 3] tables of each colour map."""
     tables = [np.rint(colour_table(colour_map(name))).astype(np.uint8) for name in (*_PLAIN, *_SIGNED)]
     return {"plain": list(_PLAIN), "signed": list(_SIGNED), "tables": parcel.add(np.stack(tables))}
+
+
+def _photographs(runs: Sequence[Run], budget: int) -> Files:
+    """Every photograph as a file, by its identity; smaller where all together would take more than their part."""
+    images = {id(image): image for run in runs for image in run.images}
+    side = min(_SIDE, int((_PIXELS / max(1, len(images))) ** 0.5))
+    while True:
+        files = {key: _encoded(image, side, int(budget * _EXACT)) for key, image in images.items()}
+        total = sum(len(file) for file, _, _ in files.values())
+        if total <= budget * _PHOTOGRAPHS or side <= _LEAST:
+            return files
+        side = max(_LEAST, int(0.95 * side * (budget * _PHOTOGRAPHS / total) ** 0.5))
 
 
 def _encoded(image: Image.Image, side: int, exact: int) -> tuple[bytes, str, tuple[int, int]]:
