@@ -102,10 +102,15 @@ class Frame:
     highest: float = 3.2
 
 
-def look_of(values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None) -> Look:
-    """One look for several maps: from 0, or where one is negative from minus the largest, to the largest."""
+def look_of(
+    values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None, *, signed: bool = False
+) -> Look:
+    """One look for several maps: from 0, or where they are signed from minus the largest, to the largest.
+
+    They are where one is negative, and ``signed`` where none happens to be.
+    """
     top = highest or max((scale_of(each) for each in values), default=1.0)
-    signed = any(bool((each < 0).any()) for each in values)  # NaN is not
+    signed = signed or any(bool((each < 0).any()) for each in values)  # NaN is not
     colours = cmap if isinstance(cmap, Colormap) else colour_map(cmap, signed)
     return Look(colours, Scale(values, -top if signed else 0.0, top), unit)
 
