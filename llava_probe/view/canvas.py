@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import io
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -212,16 +212,6 @@ def room_of(ax: Axes) -> tuple[float, float]:
     """Width and height of an axes in inches, before a layout engine moves it."""
     box, dpi = ax.get_window_extent(), ax.get_figure(root=True).dpi  # type: ignore[union-attr]
     return box.width / dpi, box.height / dpi
-
-
-def colour_bar(ax: Axes | Sequence[Axes], shown: ScalarMappable, unit: str, **where: Any) -> None:
-    """A slim bar beside one axes or several, with what a value is."""
-    first = ax if isinstance(ax, Axes) else ax[0]
-    along = room_of(first)["orientation" not in where] * where.get("shrink", 1.0)
-    options = {"fraction": 0.05, "pad": 0.03, "panchor": False, **where}
-    bar = first.get_figure(root=False).colorbar(shown, ax=ax, **options)  # type: ignore[union-attr,arg-type]
-    bar.set_label(wrapped(unit, along, "axes.labelsize", 3))
-    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 # --- text ---

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from llava_probe.border import Count, Positive, Seed
 from llava_probe.errors import BadInput, shortened
 from llava_probe.maps.colours import colour_map
-from llava_probe.view.canvas import VALUES, Colours, Title, Width, colour_bar, drawable, finished, on_axes, styled
+from llava_probe.view.canvas import VALUES, Colours, Title, Width, drawable, finished, on_axes, styled
+from llava_probe.view.colour_bars import Scale, colour_bar
 
 if TYPE_CHECKING:
     from llava_probe.arrays import FloatArray
@@ -117,7 +117,7 @@ def _coloured(
     if all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels):
         numbers = np.asarray(labels, dtype=np.float64)
         colours = cmap if cmap is not None and not isinstance(cmap, str) else colour_map(cmap or "viridis")
-        norm = Normalize(float(np.nanmin(numbers)), highest or float(np.nanmax(numbers)))
+        norm = Scale([numbers], float(np.nanmin(numbers)), highest or float(np.nanmax(numbers)))
         shown = axes.scatter(places[:, 0], places[:, 1], s=5, lw=0, c=numbers, cmap=colours, norm=norm, label=VALUES)
         if bar:
             colour_bar(axes, shown, drawable(by))

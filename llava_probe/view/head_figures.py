@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from llava_probe.border import Positive, Seed
 from llava_probe.errors import BadInput
 from llava_probe.resampling import interval, resamples, weighed
-from llava_probe.view.canvas import VALUES, Colours, Title, Width, colour_bar, drawable, finished, on_axes, styled
+from llava_probe.view.canvas import VALUES, Colours, Title, Width, drawable, finished, on_axes, styled
+from llava_probe.view.colour_bars import colour_bar
 from llava_probe.view.sheet import look_of
 
 if TYPE_CHECKING:

@@ -234,7 +234,7 @@ def _difference(
     first, second = (caption.replace("\n", " ") for caption in captions)
     caption = f"{second}\nless {first}"
     apart = after - before
-    look = look_of([apart, -apart], f"difference of {unit}", None, None)
+    look = look_of([apart], f"difference of {unit}", None, None, signed=True)
     return Panel(other.image, other.layout, apart, caption, look=1), look
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from llava_probe.border import Positive
@@ -26,7 +25,6 @@ from llava_probe.view.canvas import (
     Colours,
     Title,
     Width,
-    colour_bar,
     drawable,
     finished,
     hosted,
@@ -34,6 +32,7 @@ from llava_probe.view.canvas import (
     on_axes,
     styled,
 )
+from llava_probe.view.colour_bars import Scale, colour_bar
 
 if TYPE_CHECKING:
     from llava_probe.probes import Cell, Sweep
@@ -126,7 +125,7 @@ def confusion(
     axes = on_axes(ax, width, min(0.95 * inches(width), 1.3 + 0.22 * len(names)))
     colours = colour_map(cmap) if isinstance(cmap, str) else cmap
     edges = np.arange(len(names) + 1) - 0.5
-    drawn = axes.pcolormesh(edges, edges, shares, cmap=colours, norm=Normalize(0, highest), edgecolors="face",
+    drawn = axes.pcolormesh(edges, edges, shares, cmap=colours, norm=Scale([shares], 0, highest), edgecolors="face",
                             linewidth=0.1, label=VALUES)  # fmt: skip
     axes.set_aspect("equal")
     axes.invert_yaxis()

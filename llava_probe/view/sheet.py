@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection, PolyCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -25,7 +25,8 @@ from llava_probe.errors import BadInput
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.colours import check_over_a_photograph, colour_map
 from llava_probe.maps.overlay import backdrop, scale_of
-from llava_probe.view.canvas import VALUES, Canvas, colour_bar, inches, room_of, text_width, wrapped
+from llava_probe.view.canvas import VALUES, Canvas, inches, room_of, text_width, wrapped
+from llava_probe.view.colour_bars import Scale, bar_name, colour_bar, name_bar
 
 #: Where the photograph is: over each map in grey, before them in colour, both, or nowhere.
 PHOTOGRAPH = ("under", "beside", "both", "none")
@@ -38,10 +39,13 @@ _CELLS = 4096
 #: Dots per inch of a photograph on a sheet.
 _FINE = 300
 _GAP, _MARGIN = 0.06, 0.07
-#: Of a line of text, in inches for each point of its size; of a colour bar with its numbers, and a line of its name.
-_LINE, _BAR, _NAME = 1.25 / 72, 0.48, 0.14
-#: A colour bar is at least and at most so high.
+#: Of a line of text, in inches for each point of its size; of a colour bar with its numbers, their minus, a line of its
+#: name.
+_LINE, _BAR, _MINUS, _NAME = 1.25 / 72, 0.48, 0.11, 0.14
+#: A colour bar is at least and at most so high; lower where its name is, and no more is there.
 _BARS = (1.1, 2.2)
+#: Lines of a colour bar's name: two of its unit, and one of the factor of its numbers.
+_NAMES = 3
 _CAPTION = 6.5
 
 
@@ -70,7 +74,7 @@ class Look:
     """Colours and what they stand for: ``unit`` is the colour bar's name."""
 
     colours: Colormap
-    norm: Normalize
+    norm: Scale
     unit: str
 
 
@@ -98,12 +102,17 @@ class Frame:
     highest: float = 3.2
 
 
-def look_of(values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None) -> Look:
-    """One look for several maps: from 0, or where one is negative from minus the largest, to the largest."""
+def look_of(
+    values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None, *, signed: bool = False
+) -> Look:
+    """One look for several maps: from 0, or where they are signed from minus the largest, to the largest.
+
+    They are where one is negative, and ``signed`` where none happens to be.
+    """
     top = highest or max((scale_of(each) for each in values), default=1.0)
-    signed = any(bool((each < 0).any()) for each in values)  # NaN is not
+    signed = signed or any(bool((each < 0).any()) for each in values)  # NaN is not
     colours = cmap if isinstance(cmap, Colormap) else colour_map(cmap, signed)
-    return Look(colours, Normalize(-top if signed else 0.0, top), unit)
+    return Look(colours, Scale(values, -top if signed else 0.0, top), unit)
 
 
 def by_scale(
@@ -135,7 +144,7 @@ def draw_sheet(panels: Sequence[Panel], looks: Sequence[Look], frame: Frame, tit
     if frame.photograph in ("under", "both"):
         for look in looks:
             check_over_a_photograph(look.colours)
-    plan = _planned(panels, frame, room_of(ax)[0] if ax is not None else None, [look.unit for look in looks])
+    plan = _planned(panels, frame, room_of(ax)[0] if ax is not None else None, looks)
     if ax is None:
         axes, figure = _own_axes(plan, frame, title)
     else:
@@ -155,12 +164,16 @@ def draw_sheet(panels: Sequence[Panel], looks: Sequence[Look], frame: Frame, tit
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """In inches: a panel is at most as large as ``panel``, with ``caption`` under it and names at its ``left``."""
+    """In inches: a panel is at most as large as ``panel``, with ``caption`` under it and names at its ``left``.
+
+    The colour bars are at least ``least`` high.
+    """
 
     panel: tuple[float, float]
     columns: int
     count: int
     bar: float
+    least: float
     captions: list[str]
     caption: float
     left: float
@@ -173,7 +186,8 @@ class _Plan:
 
     @property
     def height(self) -> float:
-        return self.top + -(-self.count // self.columns) * (self.panel[1] + self.caption + _GAP) - _GAP
+        rows = -(-self.count // self.columns)
+        return self.top + max(self.least, rows * (self.panel[1] + self.caption + _GAP) - _GAP)
 
     @property
     def bar_height(self) -> float:
@@ -184,18 +198,21 @@ class _Plan:
         return self.left + column * (self.panel[0] + _GAP), self.top + row * (self.panel[1] + self.caption + _GAP)
 
 
-def _planned(panels: Sequence[Panel], frame: Frame, given: float | None, units: Sequence[str]) -> _Plan:
-    """With room for a second line of a colour bar's name where the first is too short."""
+def _planned(panels: Sequence[Panel], frame: Frame, given: float | None, looks: Sequence[Look]) -> _Plan:
+    """With room for as many lines as the names of the colour bars take."""
     if given is not None or not frame.bar:
-        return _plan_with(panels, frame, given, 0.0, 0)
-    plan = _plan_with(panels, frame, None, _BAR + _NAME, len(units))
-    if all(text_width(unit, "axes.labelsize") <= plan.bar_height for unit in units):
-        return plan
-    return _plan_with(panels, frame, None, _BAR + 2 * _NAME, len(units))
+        return _plan_with(panels, frame, given, 0.0, ())
+    numbers = _MINUS if any((look.norm.vmin or 0) < 0 for look in looks) else 0.0
+    for lines in range(1, _NAMES + 1):
+        plan = _plan_with(panels, frame, None, _BAR + numbers + lines * _NAME, looks)
+        names = [bar_name(look.unit, look.norm, plan.bar_height) for look in looks]
+        if all(name.count("\n") < lines for name in names):
+            break
+    return plan
 
 
-def _plan_with(panels: Sequence[Panel], frame: Frame, given: float | None, bar: float, bars: int) -> _Plan:
-    room = inches(frame.width) - bars * bar - 2 * _MARGIN if given is None else given
+def _plan_with(panels: Sequence[Panel], frame: Frame, given: float | None, bar: float, looks: Sequence[Look]) -> _Plan:
+    room = inches(frame.width) - len(looks) * bar - 2 * _MARGIN if given is None else given
     left, top = (0.28 if frame.rows else 0.0), (0.24 if frame.heads else 0.0)
     aspect = max(panel.image.height / panel.image.width for panel in panels)
     room = max(0.5, room - left)
@@ -208,7 +225,8 @@ def _plan_with(panels: Sequence[Panel], frame: Frame, given: float | None, bar: 
     ]
     lines = max((caption.count("\n") + 1 for caption in captions if caption), default=0)
     caption = lines * _LINE * _CAPTION + (0.04 if lines else 0.0)
-    return _Plan((side, side * aspect), columns, len(panels), bar, captions, caption, left, top, room)
+    least = min(_BARS[0], max((text_width(look.unit, "axes.labelsize") for look in looks), default=0.0))
+    return _Plan((side, side * aspect), columns, len(panels), bar, least, captions, caption, left, top, room)
 
 
 def _own_axes(plan: _Plan, frame: Frame, title: str) -> tuple[Axes, Figure]:
@@ -379,6 +397,5 @@ def _bars(axes: Axes, shown: Sequence[ScalarMappable], looks: Sequence[Look], pl
         y = bottom + (1 - (plan.top + height) / plan.height) * whole
         place = (x, y, 0.09 / plan.width * width, height / plan.height * whole)
         bar = figure.colorbar(each, cax=figure.add_axes(place, label="<colorbar>"))  # type: ignore[union-attr]
-        bar.set_label(wrapped(look.unit, height, "axes.labelsize", 2), labelpad=2)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        name_bar(bar, look.unit, height, labelpad=2)
         bar.ax.tick_params(pad=1.5)

@@ -147,7 +147,11 @@ def _said(answer: str | None) -> str:
 
 
 def _point(m: ImageMap, row: int) -> str:
-    return "{:.0f}, {:.0f}".format(*m.peak(row)) if len(m.layout) else "not seen"
+    """Where a row is highest; nowhere, if it is the same all over."""
+    if not len(m.layout):
+        return "not seen"
+    values = m.row(row)
+    return "{:.0f}, {:.0f}".format(*m.peak(row)) if values.min() < values.max() else "–"
 
 
 def _kept(trace: Trace, written: Sequence[Path]) -> Text:

@@ -24,7 +24,6 @@ from llava_probe.view.canvas import (
     Colours,
     Title,
     Width,
-    colour_bar,
     drawable,
     finished,
     hosted,
@@ -34,6 +33,7 @@ from llava_probe.view.canvas import (
     text_width,
     wrapped,
 )
+from llava_probe.view.colour_bars import colour_bar
 from llava_probe.view.sheet import Look, look_of
 
 if TYPE_CHECKING:

@@ -138,6 +138,16 @@ def test_maps_are_compared_on_one_scale_with_their_difference():
     assert "less before" in texts(figure)
 
 
+def test_a_difference_has_both_sides_of_nothing_whatever_it_holds():
+    same, more = map_of(one_hot(1, 2)), map_of(one_hot(1, 2) + 0.5)
+    for other in (same, more):  # no value is negative
+        figure = lp.figures.compare([same, other], difference=True)
+        _, apart = (each for each in figure.axes[0].collections if each.get_label() == "values")
+        assert apart.norm.vmin == -apart.norm.vmax
+        red, green, blue, _ = apart.to_rgba(0.0)
+        assert max(red, green, blue) - min(red, green, blue) < 0.02, "nothing is grey"
+
+
 def test_what_cannot_be_compared_is_refused(m):
     with pytest.raises(lp.BadInput, match="got none"):
         lp.figures.compare([])
