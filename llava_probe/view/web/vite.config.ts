@@ -8,6 +8,7 @@ export default defineConfig({
     emptyOutDir: false,
     copyPublicDir: false,
     target: "es2022",
+    cssTarget: ["chrome123", "firefox120", "safari17.5"],
     lib: { entry: "src/main.tsx", formats: ["iife"], name: "llavaProbeComponent", fileName: () => "component.js" },
     rollupOptions: { output: { banner: "/*! llava_probe page component. Contains Preact, MIT licence: PREACT_LICENSE. */" } },
   },
