@@ -248,6 +248,25 @@ def test_nothing_is_cut_off_and_captions_do_not_overlap():
             assert not any(box.overlaps(other) for other in boxes[number + 1 :])
 
 
+@pytest.mark.parametrize("options", [{}, {"mean": True}], ids=["rows", "mean"])
+def test_no_row_is_refused(m, options):
+    with pytest.raises(lp.BadInput, match=r"maps takes one row or more, .* got none"):
+        lp.figures.maps(m, row=[], **options)
+
+
+@pytest.mark.parametrize("width", [0.01, 51, 1e9])
+def test_inches_that_nobody_prints_are_refused(m, width):
+    with pytest.raises(lp.BadInput, match=r"width=.* from 0\.5 to 50"):
+        lp.figures.maps(m, width=width)
+
+
+def test_more_dots_than_are_told_apart_are_refused(m, tmp_path):
+    """As many as the command line takes."""
+    with pytest.raises(lp.BadInput, match=r"dpi=.* from 1 to 1,200"):
+        lp.figures.save(lp.figures.maps(m, 0), tmp_path / "map.png", dpi=1201)
+    assert not any(tmp_path.iterdir())
+
+
 def test_unknown_ways_are_refused(m):
     with pytest.raises(lp.BadInput, match="photograph= takes one of 'under'"):
         lp.figures.maps(m, photograph="over")
