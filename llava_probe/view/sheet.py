@@ -214,7 +214,8 @@ def _planned(panels: Sequence[Panel], frame: Frame, given: float | None, looks: 
 def _plan_with(panels: Sequence[Panel], frame: Frame, given: float | None, bar: float, looks: Sequence[Look]) -> _Plan:
     room = inches(frame.width) - len(looks) * bar - 2 * _MARGIN if given is None else given
     left, top = (0.28 if frame.rows else 0.0), (0.24 if frame.heads else 0.0)
-    aspect = max(panel.image.height / panel.image.width for panel in panels)
+    aspects = [panel.image.height / panel.image.width for panel in panels]
+    aspect = math.sqrt(max(aspects) * min(aspects))  # of other shapes, the widest and the highest lose as much
     room = max(0.5, room - left)
     columns = frame.columns or max(1, round(room / (_SIDE / math.sqrt(aspect))))
     columns = min(columns, len(panels))
@@ -269,7 +270,7 @@ def _draw(
         _unseen(axes, each)
         _photograph(axes, each, frame.photograph)
         _rings(axes, each)
-        x, y = each.x + each.width / 2, each.y + plan.panel[1] + 0.03
+        x, y = each.x + each.width / 2, each.y + each.height + 0.03
         if caption:
             axes.text(x, y, caption, ha="center", va="top", fontsize=_CAPTION, linespacing=1.15)
     for number, name in enumerate(frame.heads):
