@@ -105,10 +105,7 @@ class Frame:
 def look_of(
     values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None, *, signed: bool = False
 ) -> Look:
-    """One look for several maps: from 0, or where they are signed from minus the largest, to the largest.
-
-    They are where one is negative, and ``signed`` where none happens to be.
-    """
+    """One look for several maps: from 0, or where one is negative or may be from minus the largest, to the largest."""
     top = highest or max((scale_of(each) for each in values), default=1.0)
     signed = signed or any(bool((each < 0).any()) for each in values)  # NaN is not
     colours = cmap if isinstance(cmap, Colormap) else colour_map(cmap, signed)
@@ -164,10 +161,7 @@ def draw_sheet(panels: Sequence[Panel], looks: Sequence[Look], frame: Frame, tit
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """In inches: a panel is at most as large as ``panel``, with ``caption`` under it and names at its ``left``.
-
-    The colour bars are at least ``least`` high.
-    """
+    """In inches: panels at most as large as ``panel`` over their ``caption``; colour bars ``least`` high at least."""
 
     panel: tuple[float, float]
     columns: int
