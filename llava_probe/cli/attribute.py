@@ -12,6 +12,7 @@ from llava_probe.cli.interventions import InterventionOptions, under
 from llava_probe.cli.options import AskingOptions, ModelOptions, PicturesArgument, QuestionArgument
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput
+from llava_probe.view.limits import DPI_LIMIT
 
 
 def attribute(
@@ -32,7 +33,7 @@ def attribute(
     out: Annotated[Path, typer.Option(help="Folder for maps and figures.")] = Path("out"),
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     format: Annotated[str, typer.Option(help="Of the figures: png, pdf or svg.")] = "png",
-    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=1200)] = 300,
+    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=DPI_LIMIT)] = 300,
 ) -> None:
     """Explain the words of an answer by the picture."""
     arguments.check_order(image, question or "")

@@ -13,6 +13,7 @@ from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, Pi
 from llava_probe.cli.told import told_folder, warn_tiny
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.escaping import visible
+from llava_probe.view.limits import DPI_LIMIT
 
 if TYPE_CHECKING:
     from llava_probe.features.samples import Sample
@@ -40,7 +41,7 @@ def run(
         bool, typer.Option("--full-size", help="Overlays as large as the photograph; shrunken if left.")
     ] = False,
     format: Annotated[str, typer.Option(help="Of the figures: png, pdf or svg.")] = "png",
-    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=1200)] = 300,
+    dpi: Annotated[int, typer.Option(help="Dots per inch of their pixels.", min=20, max=DPI_LIMIT)] = 300,
     csv: Annotated[bool, typer.Option("--csv", help="Also tokens.csv and words.csv.")] = False,
 ) -> None:
     """Ask about a picture and write down everything.

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def told_folder(out: Path, written: Iterable[Path]) -> str:
-    """What a run wrote, folders by their names, and how large it is."""
+    """Where a run wrote, how large all of it is, and what it is, folders by their names."""
     files = list(written)
     parts = [path.relative_to(out.expanduser()).parts for path in files]
     names = dict.fromkeys(first + "/" * bool(rest) for first, *rest in parts)
-    return f"{visible(str(out))}/: {', '.join(names)} ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)"
+    size = sum(path.stat().st_size for path in files) / 1e6
+    return f"{visible(str(out))}/ ({size:.1f} MB): {', '.join(names)}"
 
 
 def warn_tiny(pictures: Iterable[Image]) -> None:

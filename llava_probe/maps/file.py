@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llava_probe.described import Stored, like
 from llava_probe.errors import BadFile, shortened
+from llava_probe.maps.about import wrong_about
 from llava_probe.pictures.images import MAX_PIXELS, open_stored
 from llava_probe.stored import converted, decoded, opened, refused
 from llava_probe.trace.header import LAYOUT_ARRAYS, StoredLayout, layout_of, wrong_layout
@@ -81,7 +82,8 @@ def load_map(source: Path) -> dict[str, Any]:
         raise BadFile(f"{source} is damaged: {wrong}")
     if not bool((tensors["positions"] >= -1).all()):  # cells of pixels may share a token, or have none: -1
         raise BadFile(f"{source} is damaged: it has values at negative positions")
-    _check_about(source, plain.about, rows)
+    for wrong in wrong_about(plain.about, rows):
+        raise BadFile(f"{source} is damaged: {wrong}")
     return {
         "values": tensors["values"],
         "layout": layout_of(layout, tensors),
@@ -134,13 +136,3 @@ def _array(name: str, data: bytes) -> npt.NDArray[Any]:
         raise ValueError(f"its {name!r} has other bytes than {dtype} {list(shape)} takes")
     flat = np.frombuffer(data, dtype, count=math.prod(shape), offset=file.tell()) if math.prod(shape) else ()
     return np.array(flat, dtype).reshape(shape, order="F" if columns_first else "C")
-
-
-def _check_about(source: Path, about: dict[str, Any], rows: int) -> None:
-    """Of what the method told, the parts that are read again."""
-    weighed, unit = about.get("contrast"), about.get("unit", "")
-    listed = isinstance(weighed, list) and len(weighed) == rows
-    if weighed is not None and not (listed and all(isinstance(each, str | None) for each in weighed)):
-        raise BadFile(f"{source} is damaged: its contrast is no list of {rows} words")
-    if not isinstance(unit, str):
-        raise BadFile(f"{source} is damaged: its unit is {shortened(repr(unit))}, no text")

@@ -30,6 +30,7 @@ from llava_probe.arrays import FloatArray
 from llava_probe.border import Count, Positive, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.layout import ImageLayout
+from llava_probe.maps.about import wrong_about
 from llava_probe.maps.file import load_map, map_header
 from llava_probe.maps.overlay import backdrop, is_copy, scale_of
 from llava_probe.pictures.images import open_image, stored_bytes
@@ -59,12 +60,13 @@ class ImageMap:
         tokens: the explained tokens.
         method: what made it, ``"attention"`` say.
         marked: [T, N] bool, tokens to point out (sinks); a [N] or [1, N] mask goes for every row.
-        about: plain data: the options, and ``"unit"``, what a value is, for colour bars.
+        about: plain data: the options; ``"unit"``, what a value is, for colour bars; ``"positions"``, a list of each
+            row's tokens'; ``"contrast"``, the word that each row is weighed against, or None.
         text: [T, M] the same for the M tokens of prompt and answer that are no picture, where the method has a value
             for them; ``text_tokens``: these tokens.
 
     Raises:
-        BadInput: values, layout, picture and tokens that do not fit each other.
+        BadInput: values, layout, picture and tokens that do not fit each other, or ``about`` in another form.
         NotANumber: a row holds NaN or infinity.
     """
 
@@ -108,6 +110,8 @@ class ImageMap:
                     f"{[shape[0], len(self.text_tokens)]}; got {list(text.shape)}"
                 )
             object.__setattr__(self, "text", text.to("cpu", torch.float32))
+        for told in wrong_about(self.about, len(self)):
+            raise BadInput(f"{self.method}: about= cannot be read: {told}")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -300,7 +300,9 @@ def _spelled(written: Written, name: str) -> list[list[int]]:
     if found:
         return found
     names = ", ".join(PLACES)
-    raise OutOfRange(f"{name!r} is neither a word of {_said(written)!r} nor of its prompt, nor a place ({names})")
+    said = _said(written)
+    where = f"neither a word of {said!r} nor of its prompt, nor" if said else "neither a word of the prompt nor"
+    raise OutOfRange(f"{name!r} is {where} a place ({names})")
 
 
 def _times(written: Written, name: str) -> list[list[int]]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import matplotlib
 from matplotlib import font_manager
@@ -31,9 +31,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from llava_probe.border import Count, Positive, checked
+from llava_probe.border import Limits, checked
 from llava_probe.errors import BadInput, shortened
 from llava_probe.stored import place, whole
+from llava_probe.view.limits import DPI_LIMIT, WIDTH_LIMITS
 
 #: Dots per inch of a saved PNG, what publishers ask of halftones; and of what a notebook shows.
 SAVED_DPI, SHOWN_DPI = 300, 144
@@ -45,7 +46,9 @@ WIDTHS = {"column": 3.25, "page": 6.875}
 LINE = 0.13
 
 #: ``"column"``, ``"page"`` or inches.
-Width = str | Positive
+Width = str | Annotated[float, Limits(*WIDTH_LIMITS)]
+#: Dots per inch.
+Dpi = Annotated[int, Limits(1, DPI_LIMIT)]
 #: True for a figure's own title, False for none, or a title.
 Title = str | bool
 #: A colour map, or its name.
@@ -102,16 +105,16 @@ class Canvas(Figure):
 
 
 @checked
-def save(figure: Figure, path: str | Path, dpi: Count = SAVED_DPI) -> Path:
+def save(figure: Figure, path: str | Path, dpi: Dpi = SAVED_DPI) -> Path:
     """Write a figure as .png, or as vectors with its fonts inside: .pdf, .svg.
 
     Args:
         figure: any of matplotlib's.
         path: where to.
-        dpi: dots per inch of a PNG, and of photographs among vectors.
+        dpi: dots per inch of a PNG, and of photographs among vectors; 1200 at most.
 
     Raises:
-        BadInput: another suffix.
+        BadInput: another suffix, or more dots.
         BadFile: the place cannot be written.
     """
     target = place("figure", path)

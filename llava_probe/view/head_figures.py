@@ -106,15 +106,18 @@ def layers(
         seed: of the draws. The band is the 95 % percentile bootstrap over pictures.
 
     Raises:
-        BadInput: no shares, of other layers than each other, or no such part.
+        BadInput: no shares, of other layers than each other, no part, or no such part.
     """
     if not shares:
         raise BadInput("layers takes the shares of one or more traces: [lp.heads(trace) for trace in traces]; got none")
     numbers = shares[0].layers
     if any(each.layers != numbers for each in shares):
         raise BadInput("layers takes shares of the same layers; some of these traces kept others")
+    parts = [of] if isinstance(of, str) else list(of)
+    if not parts:
+        raise BadInput('layers takes one part or more, of="image" or of=["image", "question"]; got none')
     axes = on_axes(ax, width, 2.0)
-    for name in [of] if isinstance(of, str) else of:
+    for name in parts:
         values = np.stack([each.share(name).mean(1).numpy() for each in shares]).astype(np.float64)  # [pictures, L]
         low, high = _band(values, seed)
         (line,) = axes.plot(numbers, values.mean(0), "o-", label=_PART_NAMES[name])

@@ -19,6 +19,7 @@ from llava_probe.border import Count, Positive
 from llava_probe.errors import BadInput
 from llava_probe.trace.explained import Tokens, explained, placed, queries
 from llava_probe.view.canvas import Colours, Title, Width, drawable, styled
+from llava_probe.view.limits import SHEET_LIMIT
 from llava_probe.view.sheet import Frame, Look, Panel, by_scale, draw_sheet, look_of
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from llava_probe.maps.maps import ImageMap
     from llava_probe.trace.trace import Trace
 
-#: More maps than this make no readable sheet.
-SHEET_LIMIT = 96
 #: Panels that go into a column of a paper.
 _IN_A_COLUMN = 2
 #: Heads beyond this are drawn without their shares; so many go into a column; and a map is at most so high, in inches.
@@ -72,9 +71,11 @@ def maps(
 
     Raises:
         OutOfRange: there is no such row.
-        BadInput: an unknown option, or a colour map that cannot be read under a photograph.
+        BadInput: no row, an unknown option, or a colour map that cannot be read under a photograph.
     """
     rows = [row] if isinstance(row, int) else list(range(len(m)) if row is None else row)
+    if not rows:
+        raise BadInput("maps takes one row or more, row=0 or row=[0, 2]; got none")
     shown = rows[:SHEET_LIMIT]
     values = [m.values[rows].mean(0).numpy()] if mean and _there(m, rows) else [m.row(each).numpy() for each in shown]
     unit = str(m.about.get("unit", m.method))

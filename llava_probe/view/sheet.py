@@ -105,10 +105,7 @@ class Frame:
 def look_of(
     values: Sequence[FloatArray], unit: str, cmap: str | Colormap | None, highest: float | None, *, signed: bool = False
 ) -> Look:
-    """One look for several maps: from 0, or where they are signed from minus the largest, to the largest.
-
-    They are where one is negative, and ``signed`` where none happens to be.
-    """
+    """One look for several maps: from 0, or where one is negative or may be from minus the largest, to the largest."""
     top = highest or max((scale_of(each) for each in values), default=1.0)
     signed = signed or any(bool((each < 0).any()) for each in values)  # NaN is not
     colours = cmap if isinstance(cmap, Colormap) else colour_map(cmap, signed)
@@ -164,10 +161,7 @@ def draw_sheet(panels: Sequence[Panel], looks: Sequence[Look], frame: Frame, tit
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """In inches: a panel is at most as large as ``panel``, with ``caption`` under it and names at its ``left``.
-
-    The colour bars are at least ``least`` high.
-    """
+    """In inches: panels at most as large as ``panel`` over their ``caption``; colour bars ``least`` high at least."""
 
     panel: tuple[float, float]
     columns: int
@@ -214,7 +208,8 @@ def _planned(panels: Sequence[Panel], frame: Frame, given: float | None, looks: 
 def _plan_with(panels: Sequence[Panel], frame: Frame, given: float | None, bar: float, looks: Sequence[Look]) -> _Plan:
     room = inches(frame.width) - len(looks) * bar - 2 * _MARGIN if given is None else given
     left, top = (0.28 if frame.rows else 0.0), (0.24 if frame.heads else 0.0)
-    aspect = max(panel.image.height / panel.image.width for panel in panels)
+    aspects = [panel.image.height / panel.image.width for panel in panels]
+    aspect = math.sqrt(max(aspects) * min(aspects))  # of other shapes, the widest and the highest lose as much
     room = max(0.5, room - left)
     columns = frame.columns or max(1, round(room / (_SIDE / math.sqrt(aspect))))
     columns = min(columns, len(panels))
@@ -269,7 +264,7 @@ def _draw(
         _unseen(axes, each)
         _photograph(axes, each, frame.photograph)
         _rings(axes, each)
-        x, y = each.x + each.width / 2, each.y + plan.panel[1] + 0.03
+        x, y = each.x + each.width / 2, each.y + each.height + 0.03
         if caption:
             axes.text(x, y, caption, ha="center", va="top", fontsize=_CAPTION, linespacing=1.15)
     for number, name in enumerate(frame.heads):

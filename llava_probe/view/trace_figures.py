@@ -34,6 +34,7 @@ from llava_probe.view.canvas import (
     wrapped,
 )
 from llava_probe.view.colour_bars import colour_bar
+from llava_probe.view.limits import BAR_LINES, WORD_LINES
 from llava_probe.view.sheet import Look, look_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def tokens(
     width: Width = "column",
     title: Title = True,
 ) -> Figure:
-    """Text with each token on the colour of its number.
+    """Text with each token on the colour of its number; of a very long one the beginning, as the title tells.
 
     Args:
         of: confidence, for the answer's tokens; or a map whose method weighs the words too, for those of prompt and
@@ -84,6 +85,9 @@ def tokens(
         texts, values, look, own = _sureness(of, by, cmap, highest)
     room = inches(width) - 2 * _MARGIN if ax is None else room_of(ax)[0]
     places, lines = _flowing(texts, room)
+    if left_out := _left_out(len(places), len(texts)):
+        own += f", {left_out}"
+    values = values[: len(places)]
     height = lines * _LINE
     if ax is None:
         ax = Canvas(inches(width), height + 0.12 + (0.2 if title else 0) + (0.45 if bar else 0)).add_subplot()
@@ -94,13 +98,14 @@ def tokens(
         array=values, cmap=look.colours, norm=look.norm, label=VALUES, lw=0,
     )  # fmt: skip
     ax.add_collection(cells, autolim=False)
-    for (x, y, w), text, value in zip(places, texts, values.tolist(), strict=True):
+    for (x, y, w), text, value in zip(places, texts[: len(places)], values.tolist(), strict=True):
         red, green, blue, _ = look.colours(look.norm(value))
         light = 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT
         colour = "#888888" if value != value else _INK if light else "white"
         ax.text(x + w / 2, y + 0.45 * _LINE, text, ha="center", va="center", fontsize=_SIZE, color=colour)
     if bar:
-        colour_bar(ax, cells, look.unit, orientation="horizontal", shrink=0.6, aspect=25, pad=0.04, fraction=0.08)
+        under = {"pad": min(0.04, 0.1 / height), "fraction": min(0.08, 0.4 / height)}  # of a height that text decides
+        colour_bar(ax, cells, look.unit, orientation="horizontal", shrink=0.6, aspect=25, **under)
     return finished(ax, title, own)
 
 
@@ -116,6 +121,8 @@ def confidence(
 ) -> Figure:
     """Each token's probability as a bar over its text, its entropy as a bar under it; long answers on several lines.
 
+    Of a very long one the beginning is drawn, which is told.
+
     Args:
         c: of one answer.
         columns: tokens a line.
@@ -124,16 +131,17 @@ def confidence(
         width: ``"column"``, ``"page"`` or inches; a page from nine tokens a line on when None.
         title: none, unless True or yours.
     """
-    count = len(c.tokens)
+    count = min(len(c.tokens), BAR_LINES * columns)
+    left_out = _left_out(count, len(c.tokens))
     lines = [range(start, min(start + columns, count)) for start in range(0, count, columns)]
     columns = max(4, min(columns, count))
     width = width or ("column" if columns <= 8 else "page")
     host = hosted(ax, width, 1.75 * len(lines) + 0.15)
     grid = host.add_gridspec(2 * len(lines), 1, height_ratios=[2, 1] * len(lines), hspace=0.02)
-    deepest = highest or max(0.1, float(c.entropy.max())) * 1.05
+    deepest = highest or max(0.1, float(c.entropy[:count].max())) * 1.05
     sampled = _sampled(c)
     room = (inches(width) - 0.5) / columns
-    shown = [_shortened(drawable(token.text), 12) for token in c.tokens]
+    shown = [_shortened(drawable(token.text), 12) for token in c.tokens[:count]]
     turned = 35 if max(text_width(text, "axes.titlesize") for text in shown) > 0.95 * room else 0
     for number, steps in enumerate(lines):
         above, below = host.add_subplot(grid[2 * number]), host.add_subplot(grid[2 * number + 1])
@@ -153,7 +161,9 @@ def confidence(
         below.spines["bottom"].set_visible(False)
     if sampled is not None:
         host.axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
-    return finished(host, title, "How sure of each token")
+    if left_out and not title:
+        below.set_xlabel(left_out)
+    return finished(host, title, f"How sure of each token{left_out and f', {left_out}'}")
 
 
 def _sureness(c: Confidence, by: str, cmap: Any, highest: float | None) -> tuple[list[str], FloatArray, Look, str]:
@@ -182,16 +192,26 @@ def _weights(m: ImageMap, row: int, cmap: Any, highest: float | None) -> tuple[l
 
 
 def _flowing(texts: list[str], room: float) -> tuple[list[tuple[float, float, float]], int]:
-    """(x, y, width) of each text in inches, in lines of at most ``room``, and how many; what fits no line is cut."""
+    """(x, y, width) of each text in inches, in lines of at most ``room``, and how many; what fits no line is cut.
+
+    Of the texts that go into ``WORD_LINES`` lines: the first ones.
+    """
     places, x, line = [], 0.0, 0
     for number, text in enumerate(texts):
         texts[number] = text = wrapped(text, room - 2 * _PAD, _SIZE, lines=1)
         wide = text_width(text, _SIZE) + 2 * _PAD
         if x and x + wide > room:
+            if line + 1 == WORD_LINES:
+                break
             x, line = 0.0, line + 1
         places.append((x, line * _LINE, wide))
         x += wide + 0.4 * _PAD
     return places, line + 1
+
+
+def _left_out(shown: int, count: int) -> str:
+    """Nothing where all are shown."""
+    return f"the first {shown:,} of {count:,} tokens" if shown < count else ""
 
 
 def _sampled(c: Confidence) -> npt.NDArray[np.floating[Any]] | None:

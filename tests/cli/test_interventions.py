@@ -263,7 +263,7 @@ IMPOSSIBLE = {
     "a layer": ("--steer", "word=red layers=99", "--steer word=red layers=99: layer 99 is not there"),
     "a head": ("--ablate", "heads=1.77", "--ablate heads=1.77: head 77 is not there"),
     "more than there is": ("--reweight", "keys=image by=3 how=move", "by=3 is more than there is"),
-    "a word": ("--knock-out", "keys=zebra", "'zebra' is neither a word"),
+    "a word": ("--ablate", "tokens=zebra", "'zebra' is neither a word of the prompt nor a place ("),
     "a position": ("--knock-out", "keys=500", "did nothing: no pass held a key that keys=500 names"),
     "no push": ("--steer", "word=red layers=4 scale=0", "did nothing: scale=0"),
     "elsewhere": ("--ablate", "box=900,900,950,950", "outside its picture"),

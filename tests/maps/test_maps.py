@@ -277,3 +277,26 @@ def test_what_cannot_be_read_or_written(tmp_path):
         lp.ImageMap.load(tmp_path / "nothing.npz")
     with pytest.raises(lp.BadFile, match="cannot be made"):
         map_of(one_hot(0)).save(tmp_path / "file" / "maps")
+
+
+@pytest.mark.parametrize(
+    ("about", "sentence"),
+    [
+        ({"contrast": 5}, "its contrast is no list of 2 words"),
+        ({"contrast": ["stop"]}, "its contrast is no list of 2 words"),
+        ({"positions": 5}, "its positions are no list of 2 lists of positions"),
+        ({"positions": [["a"], ["a"]]}, "its positions are no list"),
+        ({"positions": [[3]]}, "its positions are no list"),
+        ({"positions": [3, 4]}, "its positions are no list"),
+        ({"unit": 5}, "its unit is 5, no text"),
+    ],
+)
+def test_what_a_map_tells_of_itself_is_in_its_form(about, sentence):
+    with pytest.raises(lp.BadInput, match=sentence):
+        map_of(one_hot(1, 2), about=about)
+
+
+def test_words_are_read_by_the_positions_a_map_tells():
+    m = map_of(one_hot(1, 2), about={"positions": [[3], (4, 5)], "contrast": ["go", None]})
+    assert m.starts(1) == {4 - (m.tokens[1].role == "generated"), 5 - (m.tokens[1].role == "generated")}
+    assert m.label(0).endswith("rather than go")

@@ -36,6 +36,11 @@ def test_a_part_that_is_none_is_refused():
         lp.figures.layers_heads(shares_of(torch.zeros(3, 2)), "mask")
 
 
+def test_no_part_is_refused():
+    with pytest.raises(lp.BadInput, match=r"layers takes one part or more, .* got none"):
+        lp.figures.layers([shares_of(torch.zeros(3, 2))], of=[])
+
+
 def test_intervals_over_pictures_are_those_of_a_mean():
     """Beside Student's interval, which holds for shares that are normal."""
     drawn = np.random.default_rng(0).normal([0.3, 0.5, 0.7], 0.05, (50, 3))

@@ -172,6 +172,28 @@ def test_a_panorama_has_fewer_columns():
     assert counts == [1, 2, 4]
 
 
+def test_a_square_and_a_tall_picture_are_drawn_as_large_as_each_other():
+    """Each in its own shape over its own caption."""
+    sizes = {"square": (100, 100), "tall": (100, 400), "wide": (300, 100)}
+    several = {}
+    for name, (width, height) in sizes.items():
+        layout = ImageLayout(
+            (width, height), np.array([2]), np.array([[0.0, 0, width, height]]), np.zeros(1, dtype=np.int64), (1, 1)
+        )
+        several[name] = map_of(torch.ones(1, 1), layout=layout, image=Image.new("RGB", (width, height)))
+    for pair in (("square", "tall"), ("wide", "tall"), ("square", "wide")):
+        figure = lp.figures.compare({name: several[name] for name in pair})
+        assert not cut_off(figure)
+        areas = []
+        for drawn, text, name in zip(figure.axes[0].images, figure.axes[0].texts, pair, strict=True):
+            left, right, bottom, top = drawn.get_extent()
+            assert (bottom - top) / (right - left) == pytest.approx(sizes[name][1] / sizes[name][0])
+            x, y = text.get_position()
+            assert text.get_text() == name and left < x < right and 0 < y - bottom < 0.1, "right under it"
+            areas.append((bottom - top) * (right - left))
+        assert max(areas) == pytest.approx(min(areas))
+
+
 def test_cells_are_vectors_in_a_pdf_with_its_fonts(m, tmp_path):
     data = lp.figures.save(lp.figures.maps(m), tmp_path / "m.pdf").read_bytes()
     streams = [
@@ -246,6 +268,25 @@ def test_nothing_is_cut_off_and_captions_do_not_overlap():
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
         for number, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+
+
+@pytest.mark.parametrize("options", [{}, {"mean": True}], ids=["rows", "mean"])
+def test_no_row_is_refused(m, options):
+    with pytest.raises(lp.BadInput, match=r"maps takes one row or more, .* got none"):
+        lp.figures.maps(m, row=[], **options)
+
+
+@pytest.mark.parametrize("width", [0.01, 51, 1e9])
+def test_inches_that_nobody_prints_are_refused(m, width):
+    with pytest.raises(lp.BadInput, match=r"width=.* from 0\.5 to 50"):
+        lp.figures.maps(m, width=width)
+
+
+def test_more_dots_than_are_told_apart_are_refused(m, tmp_path):
+    """As many as the command line takes."""
+    with pytest.raises(lp.BadInput, match=r"dpi=.* from 1 to 1,200"):
+        lp.figures.save(lp.figures.maps(m, 0), tmp_path / "map.png", dpi=1201)
+    assert not any(tmp_path.iterdir())
 
 
 def test_unknown_ways_are_refused(m):

@@ -1,6 +1,7 @@
 """Tokens stand on the colours of their numbers, and bars have the heights of theirs."""
 
 import dataclasses
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -78,3 +79,20 @@ def test_words_under_the_bars_do_not_overlap():
         if labels[0].get_rotation() == 0:
             extents = [label.get_window_extent() for label in labels]
             assert not any(one.overlaps(next_) for one, next_ in pairwise(extents))
+
+
+def test_of_a_very_long_answer_the_beginning_is_drawn_and_told(sure):
+    """Of 3,000 tokens; a raster has at most 65,536 pixels a side."""
+    count = 3_000
+    trace = synthetic_trace(answer=[" elephant"] * count, logits=torch.zeros(count, len(TEXTS)))
+    long = lp.confidence(trace)
+    for figure in (
+        lp.figures.confidence(long),
+        lp.figures.confidence(long, title=True),
+        lp.figures.tokens(long),
+    ):
+        told = re.search(r"the first ([\d,]+) of ([\d,]+) tokens", texts(figure).replace("\n", " "))
+        assert int(told[2].replace(",", "")) == len(long.tokens)
+        assert 100 < int(told[1].replace(",", "")) < len(long.tokens)
+        assert figure.get_figheight() * 1200 < 2**16
+    assert "the first" not in texts(lp.figures.confidence(sure, title=True))
