@@ -25,16 +25,16 @@ _CELL = "padding:.1em .7em;border:0"
 
 @dataclass(frozen=True)
 class Table:
-    """Table of equal length by name, a singular one; ``data`` is plain: texts, numbers, lists."""
+    """Columns of equal length by name, a singular one; ``data`` is plain: texts, numbers, lists."""
 
     data: dict[str, list[Any]]
 
     def without(self, *names: str) -> Table:
-        """Without some columns."""
+        """The table without some of its columns."""
         return Table({name: column for name, column in self.data.items() if name not in names})
 
     def text(self) -> str:
-        """A line for each, texts at the left, numbers at the right, to print."""
+        """A line for each row, texts at the left, numbers at the right, to print."""
         lines = [list(self.data), *self._lines()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         sides = ["<" if self._is_text(name) else ">" for name in self.data]

@@ -3,7 +3,7 @@
     acted(results, vlm, {"compute": "relevance", "run": 0, "picture": 0, "tokens": [211]})
     acted(results, vlm, {"ask": "without", "run": 0, "picture": 0, "box": [96, 50, 160, 114]})
 
-The same behind the live viewer and the app.
+What is behind the live viewer; how a region is taken away (``cutting.py``) it shares with the app.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from llava_probe.view.page.runs import MOST_RUNS, Result, gathered
 
 #: Visual tokens around a region that go with it: attention mixes neighbours before the language model sees them.
 RING = 1
-
 
 #: The methods that a click can compute: attention is there from the start.
 OFFERED = tuple(name for name in METHODS if name != "attention")
