@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava_probe.analyzers.table import Table
+from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.errors import BadInput, NotANumber, NotCaptured, OutOfRange
 from llava_probe.trace.explained import At
 from llava_probe.trace.trace import Trace
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Tabular):
     """Some answers weighed against each other at one step.
 
     Attributes:
@@ -47,18 +46,6 @@ class Choices:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists by name, ready for JSON."""
         return {**self._columns().data, "position": self.position, "best": self.best}
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a line for each answer (needs pandas)."""
-        return self._columns().to_pandas()
-
-    def to_csv(self, path: str | Path) -> Path:
-        """A .csv with a line for each answer.
-
-        Raises:
-            BadFile: it cannot be written there.
-        """
-        return self._columns().to_csv(path)
 
     def table(self) -> str:
         """A line for each answer, to print."""

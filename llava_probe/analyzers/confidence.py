@@ -19,14 +19,13 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.analyzers.choices import Choices, weigh
-from llava_probe.analyzers.table import Table, rounded
+from llava_probe.analyzers.table import Table, Tabular, rounded
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, NotANumber, NotCaptured
 from llava_probe.trace.explained import At
@@ -67,7 +66,7 @@ class Word:
     entropy: float
 
 
-class Words(tuple[Word, ...]):
+class Words(tuple[Word, ...], Tabular):
     """The words of an answer: a tuple that is a table too."""
 
     __slots__ = ()
@@ -75,18 +74,6 @@ class Words(tuple[Word, ...]):
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain lists by name, ready for JSON."""
         return self._columns().data
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a line for each word (needs pandas)."""
-        return self._columns().to_pandas()
-
-    def to_csv(self, path: str | Path) -> Path:
-        """A .csv with a line for each word.
-
-        Raises:
-            BadFile: it cannot be written there.
-        """
-        return self._columns().to_csv(path)
 
     def table(self) -> str:
         """A line for each word, to print."""
@@ -107,7 +94,7 @@ class Words(tuple[Word, ...]):
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Confidence:
+class Confidence(Tabular):
     """How sure the model was, each [T] float32; entry t of generated token t, an ending EOS included.
 
     Attributes:
@@ -231,18 +218,6 @@ class Confidence:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists by name, ready for JSON; what was not kept is left out."""
         return {**self._columns().data, "sum": self.sum, "mean": self.mean, "perplexity": self.perplexity}
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a line for each token (needs pandas)."""
-        return self._columns().to_pandas()
-
-    def to_csv(self, path: str | Path) -> Path:
-        """A .csv with a line for each token.
-
-        Raises:
-            BadFile: it cannot be written there.
-        """
-        return self._columns().to_csv(path)
 
     def table(self) -> str:
         """A line for each token, to print; its names are those of ``to_dict`` and ``to_pandas``."""

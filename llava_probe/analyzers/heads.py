@@ -14,14 +14,13 @@ Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_probe.analyzers.attention import by_word
-from llava_probe.analyzers.table import Table
+from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.trace.explained import Tokens, explained, queries
@@ -43,7 +42,7 @@ class Head:
 
 @checked
 @dataclass(frozen=True, eq=False)
-class HeadShares:
+class HeadShares(Tabular):
     """Where each head's attention goes, each part [tokens, layers, heads] float32.
 
     Attributes:
@@ -106,18 +105,6 @@ class HeadShares:
         """The top heads with all their shares, a line each, to print."""
         return self._table(k, of, row).text()
 
-    def to_pandas(self) -> Any:
-        """A DataFrame with a line for each token, layer and head (needs pandas)."""
-        return self._all().to_pandas()
-
-    def to_csv(self, path: str | Path) -> Path:
-        """The same lines as a .csv.
-
-        Raises:
-            BadFile: it cannot be written there.
-        """
-        return self._all().to_csv(path)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain nested lists by name, ready for JSON."""
         return {
@@ -140,7 +127,7 @@ class HeadShares:
             | {name: [float(share[place]) for place in places] for name, share in shares.items()}
         )
 
-    def _all(self) -> Table:
+    def _columns(self) -> Table:
         """A line for each token, layer and head."""
         numbers = [(t, layer, head) for t in range(len(self.tokens)) for layer in self.layers for head in self.heads]
         return Table(

@@ -84,6 +84,31 @@ class Table:
         return any(isinstance(cell, str) for cell in self.data[name])
 
 
+class Tabular:
+    """A result that is a table too: what it tells of itself as columns, taken away."""
+
+    __slots__ = ()
+
+    def _columns(self) -> Table:
+        raise NotImplementedError
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with all columns (needs pandas).
+
+        Raises:
+            BadInput: pandas is not installed.
+        """
+        return self._columns().to_pandas()
+
+    def to_csv(self, path: str | Path) -> Path:
+        """A .csv with all columns.
+
+        Raises:
+            BadFile: it cannot be written there.
+        """
+        return self._columns().to_csv(path)
+
+
 def rounded(number: float, digits: int = _DIGITS) -> str:
     """A number for people: what rounds to nothing has no sign."""
     told = f"{number:.{digits}f}"
