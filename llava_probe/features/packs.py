@@ -257,10 +257,7 @@ def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[
     Returns:
         The prefix's length in ``first``, and the ids of each prompt behind it.
     """
-    tokenizer = processor.tokenizer
-    texts = [question.prompt or "" for question in questions]
-    whole = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
-    tokens = [tokenizer(text, add_special_tokens=not whole).input_ids for text in texts]
+    tokens = text_ids(processor.tokenizer, [question.prompt or "" for question in questions])
     alike = 0
     while all(len(one) > alike + 1 and one[alike] == tokens[0][alike] for one in tokens):
         alike += 1
@@ -268,6 +265,12 @@ def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[
     if list(first[-len(tails[0]) :]) != tails[0]:
         raise Unshared(f"{type(processor).__name__} writes more into a prompt than its visual tokens")
     return len(first) - len(tails[0]), tails
+
+
+def text_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of prompts as a processor's tokenizer makes them, pictures still one mark each."""
+    whole = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
+    return [tokenizer(prompt, add_special_tokens=not whole).input_ids for prompt in prompts]
 
 
 def _inputs(vlm: VLM, tensors: Mapping[str, Any], packs: Sequence[Pack], padding: Sequence[int]) -> dict[str, Any]:

@@ -124,6 +124,13 @@ def virtual_tokens(model: Any) -> int:
     return max((getattr(one, "num_virtual_tokens", None) or 0 for one in named), default=0)
 
 
+def no_targets() -> str:
+    """What PEFT takes for the targets of an adapter that holds whole modules and nothing else."""
+    from peft.utils import constants
+
+    return str(constants.DUMMY_TARGET_MODULES)
+
+
 def is_adapter(module: nn.Module) -> bool:
     """Whether a module is a layer that PEFT put in another one's place. Asked of the class: wrappers pass names on."""
     return hasattr(type(module), "merged_adapters")

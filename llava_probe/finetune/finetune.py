@@ -1,0 +1,235 @@
+"""Fine-tuning that cannot silently do nothing, in the two stages of LLaVA's own training.
+
+    lp.finetune("captions.jsonl", "llava-hf/llava-1.5-7b-hf", out="aligned/", stage="align", dtype="bfloat16")
+    lp.finetune("questions.jsonl", "llava-hf/llava-1.5-7b-hf", out="tuned/", adapter="aligned/", dtype="bfloat16")
+    vlm = lp.load("llava-hf/llava-1.5-7b-hf", adapter="tuned/")
+
+Before the first step every row is read: what cannot be trained on is listed with its line. After the last one the
+adapter must have moved the logits of a row that is kept beside it, and give them again when it is loaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from llava_probe.asking.identity import model_of
+from llava_probe.border import Count, Portion, Positive, Seed, checked
+from llava_probe.errors import BadInput
+from llava_probe.features.packing import refusal
+from llava_probe.features.packs import AskingSettings
+from llava_probe.features.samples import digest
+from llava_probe.features.trial import sharing_of
+from llava_probe.finetune import record
+from llava_probe.finetune.conversations import Fault, read_conversations
+from llava_probe.finetune.dry_run import DryRun, rehearsed
+from llava_probe.finetune.parts import parts_of
+from llava_probe.finetune.passes import measured, passed
+from llava_probe.finetune.plan import Plan, Way, planned, split as split_rows
+from llava_probe.finetune.result import Finetuned
+from llava_probe.finetune.rows import RowMaker, TrainingRow
+from llava_probe.finetune.training import in_bf16, train as run
+from llava_probe.finetune.tuned import prepared
+from llava_probe.loading import load
+from llava_probe.loading.check_row import logits_of, merged_as_unmerged, verify, write_check_row
+from llava_probe.model import VLM
+
+#: Highest learning rate by what is trained: LLaVA-1.5's for its projector and its LoRA, and for all weights.
+LR = {"projector": 1e-3, "adapter": 2e-4, "everything": 2e-5}
+
+#: Bad rows that a refusal lists.
+_LISTED = 12
+
+#: Rows that are looked at to find out what may share a pass.
+_TRIED = 64
+
+#: The folder of checkpoints inside the run's; gone when the run is finished.
+CHECKPOINTS = "checkpoints"
+
+
+@checked
+def finetune(
+    data: Any,
+    model: VLM | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    stage: str = "instruct",
+    train: str | Sequence[str] | None = None,
+    adapter: str | Path | None = None,
+    question: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    images: str | Path | None = None,
+    split: str | None = None,
+    held_out: Portion = 0.05,
+    epochs: Count = 1,
+    steps: Count | None = None,
+    batch_size: Count = 16,
+    micro_batch: Count | None = None,
+    lr: Positive | None = None,
+    rank: Count = 16,
+    max_length: Count | None = None,
+    checkpointing: bool = False,
+    seed: Seed = 0,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+    **load_kwargs: Any,
+) -> Finetuned | DryRun:
+    """Train a model on pictures, questions and answers; the loss is on the answers and their ends alone.
+
+    The same call again goes on where it was broken off, and ends with the weights of an undisturbed run.
+
+    Args:
+        data: a .jsonl, .json, .csv or .parquet file, a Hugging Face data set or dicts: picture, question and answer;
+            LLaVA's conversations; messages; ShareGPT. One format throughout.
+        model: its name or folder for ``lp.load``, or a ``VLM``, which is given back as it was.
+        out: the folder of the adapter; with ``train="everything"`` of the whole model.
+        stage: ``"align"`` trains the projector, ``"instruct"`` a LoRA of the language model.
+        train: other parts instead: ``"projector"``, ``"language"``, ``"tower"``, several with commas between them, or
+            ``"everything"``.
+        adapter: of an earlier stage, to start from; what it trained stays in the new one.
+        question: for rows that have none, captions say.
+        columns, images, split: as ``lp.extract`` takes them.
+        held_out: share of the pictures whose rows are only measured.
+        epochs: how often each row is seen; ``steps`` of the optimizer instead.
+        batch_size: rows a step, on all cards together; ``micro_batch`` of them in a pass.
+        lr: highest learning rate: 1e-3 for the projector alone, 2e-4 with a LoRA, 2e-5 for everything by default.
+        rank: of the LoRA.
+        max_length: tokens of a row at most; what is longer is a bad row, nothing is cut.
+        checkpointing: compute activations again instead of keeping them: less memory, a third more time.
+        seed: of the order, of what is held out, and of the LoRA's first weights.
+        skip_bad: go past rows that cannot be trained on, instead of refusing the data.
+        dry_run: train nothing; tell the first row token by token, and the memory and time that a run needs.
+        progress: show a bar with loss, rate and time left.
+        **load_kwargs: passed to ``lp.load``: ``dtype``, ``device_map``, ``quantize`` ...
+
+    Returns:
+        ``Finetuned``; with ``dry_run`` a ``DryRun``, which prints.
+
+    Raises:
+        BadInput: bad rows (each with its line and reason), another run in the folder, or settings that don't fit.
+        BadModel: it has no such part, or the training moved nothing.
+    """
+    parts = parts_of(train, stage)
+    if out is None and not dry_run:
+        raise BadInput("say where the adapter goes: out='FOLDER' (or dry_run=True, which writes nothing)")
+    if isinstance(model, VLM) and load_kwargs:
+        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
+    vlm = model if isinstance(model, VLM) else load(model, **load_kwargs)
+    _check_dtype(vlm, parts)
+    conversations = read_conversations(data, question=question, columns=columns, images=images, split=split)
+    rows, faults = RowMaker(vlm, max_length)(conversations)
+    left_out = _left_out(rows, faults, skip_bad=skip_bad)
+    kept, apart = split_rows(rows, held_out, seed)
+    way = Way(min(micro_batch or batch_size, batch_size), batch_size, epochs, steps, lr or _lr(parts), seed)
+    samples = [row.sample for row in kept[:_TRIED]]
+    sharing = sharing_of(vlm, samples, AskingSettings(), unpacked=refusal(vlm.anatomy), batch_size=way.pass_rows)
+    plan = planned(kept, apart, sharing, way, PartialState().num_processes)
+    with prepared(vlm, parts, start=adapter, rank=rank, seed=seed) as runner:
+        if dry_run:
+            return rehearsed(vlm, runner, rows, plan, left_out)
+        settings = {
+            "model": model_of(vlm.anatomy, vlm.anatomy.model, in_full=True),
+            "data": digest(row.sample for row in rows),
+            "parts": list(parts),
+            "adapter": None if adapter is None else str(adapter),
+            "rank": rank,
+            "held_out": held_out,
+            "sharing": asdict(sharing),
+            **asdict(way),
+        }
+        folder = Path(str(out)).expanduser()
+        if (done := record.begin(folder, settings)) is None:
+            done = _run(vlm, runner, plan, way, folder, checkpointing=checkpointing, progress=progress)
+            done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
+            record.finish(folder, done)
+    return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
+
+
+def _run(
+    vlm: VLM, runner: Any, plan: Plan, way: Way, folder: Path, *, checkpointing: bool, progress: bool
+) -> dict[str, Any]:
+    """Train, keep what was trained, and prove that it acts: what the record tells of it.
+
+    Raises:
+        BadModel: no logit moved.
+    """
+    shown = dict(passed(vlm, [plan.passes[0][0][:1]]).batch.inputs)
+    whole = not hasattr(runner, "peft_config")
+    base = logits_of(runner, shown) if whole else None
+    held = [{"step": 0, **_measured(vlm, runner, plan)}] if plan.held_out else []
+    with tqdm(total=plan.steps, unit="step", disable=None if progress else True) as bar:
+
+        def tell(known: dict[str, float]) -> None:
+            bar.update(int(known["step"]) - bar.n)
+            if "loss" in known:
+                bar.set_postfix_str(f"loss {known['loss']:.3f}" + _held(known))
+
+        log = run(
+            vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, checkpointing=checkpointing, tell=tell
+        )
+    runner.eval()
+    runner.save_pretrained(folder)
+    if whole:
+        vlm.processor.save_pretrained(folder)
+    moved = write_check_row(runner, shown, folder, base=base)
+    verify(runner, folder)
+    if not whole:
+        merged_as_unmerged(runner, shown)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    names = {"step": "step", "eval_loss": "loss", "eval_exact": "exact"}
+    later = {entry["step"]: entry for entry in log if "eval_loss" in entry}  # the last step is measured twice
+    held += [{ours: entry[name] for name, ours in names.items()} for entry in later.values()]
+    losses = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in log if "loss" in entry]
+    return {"losses": losses, "held_out": held, "moved": moved}
+
+
+def _measured(vlm: VLM, runner: Any, plan: Plan) -> dict[str, float]:
+    with in_bf16(vlm):
+        found = measured(vlm, runner, plan.held_out)
+    return {"loss": found.loss, "exact": found.exact}
+
+
+def _held(known: Mapping[str, float]) -> str:
+    return f", held out {known['eval_loss']:.3f}, {known['eval_exact']:.0%} exact" if "eval_loss" in known else ""
+
+
+def _check_dtype(vlm: VLM, parts: Sequence[str]) -> None:
+    """The numbers in which weights can be trained.
+
+    Raises:
+        BadInput: float16, or all of a model in bfloat16.
+    """
+    name = str(vlm.model.dtype).removeprefix("torch.")
+    if name == "float16":
+        raise BadInput("the model is in float16, whose gradients overflow; load it with dtype='bfloat16'")
+    if "everything" in parts and name != "float32":
+        told = f"train='everything' changes weights in {name}, where small steps vanish"
+        raise BadInput(f"{told}; load the model with dtype='float32'")
+
+
+def _left_out(rows: Sequence[TrainingRow], faults: Sequence[Fault], *, skip_bad: bool) -> tuple[str, ...]:
+    """The bad rows, each in a sentence, where they are to be gone past.
+
+    Raises:
+        BadInput: there are some and nobody said so, or there are no others.
+    """
+    told = tuple(f"{fault.line}: {fault.why}" for fault in faults)
+    if told and (not rows or not skip_bad):
+        listed = "\n  ".join(told[:_LISTED])
+        more = f"\n  and {len(told) - _LISTED:,} more" if len(told) > _LISTED else ""
+        way = "\nskip_bad=True (--skip-bad) goes on without them" if rows else ""
+        raise BadInput(f"{len(told):,} rows cannot be trained on, {len(rows):,} can:\n  {listed}{more}{way}")
+    if not rows:
+        raise BadInput("the data has no rows")
+    return told
+
+
+def _lr(parts: Sequence[str]) -> float:
+    return LR["everything" if "everything" in parts else "projector" if parts == ("projector",) else "adapter"]

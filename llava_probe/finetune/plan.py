@@ -1,0 +1,86 @@
+"""What a run will do, laid out before its first step: which rows, in which passes and how many steps."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava_probe.features.trial import Sharing
+from llava_probe.finetune.rows import TrainingRow
+from llava_probe.finetune.schedule import Groups, passes_of
+
+#: Held-out rows that are measured on the way, at most: a few minutes of a run of hours.
+MEASURED_ROWS = 400
+
+
+@dataclass(frozen=True)
+class Way:
+    """How rows are taken; everything of it decides what the weights become.
+
+    Attributes:
+        pass_rows: rows of a pass; ``step_rows``: of a step, on all cards together.
+        epochs: how often each row is seen; ``steps`` of the optimizer instead.
+        lr: the highest learning rate.
+        seed: of everything drawn.
+    """
+
+    pass_rows: int
+    step_rows: int
+    epochs: int
+    steps: int | None
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, laid out.
+
+    Attributes:
+        passes: those of all epochs in order.
+        held_out: the passes that are only measured.
+        accumulated: passes a step on each card.
+        steps: of the optimizer.
+    """
+
+    passes: Sequence[Groups]
+    held_out: Sequence[Groups]
+    accumulated: int
+    steps: int
+
+
+def planned(
+    kept: Sequence[TrainingRow], apart: Sequence[TrainingRow], sharing: Sharing, way: Way, cards: int = 1
+) -> Plan:
+    """The passes of all epochs, and how many make a step.
+
+    Args:
+        kept: rows to be trained; ``apart``: to be measured.
+        sharing: what may share a pass in this family.
+        way: how rows are taken.
+        cards: on how many passes run side by side.
+    """
+    passes: list[Groups] = []
+    epoch = 0
+    while True:
+        passes += passes_of(kept, way.pass_rows, sharing, way.seed, epoch)
+        epoch += 1
+        rows = len(kept) * epoch / len(passes)  # of a pass, on average
+        accumulated = max(1, round(way.step_rows / rows / cards))
+        enough = epoch >= way.epochs if way.steps is None else len(passes) >= way.steps * accumulated * cards
+        if enough:
+            break
+    steps = way.steps or math.ceil(len(passes) / (accumulated * cards))
+    measured = passes_of(apart[:MEASURED_ROWS], way.pass_rows, sharing, way.seed, 0) if apart else []
+    return Plan(passes[: steps * accumulated * cards], measured, accumulated, steps)
+
+
+def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
+    """Rows to train on and rows to measure, no picture on both sides, one picture at least on the first."""
+    pictures = list(dict.fromkeys(row.picture or row.line for row in rows))
+    random.Random(f"held out {seed}").shuffle(pictures)
+    apart = set(pictures[: min(round(share * len(pictures)), len(pictures) - 1)])
+    kept = [row for row in rows if (row.picture or row.line) not in apart]
+    return kept, [row for row in rows if (row.picture or row.line) in apart]

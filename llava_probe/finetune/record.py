@@ -1,0 +1,86 @@
+"""``finetune.json``: what a run is made of, written before its first step and again when it ended.
+
+It tells a run that goes on from another one, which is refused, and an adapter's reader how it came about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llava_probe import __version__
+from llava_probe.asking.identity import differences
+from llava_probe.described import Stored
+from llava_probe.errors import BadFile, BadInput
+from llava_probe.stored import JSON_LIMIT, made_folder, read_json, write_text
+
+RECORD = "finetune.json"
+
+_FORMAT = "llava_probe.finetune"
+
+
+class _Record(Stored, kw_only=True):
+    """What the file holds.
+
+    Attributes:
+        settings: all that decides what the weights become.
+        finished: whether the run came to its end.
+        told: of the result, once it did.
+    """
+
+    format: str
+    settings: dict[str, Any]
+    finished: bool = False
+    told: dict[str, Any] = {}
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Begin a run in a folder, or go on with the one there; what a finished one told of its result.
+
+    Raises:
+        BadInput: another run is there, or something else.
+        BadFile: the record is damaged, or the folder cannot be written.
+    """
+    asked = json.loads(json.dumps({**settings, "versions": _versions()}))
+    made_folder("adapter", folder)
+    there = sorted(entry.name for entry in folder.iterdir())
+    if RECORD not in there:
+        if there:
+            raise BadInput(f"{folder} holds other things ({', '.join(there[:4])}); choose an empty folder")
+        _write(folder, _Record(format=_FORMAT, settings=asked))
+        return None
+    held = read_json("record of the run", folder / RECORD, _Record, JSON_LIMIT)
+    if held.format != _FORMAT:
+        raise BadFile(f"{folder / RECORD} is no record of a fine-tuning")
+    if others := differences(held.settings, asked):
+        raise BadInput(f"{folder} holds another run: {'; '.join(others)}; give its settings, or choose an empty folder")
+    return held.told if held.finished else None
+
+
+def finish(folder: Path, told: Mapping[str, Any]) -> None:
+    """Note that the run came to its end, and what it tells."""
+    held = read_json("record of the run", folder / RECORD, _Record, JSON_LIMIT)
+    _write(folder, _Record(format=_FORMAT, settings=held.settings, finished=True, told=dict(told)))
+
+
+def _write(folder: Path, record: _Record) -> None:
+    fields: Sequence[str] = ("format", "settings", "finished", "told")
+    write_text(
+        "record of the run", folder / RECORD, json.dumps({name: getattr(record, name) for name in fields}, indent=1)
+    )
+
+
+def _versions() -> dict[str, str]:
+    import peft
+
+    return {
+        "llava_probe": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }

@@ -1,0 +1,189 @@
+"""The training itself: transformers' Trainer over passes that were laid out beforehand.
+
+Optimizer, schedule, several cards, gradient checkpointing and what a checkpoint holds are the Trainer's; ours are the
+passes, the loss and when a checkpoint counts. One counts when all of it was written: a run that is killed at any moment
+goes on from the last that does, and ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llava_probe.finetune.passes import measured, passed, summed_loss, trained_logits
+from llava_probe.finetune.plan import Plan
+from llava_probe.finetune.schedule import Groups
+from llava_probe.model import VLM
+
+#: Of all steps: those over which the learning rate rises, as in LLaVA's two stages.
+WARM_UP = 0.03
+
+#: How often a run tells its loss, measures what was held out, and keeps a checkpoint, at most so many seconds apart.
+_TOLD, _MEASURED, _KEPT_SECONDS = 200, 10, 300
+
+_WHOLE = "whole"  # the file that says that a checkpoint was written to its end
+
+
+def train(
+    vlm: VLM,
+    runner: Any,
+    plan: Plan,
+    folder: Path,
+    *,
+    lr: float,
+    seed: int,
+    checkpointing: bool = False,
+    tell: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train what of the model wants gradients, from the last whole checkpoint on.
+
+    Args:
+        vlm: whose processor and parts are used.
+        runner: the model as it is trained, changed in place.
+        plan: the passes and how they are taken.
+        folder: of checkpoints.
+        lr: the highest learning rate; ``seed``: of everything drawn.
+        checkpointing: whether a block's activations are computed again instead of kept.
+        tell: called after each step with what is known of it: ``step``, ``loss`` ...
+
+    Returns:
+        What was measured on the way: ``step``, ``loss``, ``learning_rate``; ``eval_loss`` and ``eval_exact``.
+    """
+    trainer = _Trainer(vlm, runner, plan, _arguments(vlm, plan, folder, lr, seed, checkpointing))
+    trainer.add_callback(_Keeping(trainer, tell))
+    last = last_whole(folder)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; what lies beside it unfinished is taken away."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = [path for path in found if (path / _WHOLE).exists()]
+    for path in found:
+        if path not in whole[-1:]:
+            shutil.rmtree(path, ignore_errors=True)
+    return whole[-1] if whole else None
+
+
+def _arguments(vlm: VLM, plan: Plan, folder: Path, lr: float, seed: int, checkpointing: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # a pass, whatever it holds
+        gradient_accumulation_steps=plan.accumulated,
+        max_steps=plan.steps,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(WARM_UP * plan.steps)),
+        weight_decay=0.0,
+        optim="adamw_torch",
+        bf16=vlm.model.dtype == torch.bfloat16,
+        use_cpu=vlm.model.device.type == "cpu",
+        logging_steps=max(1, plan.steps // _TOLD),
+        eval_strategy="steps" if plan.held_out else "no",
+        eval_steps=max(1, plan.steps // _MEASURED),
+        save_strategy="steps",
+        save_steps=max(1, plan.steps // 2),
+        save_total_limit=2,
+        seed=seed,
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        **(_checkpointing() if checkpointing else {}),
+    )
+
+
+def _checkpointing() -> dict[str, Any]:
+    """What has activations computed again, by the name that this release of transformers has for it."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    name = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class _Passes(Dataset[dict[str, Any]]):
+    """The passes of a run, made when they are needed."""
+
+    def __init__(self, vlm: VLM, passes: Sequence[Groups]) -> None:
+        self._vlm, self._passes = vlm, passes
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        made = passed(self._vlm, self._passes[number])
+        return {"pass": made, "shift_labels": made.ids}  # whose number the Trainer counts
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    (one,) = items
+    return one
+
+
+class _Trainer(Trainer):
+    """The Trainer over our passes, with our loss."""
+
+    def __init__(self, vlm: VLM, runner: Any, plan: Plan, arguments: TrainingArguments) -> None:
+        self._vlm, self._plan = vlm, plan
+        super().__init__(runner, arguments, train_dataset=_Passes(vlm, plan.passes), eval_dataset=_Passes(vlm, ()))
+        self.model_accepts_loss_kwargs = True  # the loss is over all tokens of a step, whatever its passes hold
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The passes in their order, on several cards in turn."""
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=1, collate_fn=_only))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The share of one pass in the loss of its step."""
+        one = inputs["pass"]
+        loss = summed_loss(trained_logits(self._vlm, model, one), one)
+        count = len(one.ids) if num_items_in_batch is None else num_items_in_batch
+        return loss * self.accelerator.num_processes / count  # gradients of several cards are averaged
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """What was held out, predicted."""
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            found = measured(self._vlm, self.model, self._plan.held_out)
+        self.model.train()
+        told = {"eval_loss": found.loss, "eval_exact": found.exact}
+        self.log(told)
+        return told
+
+
+class _Keeping(TrainerCallback):
+    """Tells how it goes, and says when a checkpoint is whole."""
+
+    def __init__(self, trainer: _Trainer, tell: Callable[[dict[str, float]], None] | None) -> None:
+        self._trainer, self._tell, self._kept = trainer, tell, time.monotonic()
+        self._known: dict[str, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        self._known |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size == 1 and time.monotonic() - self._kept > _KEPT_SECONDS:
+            control.should_save = True
+        if self._tell is not None and state.is_world_process_zero:
+            self._tell({**self._known, "step": state.global_step})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._kept = time.monotonic()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+
+
+def in_bf16(vlm: VLM) -> Any:
+    """What the Trainer's passes run under, for those outside of it."""
+    kind = vlm.model.device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=vlm.model.dtype == torch.bfloat16)

@@ -1,0 +1,72 @@
+"""A model made ready to be trained, and given back as it was: what is trained wants gradients, the rest does not.
+
+An adapter to start from keeps its place: what it trained is in the new one, trained further where that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_probe.errors import BadModel
+from llava_probe.finetune.parts import adapter_config, as_floats, part_of
+from llava_probe.inside.undo import Undo, draws_as_now, undoing
+from llava_probe.loading.adapters import bind
+from llava_probe.model import VLM
+
+
+@contextmanager
+def prepared(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int) -> Iterator[Any]:
+    """The model as it is trained; given back as it was.
+
+    Args:
+        vlm: the model.
+        parts: of ``PARTS``.
+        start: an adapter whose weights it starts from.
+        rank: of the LoRA, where ``start`` has none of its own.
+        seed: of the LoRA's first weights.
+
+    Raises:
+        BadModel: there is no such part, or the adapter to start from does not fit.
+    """
+    model = vlm.anatomy.model
+    if hasattr(vlm.model, "peft_config"):
+        raise BadModel("the model has an adapter on it; load it without, and give the adapter's folder as adapter=")
+    with undoing() as undo:
+        wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        undo(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
+        undo(lambda: model.train(False))
+        undo(draws_as_now())
+        torch.manual_seed(seed)
+        if "everything" in parts:
+            model.requires_grad_(True)
+            yield model
+        else:
+            yield _adapted(vlm, parts, start, rank, undo)
+
+
+def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int, undo: Undo) -> Any:
+    """The model with an adapter on it that trains these parts."""
+    from peft import PeftConfig, get_peft_model, load_peft_weights
+
+    weights: Mapping[str, Tensor] = {}
+    kept: set[str] = set()
+    if start is not None:
+        folder = str(Path(start).expanduser()) if Path(start).expanduser().is_dir() else str(start)
+        weights = load_peft_weights(folder, device="cpu")
+        kept = {part_of(vlm.anatomy, name) for name in weights}
+        rank = getattr(PeftConfig.from_pretrained(folder), "r", rank) if kept - {"projector"} else rank
+    runner: Any = get_peft_model(vlm.anatomy.model, adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank))
+    undo(runner.unload)
+    if start is not None:
+        bind(runner, weights, str(start))
+    for name, parameter in runner.named_parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(part_of(vlm.anatomy, name) in parts)
+    as_floats(runner)
+    return runner
