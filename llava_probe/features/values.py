@@ -58,6 +58,8 @@ def picture(value: Any, folder: Path) -> Any:
     Raises:
         BadInput: it is no picture.
     """
+    if str(getattr(value, "dtype", "")) == "object":  # as pandas reads lists from a file
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return _one_picture(value, folder)
     return [_one_picture(one, folder) for one in value]

@@ -15,7 +15,7 @@ Each may have a ``system`` column; ``<image>`` in a text is a place for a pictur
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from llava_probe.finetune.turns import ChatMessage, in_order, message, messages_
 
 _CONVERSATIONS, _MESSAGES, _TEXTS = "LLaVA or ShareGPT conversations", "messages", "texts of user and assistant"
 _CAPTIONS = "captions"
+_ROLES = ("user", "assistant")
 
 #: What asks and what answers, and the format of both.
 _PAIRS = {
@@ -151,7 +152,7 @@ def _formatted(
 
 def _chat(row: Mapping[str, Any], column: str, columns: SpokenColumns) -> Formatted:
     turns = _turns(row, column)
-    name = _CONVERSATIONS if "from" in turns[0] else _MESSAGES
+    name = _CONVERSATIONS if turns[0].get("from") is not None else _MESSAGES
     return _formatted(name, row, columns, lambda: messages_of(turns))
 
 
@@ -167,8 +168,7 @@ def _is_dialogue(value: Any) -> bool:
 
 
 def _dialogue(turns: Any) -> list[ChatMessage]:
-    roles = ("user", "assistant")
-    return messages_of([{"role": role, "content": turn.get(role)} for turn in turns for role in roles])
+    return messages_of([{"role": role, "content": turn.get(role)} for turn in turns for role in _ROLES])
 
 
 # --- a question and its answer ---
@@ -191,7 +191,10 @@ def _pair(row: Mapping[str, Any], columns: SpokenColumns, answer: str) -> list[C
         raise BadInput("the row has no question; pass question='...' for all that have none")
     if answer == "output" and (more := columns.held(row, "input")) is not None:
         words = f"{words}\n{_text(row, more)}"
-    return [*_history(row, columns), message("user", words), message("assistant", told)]
+    exchanges = [*_history(row, columns), (words, told)]
+    return messages_of(
+        [{"role": role, "content": each} for pair in exchanges for role, each in zip(_ROLES, pair, strict=True)]
+    )
 
 
 def _asking(row: Mapping[str, Any], columns: SpokenColumns, answer: str) -> str | None:
@@ -212,8 +215,8 @@ def _asking(row: Mapping[str, Any], columns: SpokenColumns, answer: str) -> str 
     return others[0] if others else columns.held(row, "text")
 
 
-def _history(row: Mapping[str, Any], columns: SpokenColumns) -> list[ChatMessage]:
-    """Earlier turns, as pairs of what was asked and said."""
+def _history(row: Mapping[str, Any], columns: SpokenColumns) -> list[Sequence[str]]:
+    """What was asked and said before, in pairs."""
     name = columns.held(row, "history")
     given = [] if name is None else row[name]
     if isinstance(given, str):
@@ -221,8 +224,7 @@ def _history(row: Mapping[str, Any], columns: SpokenColumns) -> list[ChatMessage
             given = json.loads(given)
     if not isinstance(given, (list, tuple)) or not all(map(_is_exchange, given)):
         raise BadInput(f"history is a list of pairs of question and answer; got {shortened(repr(given))}")
-    roles = ("user", "assistant")
-    return [message(role, words) for pair in given for role, words in zip(roles, pair, strict=True)]
+    return list(given)
 
 
 def _is_list(value: Any) -> bool:

@@ -40,7 +40,7 @@ def message_of(turn: Mapping[str, Any]) -> ChatMessage:
     Raises:
         BadInput: it is of another role, or holds something that is not trained.
     """
-    given = turn.get("from", turn.get("role"))
+    given = _first(turn, "from", "role")
     role = "system" if given == "developer" else values.ROLE_NAMES.get(str(given))
     if role is None:
         raise BadInput(f"is of {shortened(repr(given))}; those of user (human), assistant (gpt) and system are trained")
@@ -48,7 +48,7 @@ def message_of(turn: Mapping[str, Any]) -> ChatMessage:
         raise BadInput(f"holds {passed[0]} beside its words, which is not trained")
     if role == "assistant" and any(name in turn and turn[name] in (0, "0", False) for name in _OWN_WEIGHT):
         raise BadInput("is not to be trained (weight or loss 0); all answers are")
-    return message(role, turn.get("value", turn.get("content")))
+    return message(role, _first(turn, "value", "content"))
 
 
 def messages_of(turns: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
@@ -94,6 +94,10 @@ def in_order(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     if not ordered or ordered[-1]["role"] != "assistant":
         raise BadInput(f"the last turn, {len(messages)}, has no answer")
     return ordered
+
+
+def _first(turn: Mapping[str, Any], *names: str) -> Any:
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
 def _only_pictures(each: ChatMessage) -> bool:

@@ -1,8 +1,8 @@
 """What TRL's trainer makes of the same rows: which tokens it trains, and in which it differs.
 
-With prompts and completions it trains the last answer and what the template writes behind it, an end or none; with messages,
-everything that is no padding, the question and the picture's tokens too, unless ``assistant_only_loss`` is asked for
-and the template marks its answers. Its ids begin without the BOS that ``generate`` puts before the same prompt.
+With prompts and completions it trains the last answer and what the template writes behind it, an end or none; with
+messages, everything that is no padding, the question and the picture's tokens too, unless ``assistant_only_loss`` is
+asked for and the template marks its answers. Its ids begin without the BOS that ``generate`` puts before the prompt.
 """
 
 from __future__ import annotations

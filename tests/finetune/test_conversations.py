@@ -409,6 +409,35 @@ def test_a_file_of_two_formats_is_refused_with_the_first_line_of_each(folder: Pa
     assert str(refused.value) == told
 
 
+def test_keys_that_other_rows_have_and_this_one_does_not_are_nothing(folder: Path) -> None:
+    """As columnar files fill them in."""
+    filled = [
+        {**each, "role": None, "content": None, "weight": None} for each in said("<image>What is red?", "The circle.")
+    ]
+    talk = {"image": "a.png", "conversations": filled, "question": None, "answer": None, "videos": [], "system": None}
+    assert one(talk, folder).messages == SINGLE
+
+
+def test_cocos_captions_are_captions(folder: Path) -> None:
+    path = folder / "captions.json"
+    images = [{"id": n, "file_name": f"{name}.png"} for n, name in enumerate("ab")]
+    captions = [{"id": 9 - n, "image_id": n, "caption": f"Picture {n}."} for n in (0, 1)]
+    path.write_text(json.dumps({"images": images, "annotations": captions}))
+    found = read_conversations(path, question="Describe it.")
+    assert found.format == "captions"
+    assert [(each.images, each.messages) for each in found] == [
+        ([str(folder / f"{name}.png")], [user(PLACE, "Describe it."), assistant(f"Picture {n}.")])
+        for n, name in enumerate("ab")
+    ]
+
+
+def test_lists_in_a_frame_are_lists(folder: Path) -> None:
+    row = {"images": ["a.png", "b.png"], "messages": [user(PLACE, "and", PLACE), assistant("A")]}
+    (found,) = read_conversations(pandas.read_parquet(parquet(folder / "r.parquet", [row])), images=folder)
+    assert found.images == [str(folder / "a.png"), str(folder / "b.png")]
+    assert found.messages == [user(PLACE, "and", PLACE), assistant("A")]
+
+
 def test_a_row_without_its_answer_is_of_the_same_format(folder: Path) -> None:
     assert fault({"image": "a.png", "question": "Q"}, folder).startswith("the row has no answer; its columns are image")
     captioned = {"image": "a.png", "question": "Q", "caption": "of what is no answer"}
@@ -463,6 +492,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "picture-in-an-answer": (
         {"conversations": said("Q", "Here: <image>")},
+        "turn 2 is an answer with a picture (<image>), not of words",
+    ),
+    "picture-in-an-answer-beside-its-question": (
+        {"question": "Q", "answer": "Here: <image>"},
         "turn 2 is an answer with a picture (<image>), not of words",
     ),
     "unknown-role": (
