@@ -107,7 +107,7 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
         names |= dict.fromkeys(ASKING, ())  # it is every row's, and puts in what it names
         names["system"] = tuple(name for name in names["system"] if question is None or name not in question.fields)
     box_format = None if asked.box_format is None else checked_format(asked.box_format)
-    said = {name for given in asked.columns.values() for name in _as_tuple(given)}
+    said = {name for given in asked.columns.values() for name in as_tuple(given)}
     needed = (
         said | set(source.columns.values()) | {field for each in (pattern, question) if each for field in each.fields}
     )
@@ -131,7 +131,8 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     return columns, chain(seen, rest), tuple(told)
 
 
-def _as_tuple(given: Any) -> tuple[str, ...]:
+def as_tuple(given: Any) -> tuple[str, ...]:
+    """The names of columns that are assigned to one of ours."""
     if given is None:
         return ()
     return (given,) if isinstance(given, str) else tuple(given)
@@ -139,6 +140,22 @@ def _as_tuple(given: Any) -> tuple[str, ...]:
 
 def _names(assigned: Mapping[str, Any]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """By which names each of ours goes, those of ``OURS`` that were not assigned to another; several for pictures."""
+    taken = {name for given in assigned.values() for name in as_tuple(given)}
+    names = {ours: tuple(name for name in theirs if name == ours or name not in taken) for ours, theirs in OURS.items()}
+    together = assigned.get("image")
+    return names | {ours: as_tuple(theirs) for ours, theirs in assigned.items()}, (
+        tuple(together) if isinstance(together, (list, tuple)) else ()
+    )
+
+
+def check_assigned(assigned: Mapping[str, Any]) -> None:
+    """Refuse what assigns no column of ours, or assigns it no name.
+
+    Raises:
+        BadInput: with what can be assigned.
+    """
+    if not isinstance(assigned, Mapping):
+        raise BadInput(f"columns= takes a dict of our names to theirs, as in {{'image': 'img'}}; got {assigned!r:.80}")
     unknown = ", ".join(sorted(map(repr, assigned.keys() - OURS.keys())))
     if unknown:
         raise BadInput(f"columns= assigns {', '.join(OURS)} and not {unknown}; other columns are carried as they are")
@@ -147,12 +164,6 @@ def _names(assigned: Mapping[str, Any]) -> tuple[dict[str, tuple[str, ...]], tup
         several = isinstance(theirs, (list, tuple)) and theirs and all(isinstance(name, str) for name in theirs)
         if not one and not (several and ours == "image"):
             raise BadInput(f"columns= wants the name of a column for {ours!r}, or None; got {shortened(repr(theirs))}")
-    taken = {name for given in assigned.values() for name in _as_tuple(given)}
-    names = {ours: tuple(name for name in theirs if name == ours or name not in taken) for ours, theirs in OURS.items()}
-    together = assigned.get("image")
-    return names | {ours: _as_tuple(theirs) for ours, theirs in assigned.items()}, (
-        tuple(together) if isinstance(together, (list, tuple)) else ()
-    )
 
 
 def _spelled(
@@ -160,16 +171,17 @@ def _spelled(
 ) -> dict[str, tuple[str, ...]]:
     """With the columns that are ours in another spelling: Image, imagePath, BBox."""
     known = said | {name for theirs in names.values() for name in theirs}
-    others = {name: _letters(name) for name in found if name not in known}
+    others = {name: letters(name) for name in found if name not in known}
     return {
         ours: theirs
         if ours in assigned
-        else (*theirs, *(other for name in theirs for other in others if others[other] == _letters(name)))
+        else (*theirs, *(other for name in theirs for other in others if others[other] == letters(name)))
         for ours, theirs in names.items()
     }
 
 
-def _letters(name: Any) -> str:
+def letters(name: Any) -> str:
+    """Equal for the spellings of a name: ``imagePath``, ``image_path``, ``Image-Path``."""
     return re.sub(r"[ _-]", "", str(name)).casefold()
 
 

@@ -20,7 +20,7 @@ def portable(sample: Sample) -> dict[str, Any]:
 
     A picture in memory that cannot be opened is left out and becomes the sample's fault.
     """
-    told = ("row", "id", "question", "answer", "fault", "prompt", "box_format")
+    told = ("row", "id", "question", "answer", "fault", "prompt", "box_format", "line")
     plain = {name: getattr(sample, name) for name in told}
     plain |= {
         "columns": dict(sample.columns),

@@ -19,9 +19,18 @@ BATCH_ROWS = 64  # of a columnar file: pictures may lie inside the rows, and a b
 
 @dataclass(frozen=True)
 class Broken:
-    """Stands where a row cannot be read."""
+    """Stands where a row cannot be read; ``line`` as of ``LineRow``, None in a source without lines."""
 
     why: str
+    line: int | None = None
+
+
+class LineRow(dict[str, Any]):
+    """A row of a text file, which knows the line that it ends on, from 1, blank lines counted."""
+
+    def __init__(self, columns: Mapping[str, Any], line: int) -> None:
+        super().__init__(columns)
+        self.line = line
 
 
 Row: TypeAlias = Mapping[str, Any] | Broken
@@ -54,14 +63,31 @@ class Source:
     once: bool = False
 
 
-def dict_row(row: Any, name: str) -> Row:
+def dict_row(row: Any, name: str, line: int | None = None) -> Row:
     """The row, or why it is none."""
     if isinstance(row, Mapping):
-        return row
+        return row if line is None else LineRow(row, line)
     return Broken(
         f"{name} is a {type(row).__name__}; a row is a dict with a value by column, as in "
-        "{'image': 'a.jpg', 'question': 'What?'}"
+        "{'image': 'a.jpg', 'question': 'What?'}",
+        line,
     )
+
+
+def line_of(row: Row) -> int | None:
+    """The line of its file that a row ends on; None where it stands on none."""
+    return row.line if isinstance(row, (Broken, LineRow)) else None
+
+
+def on_the_line_of(row: Row, columns: Mapping[str, Any]) -> Row:
+    """Other columns in the place of a row."""
+    return columns if (line := line_of(row)) is None else LineRow(columns, line)
+
+
+def blamed(name: str, error: BaseException) -> str:
+    """What is wrong with a cell or a turn, with its name before it."""
+    told = str(error)
+    return f"{name}: {told}" if told.startswith(("the ", "a ", "there ")) else f"{name} {told}"
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from typing import Any
 
 from llava_probe.errors import BadInput, shortened
 from llava_probe.features import values
-from llava_probe.features.columns import ASKING, OURS, Columns, ColumnSettings, settle
-from llava_probe.features.rows import Broken, Row, Source
+from llava_probe.features.columns import ASKING, OURS, Columns, ColumnSettings, check_assigned, settle
+from llava_probe.features.rows import Broken, Row, Source, blamed, line_of
 from llava_probe.features.sources import joined_with, open_source
 from llava_probe.pictures.boxes import Box, checked_format, read_boxes, unstated
 
@@ -49,6 +49,7 @@ class Sample:
         messages: a whole chat.
         box_format: one of ``BOX_FORMATS``; None only without boxes.
         system: a system prompt of its own.
+        line: of a text file, the one that it ends on, from 1; None where it stands on none.
     """
 
     row: int
@@ -64,6 +65,7 @@ class Sample:
     messages: Sequence[Mapping[str, Any]] | None = None
     box_format: str | None = None
     system: str | None = None
+    line: int | None = None
 
     @property
     def images(self) -> list[Any]:
@@ -195,13 +197,12 @@ def read_samples(
         BadInput: nothing is there, it is of no known kind or empty, a column that was asked for is in none of the
             first ``LOOK_ROWS`` rows, or none of them has a picture, or asks anything and no question was given.
     """
-    if columns is not None and not isinstance(columns, Mapping):
-        raise BadInput(f"columns= takes a dict of our names to theirs, as in {{'image': 'img'}}; got {columns!r:.80}")
     for way, text in (("question", question), ("prompt", prompt)):
         if text is not None and (not isinstance(text, str) or not text.strip()):
             raise BadInput(f"{way}= is what rows are asked, in words; got {text!r:.80}")
     if question is not None and prompt is not None:
         raise BadInput("question= and prompt= both ask; give one of them")
+    check_assigned({} if columns is None else columns)
     opened = open_source(source, split)
     if answers is not None:
         opened = joined_with(opened, answers)
@@ -247,7 +248,7 @@ def _asks(row: Row, columns: Columns) -> bool:
 
 def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
     if isinstance(row, Broken):
-        return Sample(place, str(place), None, None, fault=row.why)
+        return Sample(place, str(place), None, None, fault=row.why, line=row.line)
     taken = {ours: columns.taken(row, ours) for ours in columns.names}
     if columns.pattern is not None or columns.together:
         taken["image"] = None
@@ -285,7 +286,7 @@ def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
         if name not in ours:
             with _faulting(faults, name):
                 carried[str(name)] = values.plain_value(value)
-    return Sample(place, **read, columns=carried, fault=faults[0] if faults else None)
+    return Sample(place, **read, columns=carried, fault=faults[0] if faults else None, line=line_of(row))
 
 
 _READERS: dict[str, Callable[[Any, Path], Any]] = {
@@ -307,8 +308,7 @@ def _faulting(faults: list[str], column: str) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        told = str(error)
-        faults.append(f"{column}: {told}" if told.startswith(("the ", "a ", "there ")) else f"{column} {told}")
+        faults.append(blamed(column, error))
 
 
 def _picture(row: Mapping[str, Any], columns: Columns, folder: Path, read: Any) -> Any:

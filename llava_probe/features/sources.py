@@ -18,7 +18,19 @@ from llava_probe.errors import BadInput, shortened
 from llava_probe.features.by_column import by_column
 from llava_probe.features.expanding import table_batches
 from llava_probe.features.hugging_face import is_dataset, is_saved_dataset, of_dataset, of_name, of_saved_dataset
-from llava_probe.features.rows import BATCH_ROWS, PICTURES, Broken, Row, Source, dict_row, listed_names, needed, reading
+from llava_probe.features.rows import (
+    BATCH_ROWS,
+    PICTURES,
+    Broken,
+    Row,
+    Source,
+    dict_row,
+    line_of,
+    listed_names,
+    needed,
+    on_the_line_of,
+    reading,
+)
 from llava_probe.features.text_files import of_json, of_jsonl, of_table
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as Hugging Face's imagefolder names them
@@ -29,12 +41,14 @@ def open_source(source: Any, split: str | None = None) -> Source:
     """The source behind a path, a data set's name, a data set or an iterable of dicts.
 
     Args:
-        source: as ``read_samples`` takes it.
+        source: as ``read_samples`` takes it; one that is open stays as it is.
         split: of a Hugging Face data set with several; no other source takes one.
 
     Raises:
         BadInput: there is nothing by that name, it is of no known kind, or it is damaged as a whole.
     """
+    if isinstance(source, Source):
+        return source
     if is_dataset(source):
         return of_dataset(source, split)
     if isinstance(source, (str, os.PathLike)):
@@ -78,9 +92,9 @@ def joined_with(source: Source, answers: Any) -> Source:
             if isinstance(row, Broken):
                 yield row
             elif (found := held[by].get(str(row.get(by)))) is not None:
-                yield {**found, **row}
+                yield on_the_line_of(row, {**found, **row})
             else:
-                yield Broken(f"{other.name} has no row for the {by} {shortened(repr(row.get(by)))}")
+                yield Broken(f"{other.name} has no row for the {by} {shortened(repr(row.get(by)))}", line_of(row))
 
     told = (*source.told, *other.told, f"{other.name} is joined by {by}")
     return replace(source, rows=rows, columns={**source.columns, **other.columns}, told=told)

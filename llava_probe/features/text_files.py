@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from llava_probe.errors import BadInput, first_line, shortened
 from llava_probe.features.annotations import list_inside
-from llava_probe.features.rows import LINE_BYTES, Broken, Row, Source, dict_row, listed_names, reading
+from llava_probe.features.rows import LINE_BYTES, Broken, LineRow, Row, Source, dict_row, listed_names, reading
 
 #: Bytes of a JSON file that is read whole: twice COCO's largest. JSON lines are read one by one.
 JSON_BYTES = 1_000_000_000
@@ -30,7 +30,7 @@ def of_jsonl(path: Path, name: str) -> Source:
         with reading(name), path.open("rb") as file:
             for number, line in enumerate(lines_of(file), start=1):
                 if line is None:
-                    yield Broken(f"line {number} is longer than {LINE_BYTES:,} bytes, which no row should be")
+                    yield Broken(f"line {number} is longer than {LINE_BYTES:,} bytes, which no row should be", number)
                 elif line.strip():
                     yield _json_row(line, number)
 
@@ -102,8 +102,8 @@ def _json_row(line: bytes, number: int) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as error:
-        return Broken(f"line {number} is no JSON: {shortened(first_line(error))}")
-    return dict_row(row, f"line {number}")
+        return Broken(f"line {number} is no JSON: {shortened(first_line(error))}", number)
+    return dict_row(row, f"line {number}", number)
 
 
 def of_table(path: Path, name: str) -> Source:
@@ -133,10 +133,10 @@ def of_table(path: Path, name: str) -> Source:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield Broken(f"line {reader.line_num} cannot be read: {error}")
+                    yield Broken(f"line {reader.line_num} cannot be read: {error}", reader.line_num)
                     continue
                 if fields:
-                    yield _table_row(header, fields, f"line {reader.line_num}")
+                    yield _table_row(header, fields, reader.line_num)
 
     return Source(name, rows, lambda: sum(1 for _ in rows()), path.parent, told=told)
 
@@ -159,9 +159,9 @@ class _TextLines:
         return line.decode(encoding, "surrogateescape")
 
 
-def _table_row(header: list[str], fields: list[str], name: str) -> Row:
+def _table_row(header: list[str], fields: list[str], line: int) -> Row:
     if len(fields) != len(header):
-        return Broken(f"{name} has {len(fields)} fields where the header has {len(header)}")
+        return Broken(f"line {line} has {len(fields)} fields where the header has {len(header)}", line)
     if any("\udc80" <= letter <= "\udcff" for value in fields if not value.isascii() for letter in value):
-        return Broken(f"{name} is not UTF-8")
-    return dict(zip(header, fields, strict=True))
+        return Broken(f"line {line} is not UTF-8", line)
+    return LineRow(dict(zip(header, fields, strict=True)), line)

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from llava_probe.errors import BadImage, BadInput, ProbeError, refusing, shortened
+from llava_probe.features.by_column import by_column
 from llava_probe.pictures.images import fingerprint, open_image
 
 KEY_DIGITS = 32  # 128 bits of sha256: no two pictures of any data set meet
@@ -25,8 +26,8 @@ _PICTURE_KEYS = ("image", "path", "url", "image_url")  # of a part of a chat
 _WRITTEN_OUT = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # how PNG, JPEG, GIF and WebP begin in base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _NOTHING = ("NAType", "NaTType")  # of pandas, which need not be there
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_MARK = "<image>"  # LLaVA's own place for a picture in a conversation
+ROLE_NAMES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+MARK = "<image>"  # LLaVA's own place for a picture in a conversation
 _WIDEST = 2**63  # whole numbers that an index can hold are smaller
 
 
@@ -57,6 +58,8 @@ def picture(value: Any, folder: Path) -> Any:
     Raises:
         BadInput: it is no picture.
     """
+    if str(getattr(value, "dtype", "")) == "object":  # as pandas reads lists from a file
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return _one_picture(value, folder)
     return [_one_picture(one, folder) for one in value]
@@ -144,14 +147,10 @@ def chat(value: Any, folder: Path, pictures: int) -> tuple[list[dict[str, Any]],
     Raises:
         BadInput: it is no chat.
     """
-    if isinstance(value, str):
-        with refusing("is no chat: it is a text and no JSON"):
-            value = json.loads(value)
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(turn, Mapping) for turn in value):
-        raise BadInput("is no chat: a list of messages with role and content, or of turns with from and value")
-    if not all("from" in turn for turn in value):
-        return [_located_message(turn, folder) for turn in value], None
-    turns = [_turn(turn) for turn in value]
+    given = turns_of(value)
+    if not all("from" in turn for turn in given):
+        return [_located_message(turn, folder) for turn in given], None
+    turns = [_turn(turn) for turn in given]
     answer = None
     if turns[-1]["role"] == "assistant":
         answer = "".join(part.get("text", "") for part in turns.pop()["content"])
@@ -163,17 +162,40 @@ def chat(value: Any, folder: Path, pictures: int) -> tuple[list[dict[str, Any]],
     return turns, answer
 
 
+def turns_of(value: Any) -> list[Mapping[str, Any]]:
+    """The messages or turns of a chat: a list of dicts, as it is, as JSON or column by column.
+
+    Raises:
+        BadInput: it is no chat.
+    """
+    if isinstance(value, str):
+        with refusing("is no chat: it is a text and no JSON"):
+            value = json.loads(value)
+    if hasattr(value, "tolist"):  # as pandas reads lists from a file
+        value = value.tolist()
+    if isinstance(value, Mapping) and (columns := by_column(value)) is not None:
+        value = list(columns[1]())
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        raise BadInput("is no chat: a list of messages with role and content, or of turns with from and value")
+    return list(value)
+
+
+def marked_parts(said: str) -> list[dict[str, Any]]:
+    """Words and the places for pictures between them."""
+    content: list[dict[str, Any]] = []
+    for number, words in enumerate(said.split(MARK)):
+        content += [{"type": "image"}] if number else []
+        content += [{"type": "text", "text": words.strip()}] if words.strip() else []
+    return content
+
+
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    role, said = _ROLES.get(str(turn.get("from"))), turn.get("value")
+    role, said = ROLE_NAMES.get(str(turn.get("from"))), turn.get("value")
     if role is None or not isinstance(said, str):
         raise BadInput(f"holds a turn of {shortened(repr(turn.get('from')))}; LLaVA's are of human, gpt and system")
     if role == "assistant":
         return {"role": role, "content": [{"type": "text", "text": said}]}
-    content: list[dict[str, Any]] = []
-    for number, words in enumerate(said.split(_MARK)):
-        content += [{"type": "image"}] if number else []
-        content += [{"type": "text", "text": words.strip()}] if words.strip() else []
-    return {"role": role, "content": content}
+    return {"role": role, "content": marked_parts(said)}
 
 
 def _located_message(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -216,7 +238,8 @@ def chat_key(messages: Sequence[Mapping[str, Any]]) -> str:
 def _shown(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What the parts of a chat hold besides texts and bare places."""
     beside = [{key: value for key, value in part.items() if key not in ("type", "text")} for part in parts_of(messages)]
-    return [part.get("image") or part.get("path") or part.get("url") or part for part in beside if part]
+    keys = ("image", "path", "url")
+    return [next((part[key] for key in keys if not is_empty(part.get(key))), part) for part in beside if part]
 
 
 class Pattern(Formatter):

@@ -206,6 +206,7 @@ def test_a_broken_line_is_a_fault_not_an_end(tmp_path: Path) -> None:
     found = list(samples)
     assert samples.count == len(found) == 10
     assert [s.row for s in found] == list(range(10))
+    assert [s.line for s in found] == [1, 2, *range(4, 12)]
     assert [s.question for s in found if s.fault is None] == ["first", "last"]
     faults = [s.fault or "" for s in found]
     assert faults[1].startswith("line 2 is no JSON: Expecting value")
@@ -227,6 +228,7 @@ def test_a_broken_line_of_a_table_is_a_fault_not_an_end(tmp_path: Path) -> None:
     found = list(samples)
     assert samples.count == len(found) == 7
     assert [s.question for s in found if s.fault is None] == ["first", "two\nlines", "läst"]
+    assert [s.line for s in found] == [2, 3, 4, 6, 7, 9, 10]
     assert found[1].fault == "line 3 has 3 fields where the header has 2"
     assert found[2].fault == "line 4 has 1 fields where the header has 2"
     assert found[3].fault == "line 6 is not UTF-8"
@@ -426,3 +428,19 @@ def test_a_batch_of_a_columnar_file_is_crossed_in_order(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     for source in (tmp_path / "rows.parquet", datasets.Dataset.from_list(rows)):
         assert [int(s.id) for s in read_samples(source)] == list(range(len(rows)))
+
+
+def test_rows_that_are_joined_keep_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, POPE[:2])) + "\n\n" + json.dumps(POPE[2]))
+    found = list(read_samples(path, answers=[{"question_id": 1, "answer": "yes"}, {"question_id": 3, "answer": "no"}]))
+    assert [(s.line, s.answer, s.fault is None) for s in found] == [(1, "yes", True), (2, None, False), (4, "no", True)]
+
+
+def test_a_chat_may_lie_column_by_column_and_show_an_array() -> None:
+    by_column = {"role": ["user", "assistant"], "content": ["Q", "A"]}
+    sample = one({"messages": by_column, "image": "/a.jpg"})
+    assert sample.messages == [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    shown = {"role": "user", "content": [{"type": "image", "image": noise()}, {"type": "text", "text": "Q"}]}
+    (sample,) = read_samples([{"messages": [shown]}])
+    assert sample.fault is None
