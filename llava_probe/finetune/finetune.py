@@ -31,10 +31,12 @@ from llava_probe.finetune.conversations import Fault, read_conversations
 from llava_probe.finetune.dry_run import DryRun, rehearsed
 from llava_probe.finetune.parts import parts_of
 from llava_probe.finetune.passes import measured, passed
-from llava_probe.finetune.plan import Plan, Way, planned, split as split_rows
+from llava_probe.finetune.plan import Plan, Way, planned
+from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
-from llava_probe.finetune.training import in_bf16, train as run
+from llava_probe.finetune.training import in_bf16
+from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import prepared
 from llava_probe.loading import load
 from llava_probe.loading.check_row import logits_of, merged_as_unmerged, verify, write_check_row
@@ -220,7 +222,7 @@ def _left_out(rows: Sequence[TrainingRow], faults: Sequence[Fault], *, skip_bad:
     Raises:
         BadInput: there are some and nobody said so, or there are no others.
     """
-    told = tuple(f"{fault.line}: {fault.why}" for fault in faults)
+    told = tuple(map(str, faults))
     if told and (not rows or not skip_bad):
         listed = "\n  ".join(told[:_LISTED])
         more = f"\n  and {len(told) - _LISTED:,} more" if len(told) > _LISTED else ""

@@ -24,19 +24,19 @@ RECORD = "finetune.json"
 _FORMAT = "llava_probe.finetune"
 
 
-class _Record(Stored, kw_only=True):
+class _Record(Stored, frozen=True, kw_only=True):
     """What the file holds.
 
     Attributes:
         settings: all that decides what the weights become.
         finished: whether the run came to its end.
-        told: of the result, once it did.
+        told: of the result, once it did; None before.
     """
 
     format: str
     settings: dict[str, Any]
     finished: bool = False
-    told: dict[str, Any] = {}
+    told: dict[str, Any] | None = None
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -91,11 +91,10 @@ class RowMaker:
         turns = [number for number, each in enumerate(conversation.messages) if each["role"] == "assistant"]
         asked = [self._asked(conversation, number) for number in turns]
         *before, last = asked
-        spans, apart = [], []
-        for turn in before:
-            span = None if turn.pictures < last.pictures else _within(turn, last)
-            (spans if span else apart).append(span or turn)
-        return [self._row(conversation, turn, ()) for turn in apart] + [self._row(conversation, last, tuple(spans))]
+        within = {turn: _within(turn, last) for turn in before}
+        spans = tuple(span for span in within.values() if span is not None)
+        apart = [turn for turn, span in within.items() if span is None]
+        return [*(self._row(conversation, turn, ()) for turn in apart), self._row(conversation, last, spans)]
 
     def _asked(self, conversation: Conversation, number: int) -> _Turn:
         chat = [dict(message) for message in conversation.messages[:number]]
@@ -110,7 +109,7 @@ class RowMaker:
             raise BadInput(f"no token of the answer {answer!r} would be trained: all are special ones")
         return _Turn(number, pictures, prompt, tuple(ids), answer, told)
 
-    def _row(self, conversation: Conversation, turn: _Turn, spans: tuple[Any, ...]) -> TrainingRow:
+    def _row(self, conversation: Conversation, turn: _Turn, spans: tuple[tuple[int, int], ...]) -> TrainingRow:
         images = list(conversation.images[: turn.pictures])
         sample = Sample(
             conversation.row, conversation.id, images or None, None, turn.answer,
@@ -152,7 +151,12 @@ class _Turn:
 
 
 def _within(turn: _Turn, last: _Turn) -> tuple[int, int] | None:
-    """Where an earlier answer lies in the last prompt, counted from its end; None where it is written otherwise."""
+    """Where an earlier answer lies in the last prompt, counted from its end.
+
+    None where it is written otherwise, or where a picture comes behind it, whose tokens would have to be counted.
+    """
+    if turn.pictures < last.pictures:
+        return None
     start = len(turn.ids)
     for told in (turn.told, turn.told[:-1]):  # some templates write no end behind it
         stop = start + len(told)

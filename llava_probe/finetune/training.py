@@ -132,14 +132,16 @@ class _Trainer(Trainer):
     """The Trainer over our passes, with our loss."""
 
     def __init__(self, vlm: VLM, runner: Any, plan: Plan, arguments: TrainingArguments) -> None:
-        self._vlm, self._plan = vlm, plan
+        self._vlm, self._runner, self._plan = vlm, runner, plan
         super().__init__(runner, arguments, train_dataset=_Passes(vlm, plan.passes), eval_dataset=_Passes(vlm, ()))
         self.model_accepts_loss_kwargs = True  # the loss is over all tokens of a step, whatever its passes hold
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The passes in their order, on several cards in turn."""
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=1, collate_fn=_only))
+        given = DataLoader(_Passes(self._vlm, self._plan.passes), batch_size=1, collate_fn=_only)
+        made: DataLoader[Any] = self.accelerator.prepare(given)
+        return made
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -152,10 +154,10 @@ class _Trainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """What was held out, predicted."""
-        self.model.eval()
+        self._runner.eval()
         with self.compute_loss_context_manager():
-            found = measured(self._vlm, self.model, self._plan.held_out)
-        self.model.train()
+            found = measured(self._vlm, self._runner, self._plan.held_out)
+        self._runner.train()
         told = {"eval_loss": found.loss, "eval_exact": found.exact}
         self.log(told)
         return told

@@ -64,8 +64,13 @@ def build(folder: Path) -> None:
         BadModel: the package that brings the language model is not installed.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlavaConfig
-    from transformers import LlavaForConditionalGeneration
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoProcessor,
+        AutoTokenizer,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     brought = _brought()
     tokenizer: Any = AutoTokenizer.from_pretrained(brought.parent, gguf_file=brought.name)

@@ -3,8 +3,8 @@
     python -m llava_probe.smol.making.scenes captions --pictures 1000 --out build/smol
     python -m llava_probe.smol.making.scenes questions --pictures 6000 --out build/smol
 
-Captions say all that is there; questions are of every kind, the harder ones more. No scene was drawn for the tiny model,
-and none is held out.
+Captions say all that is there; questions are of every kind, the harder ones more. No scene was drawn for the tiny
+model's training, and none is held out.
 """
 
 from __future__ import annotations

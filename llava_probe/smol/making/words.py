@@ -65,13 +65,14 @@ def start(out: Path) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    tuned.save_pretrained(out)
+    tuned.save_pretrained(str(out))
     return loss.item()
 
 
 def _drawn(first: int) -> tuple[Tensor, Tensor]:
     """Pictures [n, 3, 112, 112] as the tower takes them, and the classes [n, 196, 5] of their patches."""
-    drawn = [sample(first + number, None, text=False) for number in range(_PICTURES)]
+    encoder: Any = None  # words are for the tiny model's own training
+    drawn = [sample(first + number, encoder, text=False) for number in range(_PICTURES)]
     pixels = torch.from_numpy(np.stack([one.pixels for one in drawn])).movedim(-1, 1).float() / 127.5 - 1
     return pixels, torch.from_numpy(np.stack([one.patches for one in drawn]))
 
