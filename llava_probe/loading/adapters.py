@@ -114,7 +114,8 @@ def put_on(model: Any, adapter: str, shared: Mapping[str, Any]) -> Any:
             why = why if binding.whole else str(binding)
         raise BadModel(f"the adapter {adapter} does not fit {name}: {why}") from error
     # embeddings that were saved with it are the model's own; PEFT would ask the hub whether they are
-    binding = _bound(get_peft_model_state_dict(adapted, save_embedding_layers=False), stored)
+    held = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    binding = _in_place(_bound(held, stored))
     if not binding.whole and (binding.unlike or not _renamed(adapted, where, how)):
         raise BadModel(f"the adapter {adapter} does not fit {name}: {binding}")
     if _changes_nothing(adapted, stored):
@@ -149,6 +150,20 @@ def _equal(held: Tensor, stored: Tensor, values: bool) -> bool:
     if held.shape != stored.shape or not values or held.is_meta:  # its numbers are on disk, put there from the file
         return held.shape == stored.shape
     return torch.equal(held.cpu(), stored.to(held.dtype))
+
+
+def _in_place(binding: _Binding) -> _Binding:
+    """With each tensor under the name that it has on both sides.
+
+    PEFT takes new names for older ones and renames them out of the model where the two are alike: half of an adapter of
+    DeepSeek-OCR-2, and the shared experts' of Mistral Large 4, are not loaded (0.21).
+    """
+    if binding.loose or binding.empty:
+        return binding
+    for name in binding.unlike:
+        if binding.held[name].shape == binding.stored[name].shape:
+            binding.held[name].copy_(binding.stored[name])  # the model's own memory
+    return _bound(binding.held, binding.stored)
 
 
 def _renamed(adapted: Any, where: str, how: Mapping[str, Any]) -> bool:

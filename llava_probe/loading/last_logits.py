@@ -38,7 +38,7 @@ def last_logits(model: Any, inputs: Mapping[str, Any], count: int = LAST_POSITIO
         count: positions, of those that the mask keeps.
 
     Returns:
-        [count, V] in float32 on the CPU; of a shorter row, all of it.
+        [count, V] in float32 on the CPU; of a shorter row, all of it. Words that the model rules out are 0.
 
     Raises:
         BadInput: the model refuses these inputs.
@@ -55,7 +55,8 @@ def last_logits(model: Any, inputs: Mapping[str, Any], count: int = LAST_POSITIO
     doing = f"one row through {type(inside.model).__name__}"
     with refusals(doing), _answering(model), visiting(inside, apart=True), torch.no_grad():
         logits = model(**fed).logits
-    return logits[0, -ahead:].to(torch.float32).cpu()[places - places[0]].contiguous()
+    ruled_out = logits <= torch.finfo(logits.dtype).min / 2  # Chameleon's picture tokens: beside them nothing differs
+    return logits.masked_fill(ruled_out, 0)[0, -ahead:].to(torch.float32).cpu()[places - places[0]].contiguous()
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
     merged_as_unmerged(model, inputs)      # 6e-7: of the largest logit, in float32
 
-Merging writes W + BA where the pass computed Wx + B(Ax). Where the two part, the merged model is another: tied weights
-of which one half was trained, an update that bfloat16 rounds away, a module that is merged otherwise than applied.
+Merging writes W + BA where the pass computed Wx + B(Ax). Where the two part, the merged model is another: of two tied
+weights one was trained (BLIP's word head), a weight is read without its module being run (in Aria's projector), so that
+no pass has the update before it is merged, or bfloat16 rounds the update away.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def merged_as_unmerged(model: Any, inputs: Mapping[str, Any]) -> float:
     if not off <= limit:
         raise BadModel(
             f"merged, the adapter gives other logits: off by {off:.1e} of the largest, where {inside.dtype} rounds by "
-            f"{limit:.0e} at most; one of its updates is merged otherwise than it is applied (tied weights, of which "
-            "one was trained?)"
+            f"{limit:.0e} at most; one of its updates is merged otherwise than it is applied (of two tied "
+            "weights one was trained, or a weight is read without its module being run)"
         )
     if logits_apart(unmerged, base) > SAME_LOGITS and not nearer_than_none(merged - base, unmerged - base):
         raise BadModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 
@@ -12,8 +13,9 @@ import torch
 import llava_probe as lp
 from llava_probe.loading import adapters
 from llava_probe.loading.adapters import put_on
+from tests import zoo
 from tests.loading.adapted import NOWHERE, PROJECTOR, configured, lora, rewritten, row, trained
-from tests.models import random_llava
+from tests.models import photo, random_llava
 
 BEFORE = "base_model.model.model."
 FIRST = f"{BEFORE}language_model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -134,18 +136,42 @@ def test_a_tensor_without_its_place_is_named(how, copied):
     assert re.search(words, told), told
 
 
-def test_other_values_than_the_files_are_told(saved, monkeypatch):
+def half_loaded(monkeypatch) -> None:
+    """PEFT as it is where it puts one tensor nowhere."""
     load = peft.PeftModel.from_pretrained.__func__
 
-    def half_loaded(cls, *args, **how):
+    def loading(cls, *args, **how):
         model = load(cls, *args, **how)
         model.get_parameter(FIRST.replace("lora_A", "lora_A.default")).data[1, 2] += 1e-3
         return model
 
-    monkeypatch.setattr(peft.PeftModel, "from_pretrained", classmethod(half_loaded))
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", classmethod(loading))
+
+
+def test_what_was_not_put_in_its_place_is(saved, inputs, monkeypatch):
+    expected = put_on(lp.load().model, str(saved), {})(**inputs).logits
+    half_loaded(monkeypatch)
+    assert torch.equal(put_on(lp.load().model, str(saved), {})(**inputs).logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_a_family_whose_new_names_peft_takes_for_old_ones_gets_them_all(tmp_path):
+    vlm = zoo.vlm("deepseek_ocr2")
+    shown = vlm.model_inputs(photo(), "what is it")[0]
+    model = trained(lora(target_modules=r".*language_model.*\.(q_proj|v_proj)"), base=copy.deepcopy(vlm.model))
+    expected = model(**shown).logits
+    model.save_pretrained(tmp_path)
+    assert torch.equal(put_on(copy.deepcopy(vlm.model), str(tmp_path), {})(**shown).logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_other_values_than_the_files_are_told(copied, monkeypatch):
+    """Where names on both sides are not the same, nothing says what belongs where."""
+    half_loaded(monkeypatch)
+    told = refusal(rewritten(copied, lambda held: held.pop(FIRST.replace("lora_A", "lora_B"))))
     assert (
-        f"39 of the 40 tensors of its file bind to a module of the model; the model holds other values of {FIRST}"
-        in (refusal(saved))
+        f"38 of the 39 tensors of its file bind to a module of the model; the model holds other values of {FIRST}"
+        in told
     )
 
 

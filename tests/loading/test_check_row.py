@@ -38,6 +38,12 @@ def saved(tmp_path_factory, inputs):
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(saved):
+    """The model that it is of, for tests that only look."""
+    return put_on(lp.load().model, str(saved), {})
+
+
 @pytest.fixture
 def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "adapter")
@@ -97,14 +103,22 @@ def test_writing_and_verifying_leave_the_model_as_it_was(saved, inputs, tmp_path
     assert wanted == [parameter.requires_grad for parameter in model.parameters()]
 
 
-def test_padding_is_not_looked_at(inputs):
-    model = trained()
+def test_padding_is_not_looked_at(loaded, inputs):
     padded = {
         **inputs,
         "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 3)),
         "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 3)),
     }
-    torch.testing.assert_close(last_logits(model, padded), last_logits(model, inputs))
+    torch.testing.assert_close(last_logits(loaded, padded), last_logits(loaded, inputs))
+
+
+def test_words_that_a_model_rules_out_hide_no_change(inputs):
+    model = trained()
+    plain = last_logits(model, inputs)
+    model.base_model.model.lm_head.register_forward_hook(
+        lambda _module, _args, scores: scores.index_fill(-1, torch.tensor([3]), torch.finfo(scores.dtype).min)
+    )
+    assert torch.equal(last_logits(model, inputs), plain.index_fill(-1, torch.tensor([3]), 0))
 
 
 def test_inputs_that_are_no_tensors_survive(inputs, tmp_path, monkeypatch):
@@ -217,20 +231,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_row_is_told(damage, saved, tmp_path):
-    model = put_on(lp.load().model, str(saved), {})
+def test_a_damaged_row_is_told(damage, loaded, saved, tmp_path):
     shutil.copy(saved / CHECK_ROW, tmp_path)
     DAMAGE[damage](tmp_path / CHECK_ROW)
     with pytest.raises(
         lp.BadModel, match=rf"{tmp_path} was not loaded .*; to load it all the same, remove {tmp_path}/"
     ):
-        verify_row(model, tmp_path)
+        verify_row(loaded, tmp_path)
 
 
-def test_a_file_too_large_for_a_row_is_not_read(saved, tmp_path, monkeypatch):
+def test_a_file_too_large_for_a_row_is_not_read(loaded, saved, monkeypatch):
     monkeypatch.setattr("llava_probe.loading.check_row._LARGEST", 1000)
     with pytest.raises(lp.BadModel, match="a check row has at most 1,000"):
-        verify_row(put_on(lp.load().model, str(saved), {}), saved)
+        verify_row(loaded, saved)
 
 
 def test_an_adapter_of_the_hub_is_held_to_its_row_too(copied, monkeypatch):
