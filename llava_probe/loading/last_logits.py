@@ -18,7 +18,7 @@ from llava_probe.errors import BadInput
 from llava_probe.faults import refusals
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import anatomy
-from llava_probe.inside.passes import visiting
+from llava_probe.inside.passes import alone_with, visiting
 from llava_probe.inside.undo import undoing
 
 #: Positions at the row's end that are looked at: each is a whole vocabulary.
@@ -73,7 +73,7 @@ def without_adapter(model: Any) -> Iterator[None]:
         for parameter, wants in wanted:
             parameter.requires_grad_(wants)
 
-    with undoing() as undo:
+    with alone_with(anatomy(model).model), undoing() as undo:
         undo(restore)
         with model.disable_adapter():
             yield

@@ -17,6 +17,7 @@ from torch import nn
 
 from llava_probe.errors import BadInput, BadModel, first_line
 from llava_probe.inside.anatomy import anatomy
+from llava_probe.inside.passes import alone_with
 from llava_probe.inside.tolerance import SCORES
 from llava_probe.inside.undo import undoing
 from llava_probe.loading.last_logits import (
@@ -87,7 +88,7 @@ def _merged(model: Any) -> Iterator[None]:
         for parameter, was in kept:
             parameter.data.copy_(was)
 
-    with undoing() as undo:
+    with alone_with(anatomy(model).model), undoing() as undo:
         undo(restore)
         try:
             model.merge_adapter()
