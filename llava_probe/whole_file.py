@@ -72,7 +72,9 @@ class Contents:
     tensors: Mapping[str, Tensor]
 
 
-def read_tensors(what: str, path: str | Path, *, key: str, header: str, newest: int) -> Contents:
+def read_tensors(
+    what: str, path: str | Path, *, key: str, header: str, newest: int, limit: int | None = None
+) -> Contents:
     """Read what ``write_tensors`` wrote.
 
     Args:
@@ -80,13 +82,14 @@ def read_tensors(what: str, path: str | Path, *, key: str, header: str, newest: 
         path: its place.
         key: of the metadata with the format's number; ``header``: that of the text beside it.
         newest: the last format that is known.
+        limit: bytes that such a file has at most.
 
     Raises:
-        BadFile: there is no such file, it is damaged, is none of this kind, or was written by a newer version.
+        BadFile: there is no such file, it is too large, damaged, none of this kind, or was written by a newer version.
     """
     source = place(what, path)
     sentence = f"{source} is no {what}, or a damaged one"
-    with opened(what, source), refused(sentence), safe_open(source, framework="pt") as held:
+    with opened(what, source, limit), refused(sentence), safe_open(source, framework="pt") as held:
         metadata = held.metadata() or {}
         found = _format(what, source, metadata.get(key), newest)
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no mapping

@@ -127,14 +127,14 @@ class Preparation:
 
     def _sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Model inputs on the model's device, in its dtype."""
-        device, dtype = _input_device(self.anatomy.model), self.anatomy.model.dtype
+        device, dtype = input_device(self.anatomy.model), self.anatomy.model.dtype
         return {
             name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
             for name, value in tensors.items()
         }
 
 
-def _input_device(model: Any) -> torch.device:
+def input_device(model: Any) -> torch.device:
     """Where ids go: to the embedding, wherever ``device_map`` put it; weights on disk run where their hook says."""
     embedding = model.get_input_embeddings()
     device = next(embedding.parameters()).device

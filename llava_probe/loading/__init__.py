@@ -1,7 +1,8 @@
 """A model and its processor by name: from the hub, from a folder, or the tiny one that ships inside.
 
 What lies there is looked at first, by names and JSON (``folder.py``): a model that cannot be loaded is told in a
-sentence before torch is imported, which takes seconds. ``pretrained.py`` then loads what was found.
+sentence before torch is imported, which takes seconds. ``pretrained.py`` then loads what was found, ``adapters.py``
+puts an adapter on, and ``check_row.py`` sees that what was trained is what was loaded.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def load(
     Args:
         name: a repository on the Hugging Face hub, a folder, or ``"tiny"``; the folder of a PEFT adapter loads the
             model that it was made for, with it.
-        adapter: the folder or repository of a PEFT adapter, put on the model and made active.
+        adapter: the folder or repository of a PEFT adapter, put on the model and made active. All of it must find its
+            place, and where ``check_row.safetensors`` lies beside it (or in a model's folder, as ``lp.finetune`` leaves
+            it) the logits of its row must be those of the end of training and not the base's.
         revision: a branch, tag or commit of the repository.
         quantize: ``"4bit"`` (NF4) or ``"8bit"``: the weights by bitsandbytes, which must be installed.
         random_weights: a seed: the model's shape with the weights that its training began with, none of what it learnt;
@@ -44,7 +47,8 @@ def load(
 
     Raises:
         BadModel: nothing is there, it is incomplete, or it is no vision-language model; the sentence says what it is
-            and what to type instead.
+            and what to type instead. Or an adapter that does not fit, or would do nothing; or a model that is not as it
+            was trained.
     """
     settings = {**kwargs, **({} if revision is None else {"revision": revision})}
     check_quantize(quantize, settings, adapter=adapter, random_weights=random_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
 from llava_probe.inside import seam
 from llava_probe.inside.undo import draws_as_now, undoing
+from llava_probe.loading.adapters import put_on
+from llava_probe.loading.check_row import CHECK_ROW, verify_row
 from llava_probe.loading.folder import TINY, FoundModel
 from llava_probe.loading.memory import free_memory, memory_needed
 from llava_probe.loading.quantized import quantization_config
@@ -40,7 +45,7 @@ def loaded(
     Raises:
         BadModel: it cannot be loaded after all.
     """
-    ships_inside = name is None or str(name) == TINY
+    ships_inside = found.where == str(tiny.path())  # by its name, or as what an adapter was made for
     told = TINY if name is None else str(name)
     kwargs = {**({"dtype": "float32"} if ships_inside else {}), **settings}
     shared = {key: kwargs[key] for key in _SHARED if key in kwargs}
@@ -61,30 +66,36 @@ def loaded(
         seam.note_revision(model.config, commit)
     if random_weights is not None:
         model = _untrained(model, random_weights)
+    elif found.weights is not None:  # a folder, all of it as it lies there
+        _verified(model.eval(), Path(found.where))
     if found.adapter is not None:
-        model = _adapted(model, found.adapter, shared)
+        model = put_on(model, found.adapter, shared)
+        _verified(model.eval(), _folder_of(found.adapter, shared))
     return VLM(model.eval(), processor)
+
+
+def _verified(model: Any, folder: Path | None) -> None:
+    """Held to the row that was kept beside it when it was trained, where one was."""
+    if folder is not None and os.path.lexists(folder / CHECK_ROW):
+        verify_row(model, folder)
+
+
+def _folder_of(adapter: str, shared: Mapping[str, Any]) -> Path | None:
+    """Where an adapter's files are, those of a repository fetched; None where no check row is among them."""
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        return folder
+    how = {key: shared[key] for key in ("token", "cache_dir", "local_files_only") if key in shared}
+    try:
+        return Path(hf_hub_download(adapter, CHECK_ROW, **how)).parent
+    except EntryNotFoundError:  # nor in the cache, where there is no network
+        return None
 
 
 def _reason(error: Exception) -> str:
     if "orchvision" in str(error):
         return "its processor needs torchvision; pip install 'llava_probe[vision]'"
     return " ".join(str(error).split())
-
-
-def _adapted(model: Any, adapter: str, shared: Mapping[str, Any]) -> Any:
-    """The model with an adapter on it."""
-    from peft import PeftModel
-
-    where = Path(adapter).expanduser()
-    how = {key: shared[key] for key in ("token", "cache_dir") if key in shared}
-    try:
-        return PeftModel.from_pretrained(model, str(where) if where.is_dir() else adapter, **how)
-    except Exception as error:  # whatever of the adapter does not fit the model
-        if of_the_machine(error):
-            raise
-        name = seam.checkpoint(model.config)
-        raise BadModel(f"the adapter {adapter} does not fit {name}: {' '.join(str(error).split())}") from error
 
 
 def _warn_of_memory(found: FoundModel, told: str, kwargs: Mapping[str, Any], quantize: str | None) -> None:
