@@ -11,7 +11,9 @@ adapter must have moved the logits of a row that is kept beside it, and give the
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from llava_probe.asking.identity import model_of
 from llava_probe.border import Count, Portion, Positive, Seed, checked
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, BadModel
 from llava_probe.features.packing import refusal
 from llava_probe.features.packs import AskingSettings
 from llava_probe.features.samples import digest
@@ -39,7 +41,9 @@ from llava_probe.finetune.training import in_bf16
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import prepared
 from llava_probe.loading import load
-from llava_probe.loading.check_row import logits_of, merged_as_unmerged, verify, write_check_row
+from llava_probe.loading.check_row import verify_row, write_check_row
+from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
+from llava_probe.loading.merging import merged_as_unmerged
 from llava_probe.model import VLM
 
 #: Highest learning rate by what is trained: LLaVA-1.5's for its projector and its LoRA, and for all weights.
@@ -164,7 +168,8 @@ def _run(
     """
     shown = dict(passed(vlm, [plan.passes[0][0][:1]]).batch.inputs)
     whole = not hasattr(runner, "peft_config")
-    base = logits_of(runner, shown) if whole else None
+    with nullcontext() if whole else without_adapter(runner):
+        base = last_logits(runner, shown)
     held = [{"step": 0, **_measured(vlm, runner, plan)}] if plan.held_out else []
     with tqdm(total=plan.steps, unit="step", disable=None if progress else True) as bar:
 
@@ -180,16 +185,25 @@ def _run(
     runner.save_pretrained(folder)
     if whole:
         vlm.processor.save_pretrained(folder)
-    moved = write_check_row(runner, shown, folder, base=base)
-    verify(runner, folder)
-    if not whole:
-        merged_as_unmerged(runner, shown)
+    write_check_row(runner, shown, folder, base=base if whole else None)
+    verify_row(runner, folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     names = {"step": "step", "eval_loss": "loss", "eval_exact": "exact"}
     later = {entry["step"]: entry for entry in log if "eval_loss" in entry}  # the last step is measured twice
     held += [{ours: entry[name] for name, ours in names.items()} for entry in later.values()]
     losses = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in log if "loss" in entry]
-    return {"losses": losses, "held_out": held, "moved": moved}
+    moved = logits_apart(last_logits(runner, shown), base)
+    proved = {"moved": moved, "merged": None if whole else _merged(runner, shown)}
+    return {"losses": losses, "held_out": held, **proved}
+
+
+def _merged(runner: Any, shown: Mapping[str, Any]) -> float | None:
+    """How far the logits of the check row are off when the adapter is merged; a warning where it cannot be."""
+    try:
+        return merged_as_unmerged(runner, shown)
+    except BadModel as error:
+        warnings.warn(f"this adapter is to be used beside the weights, not merged into them: {error}", stacklevel=2)
+        return None
 
 
 def _measured(vlm: VLM, runner: Any, plan: Plan) -> dict[str, float]:

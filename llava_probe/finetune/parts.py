@@ -66,22 +66,15 @@ def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int) -> An
     )
 
 
-def part_of(anatomy: Anatomy, name: str) -> str:
-    """Which part an adapter's weight belongs to, by its name.
-
-    Raises:
-        BadModel: it belongs to none.
-    """
+def part_of(anatomy: Anatomy, name: str) -> str | None:
+    """Which part an adapter's weight belongs to, by its name; None where it belongs to none."""
     path = name.removeprefix("base_model.model.")
-    owners = {"language": anatomy.decoder.owner, "tower": anatomy.vision and anatomy.vision.owner}
+    stacks = {"language": anatomy.decoder, "tower": anatomy.vision}
     if ".lora_" in name:
         names = {id(module): whole for whole, module in anatomy.model.named_modules()}
-        for part, owner in owners.items():
-            if owner is not None and path.startswith(f"{names[id(owner)]}."):
-                return part
-    elif any(path.startswith(f"{module}.") for module in projector_of(anatomy)):
-        return "projector"
-    raise BadModel(f"the adapter's {name} belongs to no part of {type(anatomy.model).__name__} that is trained here")
+        held = {part: names[id(stack.owner)] for part, stack in stacks.items() if stack is not None}
+        return next((part for part, owner in held.items() if path.startswith(f"{owner}.")), None)
+    return "projector" if any(path.startswith(f"{module}.") for module in projector_of(anatomy)) else None
 
 
 def projector_of(anatomy: Anatomy) -> list[str]:

@@ -89,11 +89,13 @@ def trained_logits(vlm: VLM, runner: Any, one: TrainingPass) -> Tensor:
     extra: dict[str, Any] = {"use_cache": False, **vlm.anatomy.everywhere}
     rows, columns = one.places.unbind(1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept, columns = columns.unique(return_inverse=True)
+        kept, columns = (columns - width).unique(return_inverse=True)  # from the end: a picture may stand ahead
         extra["logits_to_keep"] = kept.to(inputs["input_ids"].device)
     packs = apart(vlm.anatomy, one.batch.packs, width) if one.batch.packed else nullcontext(())
     with packs as keeping, visiting(vlm.anatomy, *keeping, prompts=one.batch.prompts):
         logits: Tensor = runner(**inputs, **extra).logits
+    if "logits_to_keep" not in extra:
+        columns = columns + logits.shape[1] - width
     return logits[rows.to(logits.device), columns.to(logits.device)].float()
 
 

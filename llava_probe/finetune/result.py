@@ -22,6 +22,8 @@ class Finetuned(Tabular):
             which every token is the likeliest, as greedy ``generate`` would say them; empty where nothing was held out.
         rows, trained: rows and tokens that were trained on, in each epoch.
         moved: largest change of a logit of the check row, relative to the largest logit; zero would be refused.
+        merged: how far the same logits are off, likewise, with the adapter merged into the weights; None where it was
+            not or cannot be.
         left_out: bad rows that were gone past, with their lines and reasons.
     """
 
@@ -32,6 +34,7 @@ class Finetuned(Tabular):
     rows: int
     trained: int
     moved: float
+    merged: float | None = None
     left_out: tuple[str, ...] = ()
 
     def _columns(self) -> Table:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from llava_probe.errors import BadModel
 from llava_probe.finetune.passes import measured, passed, summed_loss, trained_logits
 from llava_probe.finetune.plan import Plan
 from llava_probe.finetune.schedule import Groups
@@ -149,6 +150,11 @@ class _Trainer(Trainer):
         """The share of one pass in the loss of its step."""
         one = inputs["pass"]
         loss = summed_loss(trained_logits(self._vlm, model, one), one)
+        if not loss.requires_grad:
+            raise BadModel(
+                f"no gradient of the loss reaches what is trained of {type(self._vlm.anatomy.model).__name__}: its "
+                "pictures become words of its vocabulary before; train its language model"
+            )
         count = len(one.ids) if num_items_in_batch is None else num_items_in_batch
         return loss * self.accelerator.num_processes / count  # gradients of several cards are averaged
 

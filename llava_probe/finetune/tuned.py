@@ -5,18 +5,20 @@ An adapter to start from keeps its place: what it trained is in the new one, tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.finetune.parts import adapter_config, as_floats, part_of
+from llava_probe.inside import seam
 from llava_probe.inside.undo import Undo, draws_as_now, undoing
-from llava_probe.loading.adapters import bind
+from llava_probe.loading.adapters import fill
+from llava_probe.loading.folder import TINY, adapter_told
 from llava_probe.model import VLM
 
 
@@ -52,21 +54,37 @@ def prepared(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: 
 
 def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int, undo: Undo) -> Any:
     """The model with an adapter on it that trains these parts."""
-    from peft import PeftConfig, get_peft_model, load_peft_weights
+    from peft import get_peft_model, load_peft_weights
 
-    weights: Mapping[str, Tensor] = {}
     kept: set[str] = set()
     if start is not None:
+        told = adapter_told(str(start), {})
         folder = str(Path(start).expanduser()) if Path(start).expanduser().is_dir() else str(start)
-        weights = load_peft_weights(folder, device="cpu")
-        kept = {part_of(vlm.anatomy, name) for name in weights}
-        rank = getattr(PeftConfig.from_pretrained(folder), "r", rank) if kept - {"projector"} else rank
-    runner: Any = get_peft_model(vlm.anatomy.model, adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank))
+        kept = {_part(vlm, name, folder) for name in load_peft_weights(folder, device="cpu")}
+        rank = int(told.get("r") or rank) if kept - {"projector"} else rank
+    config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank)
+    runner: Any = get_peft_model(vlm.anatomy.model, config)
     undo(runner.unload)
     if start is not None:
-        bind(runner, weights, str(start))
+        fill(runner, folder)
     for name, parameter in runner.named_parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(part_of(vlm.anatomy, name) in parts)
     as_floats(runner)
+    base = seam.checkpoint(vlm.anatomy.model.config)
+    runner.peft_config[runner.active_adapter].base_model_name_or_path = TINY if base == str(tiny.path()) else base
     return runner
+
+
+def _part(vlm: VLM, name: str, adapter: str) -> str:
+    """Which part a weight of an adapter belongs to.
+
+    Raises:
+        BadModel: none that is trained here.
+    """
+    if (part := part_of(vlm.anatomy, name)) is None:
+        kind = type(vlm.anatomy.model).__name__
+        raise BadModel(
+            f"the adapter {adapter} trains {name}, which is no projector, tower or decoder's block of {kind}"
+        )
+    return part

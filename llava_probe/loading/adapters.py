@@ -126,6 +126,31 @@ def put_on(model: Any, adapter: str, shared: Mapping[str, Any]) -> Any:
     return adapted
 
 
+def fill(adapted: Any, adapter: str) -> None:
+    """Give a PEFT wrapper, whose adapter may be larger, the weights of another; each must find its place.
+
+    Args:
+        adapted: changed in place.
+        adapter: the folder or repository of a PEFT adapter.
+
+    Raises:
+        BadModel: it cannot be read, or a tensor of it has no place.
+    """
+    from peft import get_peft_model_state_dict
+
+    held = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    stored = _stored(adapter, {})
+    if not stored:
+        raise BadModel(f"the adapter {adapter} cannot be read, so nothing can start from it")
+    with torch.no_grad():
+        for name in held.keys() & stored.keys():
+            if held[name].shape == stored[name].shape:
+                held[name].copy_(stored[name])  # the model's own memory
+    binding = _bound(held, stored)
+    if binding.loose or binding.unlike:
+        raise BadModel(f"the adapter {adapter} does not fit what is to be trained: {binding}")
+
+
 # --- what binds ---
 
 

@@ -76,7 +76,7 @@ def look(name: Any = None, *, adapter: Any = None, **settings: Any) -> FoundMode
     where = TINY if name is None else _text(name)
     extra = None if adapter is None else _text(adapter)
     if extra is not None:
-        _adapter_config(extra, settings)
+        adapter_told(extra, settings)
     refuse_original(where)
     folder, whole = (tiny.path(), True) if where == TINY else _folder(where, settings)
     config = _json(folder / "config.json", where)
@@ -187,8 +187,12 @@ def _refuse_without_processor(folder: Path, where: str) -> None:
 # --- adapters ---
 
 
-def _adapter_config(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an adapter says of itself."""
+def adapter_told(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter says of itself.
+
+    Raises:
+        BadModel: there is none, it lacks its weights, or PEFT is not installed.
+    """
     if find_spec("peft") is None:
         raise BadModel(f"{where} is an adapter, and PEFT is not installed; pip install peft")
     folder, whole = _folder(where, {**settings, "revision": None})
@@ -202,7 +206,7 @@ def _adapter_config(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adapted(where: str, settings: Mapping[str, Any]) -> FoundModel:
     """The model that an adapter was made for, with it."""
-    base = _adapter_config(where, settings).get("base_model_name_or_path")
+    base = adapter_told(where, settings).get("base_model_name_or_path")
     way = f"lp.load(MODEL, adapter={where!r}), on the command line --model MODEL --adapter {where}"
     if not isinstance(base, str) or not base:
         raise BadModel(f"{where} is an adapter that does not say of which model; name it: {way}")
