@@ -20,6 +20,7 @@ from llava_probe.finetune.plan import Plan
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import Groups
 from llava_probe.finetune.training import in_bf16
+from llava_probe.finetune.tuned import in_training
 from llava_probe.model import VLM
 from llava_probe.trace.capture import in_units
 
@@ -90,7 +91,7 @@ def rehearsed(vlm: VLM, runner: Any, rows: Sequence[TrainingRow], plan: Plan, le
     by_length = sorted(plan.passes, key=lambda groups: sum(row.length for row in rows_in(groups)))
     first = passed(vlm, [[rows[0]]])
     trained = [parameter for parameter in runner.parameters() if parameter.requires_grad]
-    runner.train()
+    in_training(runner)
     loss, _, _ = _step(vlm, runner, [[rows[0]]])
     _, _, memory = _step(vlm, runner, by_length[-1])
     _, seconds, _ = _step(vlm, runner, by_length[len(by_length) // 2])

@@ -21,6 +21,7 @@ from llava_probe.errors import BadModel
 from llava_probe.finetune.passes import measured, passed, summed_loss, trained_logits
 from llava_probe.finetune.plan import Plan
 from llava_probe.finetune.schedule import Groups
+from llava_probe.finetune.tuned import in_training
 from llava_probe.model import VLM
 
 #: Of all steps: those over which the learning rate rises, as in LLaVA's two stages.
@@ -149,6 +150,7 @@ class _Trainer(Trainer):
     ) -> Any:
         """The share of one pass in the loss of its step."""
         one = inputs["pass"]
+        in_training(self._runner)  # the Trainer's own call takes in every part
         loss = summed_loss(trained_logits(self._vlm, model, one), one)
         if not loss.requires_grad:
             raise BadModel(
@@ -163,7 +165,6 @@ class _Trainer(Trainer):
         self._runner.eval()
         with self.compute_loss_context_manager():
             found = measured(self._vlm, self._runner, self._plan.held_out)
-        self._runner.train()
         told = {"eval_loss": found.loss, "eval_exact": found.exact}
         self.log(told)
         return told

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from llava_probe import tiny
 from llava_probe.errors import BadModel
@@ -50,6 +51,18 @@ def prepared(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: 
             yield model
         else:
             yield _adapted(vlm, parts, start, rank, undo)
+
+
+def in_training(runner: nn.Module) -> None:
+    """Training mode, but for frozen parts that count what they see: a batch norm's means would move unseen.
+
+    Nothing of them is in the adapter, so the model that is loaded would be another.
+    """
+    runner.train()
+    for module in runner.modules():
+        counts = getattr(module, "running_mean", None) is not None
+        if counts and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.eval()
 
 
 def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int, undo: Undo) -> Any:
