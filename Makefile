@@ -21,7 +21,7 @@ docs: $(VENV)/.dev
 lowest:
 	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) tools/lowest.py > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[probes,attribution]' peft \
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[probes,attribution,finetune]' \
 	  'pytest>=8' 'hypothesis>=6' 'pytest-xdist>=3' 'nbmake>=1.5'
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(LOWEST)/torchvision-half torchvision==0.26.0
 	find $(LOWEST)/torchvision-half -name '*.so*' -delete

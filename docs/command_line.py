@@ -18,7 +18,7 @@ def verbs() -> str:
     of_models = [each for each in commands["check"].params if _common(each, commands)]
     parts = [_titled("Which model, in every verb that asks one"), _options(of_models)]
     for name, command in commands.items():
-        own = [each for each in command.params if each.opts not in [common.opts for common in of_models]]
+        own = [each for each in command.params if not any(_same(each, common) for common in of_models)]
         parts += [_titled(f"llava-probe {name}"), _told(command.help or ""), _options(own)]
     return "\n\n".join(parts) + "\n"
 
@@ -27,6 +27,11 @@ def _common(option: Any, commands: dict[str, Any]) -> bool:
     """Whether most verbs have it."""
     having = [command for command in commands.values() if option.opts in [each.opts for each in command.params]]
     return len(having) * 2 > len(commands)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two options are one: an adapter to start from is not one to look at."""
+    return one.opts == other.opts and getattr(one, "help", None) == getattr(other, "help", None)
 
 
 def _titled(title: str) -> str:

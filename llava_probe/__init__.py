@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.features.engines import Cluster as Cluster
     from llava_probe.features.extract import extract as extract
     from llava_probe.features.reading import Features as Features
+    from llava_probe.finetune.finetune import finetune as finetune
     from llava_probe.interventions.ablate import ablate as ablate
     from llava_probe.interventions.directions import Direction as Direction
     from llava_probe.interventions.knock_out import knock_out as knock_out
@@ -97,6 +98,7 @@ _NAMES = {
     "Cluster": "features.engines",
     "Features": "features.reading",
     "fit_probe": "probes",
+    "finetune": "finetune.finetune",
     "Probe": "probes",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",

@@ -17,6 +17,7 @@ SHARED = {
     "check": "likewise",
     "extract": "likewise",
     "fit_probe": "likewise",
+    "finetune": "likewise",
     "app": "the verb that serves the app and the command line that it is a verb of",
     "confidence": "what is told of a trace, and the figure of it, which bears its name",
     "information_flow": "likewise",

@@ -36,6 +36,7 @@ from PIL import Image
 import llava_probe as lp
 from llava_probe import evaluate, figures, tiny
 from llava_probe.attribution import find_heads
+from llava_probe.finetune.result import Finetuned
 from llava_probe.pictures.videos import open_video
 from llava_probe.sweeps import AttributionPatching, CausalTrace, DoseResponse, InformationFlow
 
@@ -162,7 +163,7 @@ def world() -> dict[str, Any]:
         "asked": vlm.generate(scene.image, "What?", max_new_tokens=1, capture=lp.Capture(positions="prompt")),
         "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
-        **_sweeps(),
+        **_drawn(),
     }  # fmt: skip
 
 
@@ -244,6 +245,12 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "task": None, "groups": "picture", "types": None, "folds": 3, "seed": 0, "balance": True,
             "strengths": [1.0], "pool": "mean", "draws": 1, "random_features": None, "bootstrap": 5, "memory": 10**9,
             "progress": False}),
+        "lp.finetune": (lp.finetune, {
+            "data": [{"image": image, "question": "What?", "answer": "red"}], "model": vlm, "out": "OUT",
+            "stage": "align", "train": "projector", "adapter": None, "question": None, "columns": None, "images": None,
+            "split": None, "held_out": 0.0, "epochs": 1, "steps": 1, "batch_size": 1, "micro_batch": 1, "lr": 1e-3,
+            "rank": 1, "max_length": 300, "checkpointing": False, "seed": 0, "skip_bad": False, "dry_run": True,
+            "progress": False}),
         "lp.families": (lp.families, {}),
         "find_heads": (find_heads, {"vlm": vlm, "samples": [(image, "What?")], "most": 1, "tokens": lp.LAST,
                                     "validation": 0.0, "picked": 2}),
@@ -307,6 +314,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.causal_trace": (figures.causal_trace, {"trace": w["traced"], **drawn}),
         "figures.dose_response": (figures.dose_response, {"dose": w["dose"], **drawn}),
         "figures.attribution_patching": (figures.attribution_patching, {"found": w["patched"], **drawn}),
+        "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
         "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),
@@ -422,8 +430,8 @@ def _whole() -> lp.Trace:
     return w["vlm"].generate(w["image"], "What?", max_new_tokens=2, capture=capture)
 
 
-def _sweeps() -> dict[str, Any]:
-    """What sweeps of two samples could find, to be drawn."""
+def _drawn() -> dict[str, Any]:
+    """What sweeps of two samples and a short training could find, to be drawn."""
     ones, said = np.ones, (("a", "b"),) * 2
     edges, parts = ("image->last",), ("changed",)
     flow = InformationFlow(
@@ -432,7 +440,9 @@ def _sweeps() -> dict[str, Any]:
     traced = CausalTrace(parts, ("mlp",), (0, 1), 1, ones((2, 2, 1, 1, 2)), ones((2, 2)), ones((2, 2)), said, "blur")
     dose = DoseResponse((0.0, 1.0), {1: 1.0}, {"probability": ones((2, 2, 2))}, (), said)
     patched = AttributionPatching(parts, ("mlp",), (0, 1), *(ones((2, 1, 1, 2)) for _ in range(3)), ones((2, 2)))
-    return {"flow": flow, "traced": traced, "dose": dose, "patched": patched}
+    losses = ({"step": 1, "loss": 2.0, "learning_rate": 1e-3},)
+    tuned = Finetuned(Path("tuned"), ("language",), losses, ({"step": 0, "loss": 3.0, "exact": 0.5},), 9, 20, 0.1)
+    return {"flow": flow, "traced": traced, "dose": dose, "patched": patched, "tuned": tuned}
 
 
 def _entered(context: Callable[..., Any]) -> Callable[..., Any]:

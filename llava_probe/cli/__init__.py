@@ -17,6 +17,7 @@ from llava_probe.cli.bundles import as_command
 from llava_probe.cli.check import check
 from llava_probe.cli.demo import demo
 from llava_probe.cli.extract import extract
+from llava_probe.cli.finetune import finetune
 from llava_probe.cli.fit_probe import fit_probe
 from llava_probe.cli.flow import flow
 from llava_probe.cli.interventions import InOrder
@@ -33,7 +34,9 @@ app = typer.Typer(
     help="A microscope for vision-language models: what was answered, how surely, and where it looked.",
 )
 
-_VERBS = (demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, models)
+_VERBS = (
+    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, finetune, models,
+)  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate
     _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if _verb is run else None

@@ -74,8 +74,8 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """How the rows of a data set are read."""
+class RowOptions:
+    """How the rows of a data set are read: pictures, and what is asked and said of them."""
 
     images: Annotated[
         str | None, of_data(help="Folder where relative paths start, or a form: val/COCO_{image_id:012}.jpg.")
@@ -83,10 +83,7 @@ class DataOptions:
     image_column: Annotated[str | None, of_data(help="Their column of the picture; several: a,b.")] = None
     question_column: Annotated[str | None, of_data(help="Of the question.")] = None
     answer_column: Annotated[str | None, of_data(help="Of the answer.")] = None
-    mask_column: Annotated[str | None, of_data(help="Of the mask.")] = None
-    boxes_column: Annotated[str | None, of_data(help="Of the box or boxes.")] = None
     columns: Annotated[str | None, of_data(help="Any of ours for theirs: id=key,answer= (none).")] = None
-    box_format: Annotated[str | None, of_data(help="xyxy, xywh, cxcywh, relative_xyxy, yolo ...")] = None
     split: Annotated[str | None, of_data(help="Of a Hugging Face data set.")] = None
 
     @property
@@ -98,13 +95,31 @@ class DataOptions:
         """
         columns: dict[str, Any] = dict(arguments.assignments(self.columns) or {})
         for ours in ("image", "question", "answer", "mask", "boxes"):
-            theirs = getattr(self, f"{ours}_column")
+            theirs = getattr(self, f"{ours}_column", None)
             if theirs is not None and ours in columns:
                 raise BadInput(f"--{ours}-column and --columns both name the column of {ours}")
             if theirs is not None:
                 columns[ours] = theirs.split(",") if ours == "image" and "," in theirs else theirs
-        given = {"images": self.images, "box_format": self.box_format, "split": self.split, "columns": columns or None}
+        given = {"images": self.images, "split": self.split, "columns": columns or None}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DataOptions(RowOptions):
+    """How the rows of a data set are read, and what is marked on their pictures."""
+
+    mask_column: Annotated[str | None, of_data(help="Of the mask.")] = None
+    boxes_column: Annotated[str | None, of_data(help="Of the box or boxes.")] = None
+    box_format: Annotated[str | None, of_data(help="xyxy, xywh, cxcywh, relative_xyxy, yolo ...")] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given, by the names that ``read_samples`` takes.
+
+        Raises:
+            BadInput: as for ``RowOptions``.
+        """
+        return super().settings | ({} if self.box_format is None else {"box_format": self.box_format})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from llava_probe.finetune.rows import RowMaker, TrainingRow
 from llava_probe.finetune.training import in_bf16
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import prepared
-from llava_probe.loading import load
+from llava_probe.loading import load, look
 from llava_probe.loading.check_row import verify_row, write_check_row
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
 from llava_probe.loading.merging import merged_as_unmerged
@@ -120,13 +121,17 @@ def finetune(
 
     Raises:
         BadInput: bad rows (each with its line and reason), another run in the folder, or settings that don't fit.
-        BadModel: it has no such part, or the training moved nothing.
+        BadModel: it has no such part, there is no such adapter, or the training moved nothing.
     """
+    if find_spec("peft") is None:
+        raise BadInput("finetune needs PEFT: pip install 'llava_probe[finetune]'")
     parts = parts_of(train, stage)
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: out='FOLDER' (or dry_run=True, which writes nothing)")
     if isinstance(model, VLM) and load_kwargs:
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
+    if adapter is not None:
+        look(adapter=adapter)  # what lies there, before the model is loaded
     vlm = model if isinstance(model, VLM) else load(model, **load_kwargs)
     _check_dtype(vlm, parts)
     conversations = read_conversations(data, question=question, columns=columns, images=images, split=split)

@@ -12,7 +12,7 @@ from llava_probe.analyzers.table import Table, Tabular
 
 @dataclass(frozen=True, eq=False)
 class Finetuned(Tabular):
-    """A finished run; as a table, its losses by step.
+    """A finished run; printed, how far it came; as a table, its losses by step.
 
     Attributes:
         folder: of the adapter, or of the whole model: ``lp.load(model, adapter=folder)``, ``lp.load(folder)``.
@@ -37,11 +37,27 @@ class Finetuned(Tabular):
     merged: float | None = None
     left_out: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        measured = {
+            "training loss": [entry["loss"] for entry in self.losses],
+            "held-out loss": [entry["loss"] for entry in self.held_out],
+            "held-out exact": [entry["exact"] for entry in self.held_out],
+        }
+        told = {name: (values[0], values[-1]) for name, values in measured.items() if values}
+        first, last = ([ends[end] for ends in told.values()] for end in (0, 1))
+        return (
+            f"{Table({'measure': list(told), 'first': first, 'last': last}).text()}\n\n"
+            f"{', '.join(self.parts)} trained on {self.rows:,} rows, {self.trained:,} tokens of answers an epoch; "
+            f"a logit of the check row moved by {self.moved:.2g} of the largest"
+        )
+
     def _columns(self) -> Table:
-        """A line for each step that was measured."""
-        names = ("step", "loss", "learning_rate")
-        held = {entry["step"]: entry for entry in self.held_out}
-        data: dict[str, list[Any]] = {name: [entry[name] for entry in self.losses] for name in names}
+        """A line for each step of which something is known; what was not measured there is None."""
+        told, held = ({entry["step"]: entry for entry in entries} for entries in (self.losses, self.held_out))
+        steps = sorted({*told, *held})
+        data: dict[str, list[Any]] = {"step": steps}
+        for name in ("loss", "learning_rate"):
+            data[name] = [told.get(step, {}).get(name) for step in steps]
         for name in ("loss", "exact"):
-            data[f"held_out_{name}"] = [held.get(step, {}).get(name) for step in data["step"]]
+            data[f"held_out_{name}"] = [held.get(step, {}).get(name) for step in steps]
         return Table(data)

@@ -9,6 +9,7 @@ also ``cmap=`` and ``highest=``, and ``lp.figures.mappable`` gives their colours
 
 from llava_probe.view.canvas import mappable, save
 from llava_probe.view.feature_figures import features
+from llava_probe.view.finetune_figures import losses
 from llava_probe.view.head_figures import layers, layers_heads
 from llava_probe.view.map_figures import compare, head_maps, maps
 from llava_probe.view.probe_figures import confusion, probes
@@ -27,6 +28,7 @@ __all__ = [
     "information_flow",
     "layers",
     "layers_heads",
+    "losses",
     "mappable",
     "maps",
     "probes",

@@ -14,7 +14,7 @@ from tests.docs import desk
 from tests.docs.blocks import ROOT, agrees, guides
 
 PAGES = {page.name: page for page in guides()}
-NEEDS = {"docs/guides/lora.md": "peft"}
+NEEDS = {"docs/guides/finetune.md": "peft", "docs/guides/lora.md": "peft"}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from llava_probe.view.canvas import WIDTHS, drawable, paper, text_width, wrapped
 from tests.probes.probe_store import coloured
 from tests.synthetic import TEXTS, causal, synthetic_trace
 from tests.view.drawn import cut_off, texts
+from tests.view.test_finetune_figures import RUN
 from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
 
 figures = lp.figures
@@ -52,6 +53,7 @@ def drawings(trace):
         "causal_trace": (figures.causal_trace, (TRACE,)),
         "dose_response": (figures.dose_response, (DOSE,)),
         "attribution_patching": (figures.attribution_patching, (PATCHING,)),
+        "losses": (figures.losses, (RUN,)),
     }
 
 
