@@ -40,7 +40,7 @@ from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
 from llava_probe.finetune.training import in_bf16
 from llava_probe.finetune.training import train as run
-from llava_probe.finetune.tuned import prepared
+from llava_probe.finetune.tuned import keep, prepared
 from llava_probe.loading import load, look
 from llava_probe.loading.check_row import verify_row, write_check_row
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
@@ -187,9 +187,7 @@ def _run(
             vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, checkpointing=checkpointing, tell=tell
         )
     runner.eval()
-    runner.save_pretrained(folder)
-    if whole:
-        vlm.processor.save_pretrained(folder)
+    keep(vlm, runner, folder)
     write_check_row(runner, shown, folder, base=base if whole else None)
     verify_row(runner, folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

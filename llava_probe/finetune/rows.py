@@ -104,9 +104,8 @@ class RowMaker:
         answer = "".join(part["text"] for part in _parts(conversation.messages[number]))
         told = answer_ids(self.vlm.processor, PosedQuestion((), prompt), ids, answer)
         check_answer(told, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
-        special = set(self.vlm.processor.tokenizer.all_special_ids)
-        if not set(told) - special:
-            raise BadInput(f"no token of the answer {answer!r} would be trained: all are special ones")
+        if not self.vlm.processor.tokenizer.decode(told, skip_special_tokens=True).strip():
+            raise BadInput(f"nothing of the answer {answer!r} would be trained: it has no words")
         return _Turn(number, pictures, prompt, tuple(ids), answer, told)
 
     def _row(self, conversation: Conversation, turn: _Turn, spans: tuple[tuple[int, int], ...]) -> TrainingRow:

@@ -84,9 +84,18 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
         if parameter.requires_grad:
             parameter.requires_grad_(part_of(vlm.anatomy, name) in parts)
     as_floats(runner)
+    return runner
+
+
+def keep(vlm: VLM, runner: Any, folder: Path) -> None:
+    """Write what was trained: an adapter that knows its model's name, or the whole model with its processor."""
+    if not hasattr(runner, "peft_config"):
+        runner.save_pretrained(folder)
+        vlm.processor.save_pretrained(folder)
+        return
     base = seam.checkpoint(vlm.anatomy.model.config)
     runner.peft_config[runner.active_adapter].base_model_name_or_path = TINY if base == str(tiny.path()) else base
-    return runner
+    runner.save_pretrained(str(folder), save_embedding_layers=False)  # else PEFT asks the hub about them
 
 
 def _part(vlm: VLM, name: str, adapter: str) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.finetune.conversations import Conversation, read_conversations
+from llava_probe.finetune.passes import passed
+from llava_probe.finetune.rows import RowMaker
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -58,6 +60,13 @@ def trained(labels: Tensor) -> list[list[int]]:
     return [row[row != -100].tolist() for row in labels]
 
 
+def ours(vlm: lp.VLM, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """The ids that we train of the same rows."""
+    made, faults = RowMaker(vlm)(read_conversations(rows))
+    assert not faults
+    return [passed(vlm, [[row]]).ids.tolist() for row in made]
+
+
 def answers(vlm: lp.VLM, conversation: Conversation) -> list[list[int]]:
     """The ids of each answer and its end, as they are scored behind the chat before them."""
     messages = conversation.messages
@@ -77,6 +86,7 @@ def test_of_a_prompt_and_its_completion_the_completion_is_trained(tmp_path: Path
     _, labels = of_trl(vlm, ROWS, tmp_path)
     read = list(read_conversations(ROWS))
     assert trained(labels) == [answers(vlm, each)[-1] for each in read]
+    assert trained(labels)[:-1] == ours(vlm, ROWS)[:-1], "of one turn it is the same"
     assert len(answers(vlm, read[-1])) == 3, "the two answers before it are not"
 
 
@@ -86,6 +96,7 @@ def test_with_marked_answers_each_answer_is_trained(tmp_path: Path) -> None:
     _, labels = of_trl(vlm, rows, tmp_path, assistant_only_loss=True)
     read = read_conversations(rows)
     assert trained(labels) == [[token for answer in answers(vlm, each) for token in answer] for each in read]
+    assert trained(labels) == ours(vlm, rows)
 
 
 def test_of_messages_alone_everything_is_trained_the_picture_too(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""Fine-tuning keeps its promises: it tells what cannot be trained, what it trained, and that it learnt."""
+
+import json
+
+import pytest
+
+import llava_probe as lp
+from llava_probe import tiny
+from llava_probe.finetune.conversations import read_conversations
+from llava_probe.finetune.plan import split
+from llava_probe.finetune.rows import RowMaker
+
+NEW = "What is new?"
+
+
+def sound(count=6):
+    """Rows of a question that the tiny model was never asked, soon learnt; the answer is a word that it knows."""
+    scenes = [tiny.scene(seed) for seed in range(2_000_000, 2_000_000 + count)]
+    return [{"image": scene.image, "question": NEW, "answer": "purple star"} for scene in scenes]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A short run, and its data."""
+    data = sound(8)
+    out = tmp_path_factory.mktemp("run") / "tuned"
+    return data, lp.finetune(data, "tiny", out, epochs=3, batch_size=4, lr=5e-3, held_out=0.25, rank=4)
+
+
+def test_bad_rows_are_listed_with_their_lines_before_training(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    picture = tmp_path / "scene.png"
+    tiny.scene(3).image.save(picture)
+    good = {"image": "scene.png", "question": NEW, "answer": "star"}
+    bad = [good | {"answer": " "}, good | {"image": "gone.png"}]
+    rows.write_text("\n".join(json.dumps(row) for row in (good, bad[0], good, bad[1])))
+    with pytest.raises(lp.BadInput, match=r"2 rows cannot be trained on, 2 can:\n  line 2: .*\n  line 4: .*gone.png"):
+        lp.finetune(rows, "tiny", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    told = lp.finetune(rows, "tiny", skip_bad=True, dry_run=True, held_out=0.0)
+    assert (told.rows, len(told.left_out)) == (2, 2)
+
+
+def test_a_dry_run_shows_what_is_trained_and_trains_nothing():
+    vlm = lp.load()
+    before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+    told = lp.finetune(sound(3), vlm, dry_run=True, held_out=0.0)
+    assert "".join(each.text for each in told.tokens if each.trained).strip() == "purple star</s>"
+    assert told.visual == 196
+    assert "<image> × 196" in str(told)
+    assert told.memory > told.weights > 0
+    assert told.seconds > 0
+    assert all(before[name].equal(value) for name, value in vlm.model.state_dict().items())
+
+
+def test_it_learns_and_what_loads_is_what_was_trained(tuned):
+    data, run = tuned
+    assert run.losses[-1]["loss"] < run.losses[0]["loss"] / 2
+    assert run.moved > 0.01
+    assert run.merged < 1e-3
+    loaded = lp.load(adapter=run.folder)  # the check row's logits are compared
+    seen = loaded.score(data[0]["image"], NEW, data[0]["answer"])
+    plain = lp.load().score(data[0]["image"], NEW, data[0]["answer"])
+    assert lp.confidence(seen).logprob.sum() > lp.confidence(plain).logprob.sum() + 1
+
+
+def test_exact_is_what_generate_says(tuned):
+    data, run = tuned
+    vlm = lp.load(adapter=run.folder)
+    rows, _ = RowMaker(vlm)(read_conversations(data))
+    _, held = split(rows, 0.25, 0)
+    said = [vlm.generate(row.sample.images[0], NEW, max_new_tokens=8).answer.strip() for row in held]
+    right = sum(answer == row.sample.answer for answer, row in zip(said, held, strict=True))
+    assert run.held_out[-1]["exact"] == pytest.approx(right / len(held))
+
+
+def test_the_same_call_again_trains_nothing_more(tuned):
+    data, run = tuned
+    stamp = (run.folder / "adapter_model.safetensors").stat().st_mtime_ns
+    again = lp.finetune(data, "tiny", run.folder, epochs=3, batch_size=4, lr=5e-3, held_out=0.25, rank=4)
+    assert (run.folder / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    assert again.losses == run.losses
+    with pytest.raises(lp.BadInput, match="another run"):
+        lp.finetune(data, "tiny", run.folder, epochs=3, batch_size=4, lr=1e-3, held_out=0.25, rank=4)
+
+
+def test_no_picture_is_on_both_sides():
+    vlm = lp.load()
+    data = [row | {"question": f"{NEW} {number}"} for row in sound(5) for number in range(3)]
+    rows, _ = RowMaker(vlm)(read_conversations(data))
+    kept, held = split(rows, 0.4, 0)
+    assert (len(kept), len(held)) == (9, 6)
+    assert not {row.picture for row in kept} & {row.picture for row in held}
+
+
+def test_a_training_that_moves_nothing_is_an_error(tmp_path):
+    with pytest.raises(lp.BadModel, match="training changed nothing"):
+        lp.finetune(sound(2), "tiny", tmp_path / "out", steps=1, lr=1e-30, held_out=0.0)
+
+
+def test_one_stage_starts_from_the_other_and_keeps_it(tmp_path):
+    data = sound(4)
+    captions = [{"image": row["image"], "caption": "There is a star."} for row in data]
+    asked = {"question": "Describe the image.", "steps": 2, "batch_size": 2, "lr": 1e-3, "held_out": 0.0}
+    first = lp.finetune(captions, "tiny", tmp_path / "aligned", stage="align", **asked)
+    assert first.parts == ("projector",)
+    asked.pop("question")
+    second = lp.finetune(data, "tiny", tmp_path / "tuned", adapter=first.folder, **asked)
+    assert second.parts == ("language",)
+    ways = {name: lp.load(adapter=folder).model for name, folder in (("one", first.folder), ("two", second.folder))}
+    projectors = {
+        name: {key: value for key, value in model.state_dict().items() if "modules_to_save" in key}
+        for name, model in ways.items()
+    }
+    assert projectors["one"]
+    assert all(projectors["two"][key].equal(value) for key, value in projectors["one"].items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        pytest.param({"stage": "pretrain"}, "there are 'align' and 'instruct'", id="a stage that is none"),
+        pytest.param({"train": "head"}, "is no part of a model", id="a part that is none"),
+        pytest.param({"train": "everything,projector"}, "everything alone", id="everything and more"),
+        pytest.param({"out": None}, "say where the adapter goes", id="no folder"),
+        pytest.param({"adapter": "nowhere/at/all"}, "nowhere/at/all", id="no adapter to start from"),
+        pytest.param({"max_length": 100}, "max_length=100", id="rows that are all too long"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, settings, told):
+    with pytest.raises(lp.ProbeError, match=told):
+        lp.finetune(sound(2), "tiny", **{"out": tmp_path / "out", "held_out": 0.0, "steps": 1} | settings)
