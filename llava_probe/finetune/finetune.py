@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import Tensor
 from tqdm import tqdm
 
 from llava_probe.asking.identity import model_of
@@ -132,7 +133,10 @@ def finetune(
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
     if adapter is not None:
         look(adapter=adapter)  # what lies there, before the model is loaded
+    cards = PartialState()
     vlm = model if isinstance(model, VLM) else load(model, **load_kwargs)
+    if not isinstance(model, VLM) and load_kwargs.get("device_map") is None and load_kwargs.get("quantize") is None:
+        vlm.model.to(cards.device)
     _check_dtype(vlm, parts)
     conversations = read_conversations(data, question=question, columns=columns, images=images, split=split)
     rows, faults = RowMaker(vlm, max_length)(conversations)
@@ -141,7 +145,7 @@ def finetune(
     way = Way(min(micro_batch or batch_size, batch_size), batch_size, epochs, steps, lr or _lr(parts), seed)
     samples = [row.sample for row in kept[:_TRIED]]
     sharing = sharing_of(vlm, samples, AskingSettings(), unpacked=refusal(vlm.anatomy), batch_size=way.pass_rows)
-    plan = planned(kept, apart, sharing, way, PartialState().num_processes)
+    plan = planned(kept, apart, sharing, way, cards.num_processes)
     with prepared(vlm, parts, start=adapter, rank=rank, seed=seed) as runner:
         if dry_run:
             return rehearsed(vlm, runner, rows, plan, left_out)
@@ -156,10 +160,13 @@ def finetune(
             **asdict(way),
         }
         folder = Path(str(out)).expanduser()
-        if (done := record.begin(folder, settings)) is None:
+        with cards.main_process_first():
+            done = record.begin(folder, settings)
+        if done is None:
             done = _run(vlm, runner, plan, way, folder, checkpointing=checkpointing, progress=progress)
             done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
-            record.finish(folder, done)
+            if cards.is_main_process:
+                record.finish(folder, done)
     return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
 
 
@@ -187,10 +194,12 @@ def _run(
             vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, checkpointing=checkpointing, tell=tell
         )
     runner.eval()
-    keep(vlm, runner, folder)
-    write_check_row(runner, shown, folder, base=base if whole else None)
-    verify_row(runner, folder)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    shown = {name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in shown.items()}
+    if PartialState().is_main_process:
+        keep(vlm, runner, folder)
+        write_check_row(runner, shown, folder, base=base if whole else None)
+        verify_row(runner, folder)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     names = {"step": "step", "eval_loss": "loss", "eval_exact": "exact"}
     later = {entry["step"]: entry for entry in log if "eval_loss" in entry}  # the last step is measured twice
     held += [{ours: entry[name] for name, ours in names.items()} for entry in later.values()]
