@@ -134,9 +134,14 @@ def finetune(
     if adapter is not None:
         look(adapter=adapter)  # what lies there, before the model is loaded
     cards = PartialState()
-    vlm = model if isinstance(model, VLM) else load(model, **load_kwargs)
-    if not isinstance(model, VLM) and load_kwargs.get("device_map") is None and load_kwargs.get("quantize") is None:
-        vlm.model.to(cards.device)
+    if isinstance(model, VLM):
+        vlm = model
+    else:
+        found = look(model)
+        adapter = adapter or found.adapter  # of a model that is an adapter on another
+        vlm = load(found.where, **load_kwargs)
+        if load_kwargs.get("device_map") is None and load_kwargs.get("quantize") is None:
+            vlm.model.to(cards.device)
     _check_dtype(vlm, parts)
     conversations = read_conversations(data, question=question, columns=columns, images=images, split=split)
     rows, faults = RowMaker(vlm, max_length)(conversations)

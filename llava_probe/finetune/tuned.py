@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.finetune.parts import adapter_config, as_floats, part_of
 from llava_probe.inside import seam
 from llava_probe.inside.undo import Undo, draws_as_now, undoing
 from llava_probe.loading.adapters import fill
-from llava_probe.loading.folder import TINY, adapter_told
+from llava_probe.loading.folder import adapter_told, shipped_name
 from llava_probe.model import VLM
 
 
@@ -94,7 +93,7 @@ def keep(vlm: VLM, runner: Any, folder: Path) -> None:
         vlm.processor.save_pretrained(folder)
         return
     base = seam.checkpoint(vlm.anatomy.model.config)
-    runner.peft_config[runner.active_adapter].base_model_name_or_path = TINY if base == str(tiny.path()) else base
+    runner.peft_config[runner.active_adapter].base_model_name_or_path = shipped_name(base) or base
     runner.save_pretrained(str(folder), save_embedding_layers=False)  # else PEFT asks the hub about them
 
 

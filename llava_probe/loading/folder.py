@@ -13,15 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llava_probe import tiny
+from llava_probe import smol, tiny
 from llava_probe.errors import BadModel, shortened
 from llava_probe.loading.hub import repository
 from llava_probe.loading.kinds import refuse_kind, refuse_original
 from llava_probe.loading.weights import StoredWeights, stored_weights
 from llava_probe.stored import JSON_LIMIT, decoded, read_bytes
 
-#: The name of the model that ships inside.
-TINY = "tiny"
+#: The names of the models that ship inside: one as a whole, of one an adapter and what it is put on is built.
+TINY, SMOL = "tiny", "smol"
 
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TOKENIZERS = (
@@ -64,8 +64,8 @@ def look(name: Any = None, *, adapter: Any = None, **settings: Any) -> FoundMode
     """Find a model by its name, or say in a sentence why it cannot be loaded.
 
     Args:
-        name: a folder, a repository on the hub, ``"tiny"``, which is also meant by None; the folder of an adapter
-            whose base model can be found.
+        name: a folder, a repository on the hub, ``"tiny"``, which is also meant by None, ``"smol"``; the folder of an
+            adapter whose base model can be found.
         adapter: the folder or repository of a PEFT adapter for it.
         **settings: of ``lp.load``; ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``trust_remote_code``
             tell here.
@@ -75,6 +75,8 @@ def look(name: Any = None, *, adapter: Any = None, **settings: Any) -> FoundMode
     """
     where = TINY if name is None else _text(name)
     extra = None if adapter is None else _text(adapter)
+    if where == SMOL:
+        return look(str(smol.base()), adapter=extra or str(smol.path()), **settings)
     if extra is not None:
         adapter_told(extra, settings)
     refuse_original(where)
@@ -117,8 +119,8 @@ def _folder(where: str, settings: Mapping[str, Any]) -> tuple[Path, bool]:
         raise BadModel(f"{shortened(where)} is no name of a folder: {error.strerror}") from error
     if _is_path(where):
         raise BadModel(f"there is no folder {where}{_beside(path)}")
-    if "/" not in where and get_close_matches(where.lower(), [TINY], cutoff=0.75):
-        raise BadModel(f"there is no folder or model {where!r}; did you mean {TINY!r}, the one that ships inside?")
+    if "/" not in where and (close := get_close_matches(where.lower(), [TINY, SMOL], 1, cutoff=0.75)):
+        raise BadModel(f"there is no folder or model {where!r}; did you mean {close[0]!r}, which ships inside?")
     return repository(where, settings)
 
 
@@ -211,9 +213,14 @@ def _adapted(where: str, settings: Mapping[str, Any]) -> FoundModel:
     if not isinstance(base, str) or not base:
         raise BadModel(f"{where} is an adapter that does not say of which model; name it: {way}")
     try:
-        found = look(str(tiny.path()) if base == TINY else base, **{**settings, "revision": None})
+        found = look(str(smol.base()) if base == SMOL else base, **{**settings, "revision": None})
     except BadModel as error:
         raise BadModel(
             f"{where} is an adapter of {base}, which cannot be loaded ({error}); give it by hand: {way}"
         ) from error
     return FoundModel(found.where, found.config, where, found.weights)
+
+
+def shipped_name(where: str) -> str | None:
+    """What a model is called whose files are those that ship inside, or are built of what does; None for others."""
+    return {str(tiny.path()): TINY, str(smol.base_folder()): SMOL}.get(where)

