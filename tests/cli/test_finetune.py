@@ -63,12 +63,13 @@ def trained(monkeypatch, tmp_path):
     """Instead of a training: what it was called with."""
     calls = []
     losses = ({"step": 1, "loss": 2.0, "learning_rate": 1e-3},)
+    bad = ("line 2: there is no picture 'a\x1b.png'",) * 14
 
     def noted(data, model, out, **given):
         calls.append({"data": data, "model": model, "out": out, **given})
         Path(out).mkdir(exist_ok=True)
         parts = tuple((given["train"] or "language").split(","))
-        return Finetuned(Path(out), parts, losses, (), 3, 9, 0.2, ("line 2: there is no picture 'a\x1b.png'",) * 14)
+        return Finetuned(Path(out), parts, losses, (), 3, 9, 0.2, left_out=bad)
 
     monkeypatch.setattr("llava_probe.finetune.finetune.finetune", noted)
     return calls
