@@ -119,6 +119,8 @@ def _tell(result: Finetuned, model: str) -> None:
         listed = [*result.left_out[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
         told = "".join(f"\n  {visible(each)}" for each in listed)
         typer.secho(f"{len(result.left_out):,} rows were left out:{told}", fg="yellow", err=True)
+    if not result.held_out:
+        typer.secho("No picture was held out, so nothing tells what was learnt: --held-out 0.2", fg="yellow", err=True)
     written = sorted(path for path in result.folder.rglob("*") if path.is_file())
     folder = visible(str(result.folder))
     if "everything" in result.parts:

@@ -147,6 +147,10 @@ def test_what_was_left_out_is_told_and_cannot_act(trained, tmp_path):
     assert "\x1b" not in done.stderr
 
 
+def test_a_run_that_holds_nothing_out_is_told_to(trained, tmp_path):
+    assert "--held-out 0.2" in call("finetune", "data.jsonl", "--out", tmp_path / "o").stderr
+
+
 def test_of_several_processes_one_speaks_and_writes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=False))
     done = call("finetune", "data.jsonl", "--out", tmp_path / "o")
