@@ -71,12 +71,11 @@ def finetune(
     """
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: --out FOLDER (or --dry-run, which writes nothing)")
-    from accelerate import PartialState
-
     from llava_probe.finetune.finetune import finetune as run_training
     from llava_probe.finetune.result import Finetuned
+    from llava_probe.finetune.training import this_process
 
-    first = PartialState().is_main_process  # of several, one a card
+    first = this_process().is_main_process
     loading = {name: value for name, value in model.settings.items() if name != "adapter"}
     found = run_training(
         data,

@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +38,7 @@ from llava_probe.finetune.plan import Plan, Way, planned
 from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
-from llava_probe.finetune.training import in_bf16
+from llava_probe.finetune.training import in_bf16, this_process
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import keep, prepared
 from llava_probe.loading import load, look
@@ -133,7 +132,7 @@ def finetune(
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
     if adapter is not None:
         look(adapter=adapter)  # what lies there, before the model is loaded
-    cards = PartialState()
+    cards = this_process()
     vlm = model if isinstance(model, VLM) else load(model, **load_kwargs)
     if not isinstance(model, VLM) and load_kwargs.get("device_map") is None and load_kwargs.get("quantize") is None:
         vlm.model.to(cards.device)
@@ -195,7 +194,7 @@ def _run(
         )
     runner.eval()
     shown = {name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in shown.items()}
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         keep(vlm, runner, folder)
         write_check_row(runner, shown, folder, base=base if whole else None)
         verify_row(runner, folder)

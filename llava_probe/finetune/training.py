@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -66,6 +67,11 @@ def train(
     last = last_whole(folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+
+
+def this_process() -> PartialState:
+    """Which of the launcher's processes this is; from now on ``"cuda"`` is its own card."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -125,7 +131,7 @@ class _Passes(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         made = passed(self._vlm, self._passes[number])
-        return {"pass": made, "shift_labels": made.ids}  # whose number the Trainer counts
+        return {"pass": made, "labels": made.ids, "shift_labels": made.ids}  # whose number the Trainer counts
 
 
 def _only(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -152,7 +152,8 @@ def test_a_run_that_holds_nothing_out_is_told_to(trained, tmp_path):
 
 
 def test_of_several_processes_one_speaks_and_writes(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    other = SimpleNamespace(is_main_process=False)
+    monkeypatch.setattr("llava_probe.finetune.training.this_process", lambda: other)
     done = call("finetune", "data.jsonl", "--out", tmp_path / "o")
     assert done.exit_code == 0 and not done.output
     assert trained[0]["progress"] is False and not list((tmp_path / "o").iterdir())
