@@ -76,7 +76,10 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
         kept = {_part(vlm, name, folder) for name in load_peft_weights(folder, device="cpu")}
         rank = int(told.get("r") or rank) if kept - {"projector"} else rank
     config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank)
-    runner: Any = get_peft_model(vlm.anatomy.model, config)
+    model: Any = vlm.anatomy.model
+    own = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
+    undo(lambda: [model.set_submodule(name, module) for name, module in own.items()])  # unload leaves the trained ones
+    runner: Any = get_peft_model(model, config)
     undo(runner.unload)
     if start is not None:
         fill(runner, folder)

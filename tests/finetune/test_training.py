@@ -1,11 +1,21 @@
-"""The loss of a step is the mean over its tokens, into however many passes its rows are put."""
+"""A step's loss is the mean over its tokens, however they are parted; a model handed in is as it was afterwards."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from llava_probe import tiny
 from llava_probe.finetune.finetune import finetune
+
+
+@pytest.mark.parametrize("train", ["projector", "language"])
+def test_a_model_that_is_handed_in_is_given_back_as_it_was(tiny_vlm, tmp_path, train):
+    rows = [{"image": tiny.scene(seed).image, "question": "What is it?", "answer": "a star"} for seed in range(2)]
+    before = {name: weight.clone() for name, weight in tiny_vlm.model.state_dict().items()}
+    finetune(rows, tiny_vlm, tmp_path / "tuned", train=train, steps=2, batch_size=2, held_out=0.0)
+    after = tiny_vlm.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_steps_loss_is_the_mean_over_its_tokens_whatever_its_passes_hold(tiny_vlm, tmp_path):
