@@ -68,7 +68,7 @@ class Timed(TrainerCallback):
 
 
 def bare(rows: list[dict[str, Any]], size: int, steps: int) -> list[float]:
-    """Seconds of each step of a Trainer loop as one would write it: the collator calls the processor and marks labels."""
+    """Seconds of each step of a Trainer loop as one would write it: its collator calls the processor."""
     from peft import get_peft_model
 
     vlm = lp.load()

@@ -18,6 +18,7 @@ SHARED = {
     "extract": "likewise",
     "fit_probe": "likewise",
     "finetune": "likewise",
+    "path": "each model that ships inside tells its folder",
     "app": "the verb that serves the app and the command line that it is a verb of",
     "confidence": "what is told of a trace, and the figure of it, which bears its name",
     "information_flow": "likewise",

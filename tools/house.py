@@ -41,7 +41,7 @@ ORDER = (
         "tiny/",
     ),
     ("pictures/", "inside/"),
-    ("layout/",),
+    ("layout/", "smol/"),
     ("trace/",),
     ("asking/", "maps/"),
     ("model.py", "loading/"),

@@ -71,12 +71,11 @@ def finetune(
     """
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: --out FOLDER (or --dry-run, which writes nothing)")
-    from accelerate import PartialState
-
     from llava_probe.finetune.finetune import finetune as run_training
     from llava_probe.finetune.result import Finetuned
+    from llava_probe.finetune.training import this_process
 
-    first = PartialState().is_main_process  # of several, one a card
+    first = this_process().is_main_process
     loading = {name: value for name, value in model.settings.items() if name != "adapter"}
     found = run_training(
         data,
@@ -119,6 +118,8 @@ def _tell(result: Finetuned, model: str) -> None:
         listed = [*result.left_out[:_LISTED], *([f"and {more:,} more"] if more > 0 else [])]
         told = "".join(f"\n  {visible(each)}" for each in listed)
         typer.secho(f"{len(result.left_out):,} rows were left out:{told}", fg="yellow", err=True)
+    if not result.held_out:
+        typer.secho("No picture was held out, so nothing tells what was learnt: --held-out 0.2", fg="yellow", err=True)
     written = sorted(path for path in result.folder.rglob("*") if path.is_file())
     folder = visible(str(result.folder))
     if "everything" in result.parts:

@@ -5,7 +5,6 @@ print(lp.finetune("data.jsonl", "llava-hf/llava-1.5-7b-hf", dry_run=True))
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ import torch
 
 from llava_probe.escaping import visible
 from llava_probe.finetune.passes import TrainingPass, passed, rows_in, summed_loss, trained_logits
-from llava_probe.finetune.plan import Plan
+from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.rows import TrainingRow
-from llava_probe.finetune.schedule import Groups
+from llava_probe.finetune.schedule import PassRows
 from llava_probe.finetune.training import in_bf16
 from llava_probe.finetune.tuned import in_training
 from llava_probe.model import VLM
@@ -80,7 +79,9 @@ class DryRun:
         )
 
 
-def rehearsed(vlm: VLM, runner: Any, rows: Sequence[TrainingRow], plan: Plan, left_out: tuple[str, ...]) -> DryRun:
+def rehearsed(
+    vlm: VLM, runner: Any, rows: Sequence[TrainingRow], plan: TrainingPlan, left_out: tuple[str, ...]
+) -> DryRun:
     """Try the longest pass and the middle one, forwards and backwards, and train nothing.
 
     Args:
@@ -114,7 +115,7 @@ def rehearsed(vlm: VLM, runner: Any, rows: Sequence[TrainingRow], plan: Plan, le
     )
 
 
-def _step(vlm: VLM, runner: Any, groups: Groups) -> tuple[float, float, int]:
+def _step(vlm: VLM, runner: Any, groups: PassRows) -> tuple[float, float, int]:
     """Loss, seconds and bytes of one pass there and back."""
     on_card = vlm.model.device.type == "cuda"
     if on_card:
@@ -131,6 +132,12 @@ def _step(vlm: VLM, runner: Any, groups: Groups) -> tuple[float, float, int]:
 
 def _resident() -> int:
     """The most memory that this process has had so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -11,6 +11,7 @@ adapter must have moved the logits of a row that is kept beside it, and give the
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,15 +33,15 @@ from llava_probe.features.trial import sharing_of
 from llava_probe.finetune import record
 from llava_probe.finetune.conversations import Fault, read_conversations
 from llava_probe.finetune.dry_run import DryRun, rehearsed
-from llava_probe.finetune.parts import parts_of
-from llava_probe.finetune.passes import measured, passed
-from llava_probe.finetune.plan import Plan, Way, planned
+from llava_probe.finetune.parts import trained_parts
+from llava_probe.finetune.passes import passed, prediction
+from llava_probe.finetune.plan import StepSettings, TrainingPlan, planned
 from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
-from llava_probe.finetune.training import in_bf16
+from llava_probe.finetune.training import in_bf16, this_process
 from llava_probe.finetune.training import train as run
-from llava_probe.finetune.tuned import keep, prepared
+from llava_probe.finetune.tuned import keep, made_trainable
 from llava_probe.loading import load, look
 from llava_probe.loading.check_row import verify_row, write_check_row
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
@@ -126,32 +126,27 @@ def finetune(
     """
     if find_spec("peft") is None:
         raise BadInput("finetune needs PEFT: pip install 'llava_probe[finetune]'")
-    parts = parts_of(train, stage)
+    parts = trained_parts(train, stage)
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: out='FOLDER' (or dry_run=True, which writes nothing)")
     if isinstance(model, VLM) and load_kwargs:
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
     if adapter is not None:
         look(adapter=adapter)  # what lies there, before the model is loaded
-    cards = PartialState()
-    if isinstance(model, VLM):
-        vlm = model
-    else:
-        found = look(model)
-        adapter = adapter or found.adapter  # of a model that is an adapter on another
-        vlm = load(found.where, **load_kwargs)
-        if load_kwargs.get("device_map") is None and load_kwargs.get("quantize") is None:
-            vlm.model.to(cards.device)
+    cards = this_process()
+    vlm, adapter = (model, adapter) if isinstance(model, VLM) else _loaded(model, adapter, load_kwargs)
     _check_dtype(vlm, parts)
     conversations = read_conversations(data, question=question, columns=columns, images=images, split=split)
+    if progress:
+        print(*conversations.told, sep="\n", file=sys.stderr)
     rows, faults = RowMaker(vlm, max_length)(conversations)
     left_out = _left_out(rows, faults, skip_bad=skip_bad)
     kept, apart = split_rows(rows, held_out, seed)
-    way = Way(min(micro_batch or batch_size, batch_size), batch_size, epochs, steps, lr or _lr(parts), seed)
+    way = StepSettings(min(micro_batch or batch_size, batch_size), batch_size, epochs, steps, lr or _lr(parts), seed)
     samples = [row.sample for row in kept[:_TRIED]]
     sharing = sharing_of(vlm, samples, AskingSettings(), unpacked=refusal(vlm.anatomy), batch_size=way.pass_rows)
     plan = planned(kept, apart, sharing, way, cards.num_processes)
-    with prepared(vlm, parts, start=adapter, rank=rank, seed=seed) as runner:
+    with made_trainable(vlm, parts, start=adapter, rank=rank, seed=seed) as runner:
         if dry_run:
             return rehearsed(vlm, runner, rows, plan, left_out)
         settings = {
@@ -166,17 +161,28 @@ def finetune(
         }
         folder = Path(str(out)).expanduser()
         with cards.main_process_first():
-            done = record.begin(folder, settings)
+            done = record.begin_run(folder, settings)
         if done is None:
             done = _run(vlm, runner, plan, way, folder, checkpointing=checkpointing, progress=progress)
             done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
             if cards.is_main_process:
-                record.finish(folder, done)
+                record.finish_run(folder, done)
     return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
 
 
+def _loaded(
+    model: str | Path | None, adapter: str | Path | None, settings: Mapping[str, Any]
+) -> tuple[VLM, str | Path | None]:
+    """A model by its name, where it is trained, and the adapter that it starts from: its own, where it is one."""
+    found = look(model)
+    vlm = load(found.where, **settings)
+    if settings.get("device_map") is None and settings.get("quantize") is None:
+        vlm.model.to(this_process().device)
+    return vlm, adapter or found.adapter
+
+
 def _run(
-    vlm: VLM, runner: Any, plan: Plan, way: Way, folder: Path, *, checkpointing: bool, progress: bool
+    vlm: VLM, runner: Any, plan: TrainingPlan, way: StepSettings, folder: Path, *, checkpointing: bool, progress: bool
 ) -> dict[str, Any]:
     """Train, keep what was trained, and prove that it acts: what the record tells of it.
 
@@ -200,7 +206,7 @@ def _run(
         )
     runner.eval()
     shown = {name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in shown.items()}
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         keep(vlm, runner, folder)
         write_check_row(runner, shown, folder, base=base if whole else None)
         verify_row(runner, folder)
@@ -223,9 +229,9 @@ def _merged(runner: Any, shown: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _measured(vlm: VLM, runner: Any, plan: Plan) -> dict[str, float]:
+def _measured(vlm: VLM, runner: Any, plan: TrainingPlan) -> dict[str, float]:
     with in_bf16(vlm):
-        found = measured(vlm, runner, plan.held_out)
+        found = prediction(vlm, runner, plan.held_out)
     return {"loss": found.loss, "exact": found.exact}
 
 

@@ -19,13 +19,13 @@ from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 
 #: What may be trained, by the words that people use.
-PARTS = ("projector", "language", "tower", "everything")
+TRAINABLE = ("projector", "language", "tower", "everything")
 
 #: What each of LLaVA's two stages trains (Liu et al. 2023, https://arxiv.org/abs/2304.08485, section 4.2).
 STAGES = {"align": ("projector",), "instruct": ("language",)}
 
 
-def parts_of(train: str | Sequence[str] | None, stage: str) -> tuple[str, ...]:
+def trained_parts(train: str | Sequence[str] | None, stage: str) -> tuple[str, ...]:
     """The parts that are trained, in order.
 
     Raises:
@@ -34,11 +34,11 @@ def parts_of(train: str | Sequence[str] | None, stage: str) -> tuple[str, ...]:
     if stage not in STAGES:
         raise BadInput(f"stage={stage!r} is none; there are {' and '.join(map(repr, STAGES))}")
     given = STAGES[stage] if train is None else tuple(train.split(",")) if isinstance(train, str) else tuple(train)
-    if unknown := [part for part in given if part not in PARTS]:
-        raise BadInput(f"train={','.join(map(str, unknown))!r} is no part of a model; there are {', '.join(PARTS)}")
+    if unknown := [part for part in given if part not in TRAINABLE]:
+        raise BadInput(f"train={','.join(map(str, unknown))!r} is no part of a model; there are {', '.join(TRAINABLE)}")
     if not given or ("everything" in given and len(given) > 1):
-        raise BadInput(f"train={given!r}: name some of {', '.join(PARTS[:-1])}, or everything alone")
-    return tuple(part for part in PARTS if part in given)
+        raise BadInput(f"train={given!r}: name some of {', '.join(TRAINABLE[:-1])}, or everything alone")
+    return tuple(part for part in TRAINABLE if part in given)
 
 
 def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int) -> Any:
@@ -46,7 +46,7 @@ def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int) -> An
 
     Args:
         anatomy: of the model.
-        parts: of ``PARTS``, all but everything.
+        parts: of ``TRAINABLE``, all but everything.
         rank: of the LoRA; its α is twice that.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from llava_probe.features.packing import apart
 from llava_probe.features.packs import Batch, Branch, Unshared, batch_of
 from llava_probe.finetune.rows import TrainingRow
-from llava_probe.finetune.schedule import Groups
+from llava_probe.finetune.schedule import PassRows
 from llava_probe.inside.passes import visiting
 from llava_probe.model import VLM
 
@@ -42,7 +42,7 @@ class TrainingPass:
     answers: Tensor
 
 
-def passed(vlm: VLM, groups: Groups) -> TrainingPass:
+def passed(vlm: VLM, groups: PassRows) -> TrainingPass:
     """Some rows as the model reads them.
 
     Args:
@@ -105,7 +105,7 @@ def summed_loss(logits: Tensor, one: TrainingPass) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Predicted:
     """How well some rows are predicted.
 
     Attributes:
@@ -120,7 +120,7 @@ class Measured:
     tokens: int
 
 
-def measured(vlm: VLM, runner: Any, passes: Sequence[Groups]) -> Measured:
+def prediction(vlm: VLM, runner: Any, passes: Sequence[PassRows]) -> Predicted:
     """Loss and exact answers over some rows, nothing trained."""
     total = right = answers = tokens = 0.0
     with torch.no_grad():
@@ -131,9 +131,9 @@ def measured(vlm: VLM, runner: Any, passes: Sequence[Groups]) -> Measured:
             wrong = one.answers[(logits.argmax(-1).cpu() != one.ids)].unique().numel()
             count = int(one.answers.max()) + 1
             right, answers, tokens = right + count - wrong, answers + count, tokens + len(one.ids)
-    return Measured(total / tokens, right / answers, int(answers), int(tokens))
+    return Predicted(total / tokens, right / answers, int(answers), int(tokens))
 
 
-def rows_in(groups: Groups) -> list[TrainingRow]:
+def rows_in(groups: PassRows) -> list[TrainingRow]:
     """The rows of a pass."""
     return [row for group in groups for row in group]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from llava_probe.features.trial import Sharing
 from llava_probe.finetune.rows import TrainingRow
-from llava_probe.finetune.schedule import Groups, passes_of
+from llava_probe.finetune.schedule import PassRows, passes_of
 
 #: Held-out rows that are measured on the way, at most: a few minutes of a run of hours.
 MEASURED_ROWS = 400
 
 
 @dataclass(frozen=True)
-class Way:
+class StepSettings:
     """How rows are taken; everything of it decides what the weights become.
 
     Attributes:
@@ -35,7 +35,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A run, laid out.
 
     Attributes:
@@ -45,15 +45,15 @@ class Plan:
         steps: of the optimizer.
     """
 
-    passes: Sequence[Groups]
-    held_out: Sequence[Groups]
+    passes: Sequence[PassRows]
+    held_out: Sequence[PassRows]
     accumulated: int
     steps: int
 
 
 def planned(
-    kept: Sequence[TrainingRow], apart: Sequence[TrainingRow], sharing: Sharing, way: Way, cards: int = 1
-) -> Plan:
+    kept: Sequence[TrainingRow], apart: Sequence[TrainingRow], sharing: Sharing, way: StepSettings, cards: int = 1
+) -> TrainingPlan:
     """The passes of all epochs, and how many make a step.
 
     Args:
@@ -62,7 +62,7 @@ def planned(
         way: how rows are taken.
         cards: on how many passes run side by side.
     """
-    passes: list[Groups] = []
+    passes: list[PassRows] = []
     epoch = 0
     while True:
         passes += passes_of(kept, way.pass_rows, sharing, way.seed, epoch)
@@ -74,13 +74,14 @@ def planned(
             break
     steps = way.steps or math.ceil(len(passes) / (accumulated * cards))
     measured = passes_of(apart[:MEASURED_ROWS], way.pass_rows, sharing, way.seed, 0) if apart else []
-    return Plan(passes[: steps * accumulated * cards], measured, accumulated, steps)
+    return TrainingPlan(passes[: steps * accumulated * cards], measured, accumulated, steps)
 
 
 def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    """Rows to train on and rows to measure, no picture on both sides, one picture at least on the first."""
+    """Rows to train on and rows to measure, no picture on both sides; a share above 0 is one picture at least."""
     pictures = list(dict.fromkeys(row.picture or row.line for row in rows))
     random.Random(f"held out {seed}").shuffle(pictures)
-    apart = set(pictures[: min(round(share * len(pictures)), len(pictures) - 1)])
+    count = max(round(share * len(pictures)), 1) if share else 0
+    apart = set(pictures[: min(count, len(pictures) - 1)])
     kept = [row for row in rows if (row.picture or row.line) not in apart]
     return kept, [row for row in rows if (row.picture or row.line) in apart]

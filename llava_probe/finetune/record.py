@@ -39,7 +39,7 @@ class _Record(Stored, frozen=True, kw_only=True):
     told: dict[str, Any] | None = None
 
 
-def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Begin a run in a folder, or go on with the one there; what a finished one told of its result.
 
     Raises:
@@ -62,7 +62,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return held.told if held.finished else None
 
 
-def finish(folder: Path, told: Mapping[str, Any]) -> None:
+def finish_run(folder: Path, told: Mapping[str, Any]) -> None:
     """Note that the run came to its end, and what it tells."""
     held = read_json("record of the run", folder / RECORD, _Record, JSON_LIMIT)
     _write(folder, _Record(format=_FORMAT, settings=held.settings, finished=True, told=dict(told)))

@@ -45,10 +45,11 @@ class Finetuned(Tabular):
         }
         told = {name: (values[0], values[-1]) for name, values in measured.items() if values}
         first, last = ([ends[end] for ends in told.values()] for end in (0, 1))
+        merged = "" if self.merged is None else f", and by {self.merged:.0e} where it is merged"
         return (
             f"{Table({'measure': list(told), 'first': first, 'last': last}).text()}\n\n"
-            f"{', '.join(self.parts)} trained on {self.rows:,} rows, {self.trained:,} tokens of answers an epoch; "
-            f"a logit of the check row moved by {self.moved:.2g} of the largest"
+            f"{', '.join(self.parts)} trained on {self.rows:,} rows, {self.trained:,} tokens of answers an epoch\n"
+            f"a logit of the check row moved by {self.moved:.2g} of the largest{merged}"
         )
 
     def _columns(self) -> Table:

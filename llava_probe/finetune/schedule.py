@@ -14,13 +14,13 @@ from llava_probe.features.trial import Sharing
 from llava_probe.finetune.rows import TrainingRow
 
 #: Rows of one pass; each group shares its picture.
-Groups: TypeAlias = list[list[TrainingRow]]
+PassRows: TypeAlias = list[list[TrainingRow]]
 
 #: Passes whose rows are sorted by length together: more would leave little to chance.
 _SORTED = 32
 
 
-def passes_of(rows: Sequence[TrainingRow], size: int, sharing: Sharing, seed: int, epoch: int) -> list[Groups]:
+def passes_of(rows: Sequence[TrainingRow], size: int, sharing: Sharing, seed: int, epoch: int) -> list[PassRows]:
     """One epoch: every row once.
 
     Args:
@@ -34,7 +34,7 @@ def passes_of(rows: Sequence[TrainingRow], size: int, sharing: Sharing, seed: in
     rng.shuffle(groups)
     if sharing.unbatched:
         return [[group] for group in groups]
-    made: list[Groups] = []
+    made: list[PassRows] = []
     for start in range(0, len(groups), _SORTED * size):
         made += _filled(sorted(groups[start : start + _SORTED * size], key=_length), size)
     rng.shuffle(made)
@@ -52,8 +52,8 @@ def _groups(rows: Sequence[TrainingRow], size: int, sharing: Sharing, rng: rando
     return [group[at : at + size] for group in by_picture.values() for at in range(0, len(group), size)]
 
 
-def _filled(groups: Sequence[list[TrainingRow]], size: int) -> list[Groups]:
-    made: list[Groups] = []
+def _filled(groups: Sequence[list[TrainingRow]], size: int) -> list[PassRows]:
+    made: list[PassRows] = []
     for group in groups:
         if made and sum(map(len, made[-1])) + len(group) <= size:
             made[-1].append(group)

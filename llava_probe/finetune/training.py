@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llava_probe.errors import BadModel
-from llava_probe.finetune.passes import measured, passed, summed_loss, trained_logits
-from llava_probe.finetune.plan import Plan
-from llava_probe.finetune.schedule import Groups
+from llava_probe.finetune.passes import passed, prediction, summed_loss, trained_logits
+from llava_probe.finetune.plan import TrainingPlan
+from llava_probe.finetune.schedule import PassRows
 from llava_probe.finetune.tuned import in_training
 from llava_probe.model import VLM
 
@@ -39,7 +40,7 @@ _WHOLE = "whole"  # the file that says that a checkpoint was written to its end
 def train(
     vlm: VLM,
     runner: Any,
-    plan: Plan,
+    plan: TrainingPlan,
     folder: Path,
     *,
     lr: float,
@@ -68,6 +69,11 @@ def train(
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
 
 
+def this_process() -> PartialState:
+    """Which of the launcher's processes this is; from now on ``"cuda"`` is its own card."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; what lies beside it unfinished is taken away."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -78,7 +84,9 @@ def last_whole(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def _arguments(vlm: VLM, plan: Plan, folder: Path, lr: float, seed: int, checkpointing: bool) -> TrainingArguments:
+def _arguments(
+    vlm: VLM, plan: TrainingPlan, folder: Path, lr: float, seed: int, checkpointing: bool
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # a pass, whatever it holds
@@ -86,7 +94,7 @@ def _arguments(vlm: VLM, plan: Plan, folder: Path, lr: float, seed: int, checkpo
         max_steps=plan.steps,
         learning_rate=lr,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(WARM_UP * plan.steps)),
+        warmup_steps=round(WARM_UP * plan.steps),
         weight_decay=0.0,
         optim="adamw_torch",
         bf16=vlm.model.dtype == torch.bfloat16,
@@ -117,7 +125,7 @@ def _checkpointing() -> dict[str, Any]:
 class _Passes(Dataset[dict[str, Any]]):
     """The passes of a run, made when they are needed."""
 
-    def __init__(self, vlm: VLM, passes: Sequence[Groups]) -> None:
+    def __init__(self, vlm: VLM, passes: Sequence[PassRows]) -> None:
         self._vlm, self._passes = vlm, passes
 
     def __len__(self) -> int:
@@ -125,7 +133,7 @@ class _Passes(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         made = passed(self._vlm, self._passes[number])
-        return {"pass": made, "shift_labels": made.ids}  # whose number the Trainer counts
+        return {"pass": made, "labels": made.ids, "shift_labels": made.ids}  # whose number the Trainer counts
 
 
 def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
 class _Trainer(Trainer):
     """The Trainer over our passes, with our loss."""
 
-    def __init__(self, vlm: VLM, runner: Any, plan: Plan, arguments: TrainingArguments) -> None:
+    def __init__(self, vlm: VLM, runner: Any, plan: TrainingPlan, arguments: TrainingArguments) -> None:
         self._vlm, self._runner, self._plan = vlm, runner, plan
         super().__init__(runner, arguments, train_dataset=_Passes(vlm, plan.passes), eval_dataset=_Passes(vlm, ()))
         self.model_accepts_loss_kwargs = True  # the loss is over all tokens of a step, whatever its passes hold
@@ -167,7 +175,7 @@ class _Trainer(Trainer):
         """What was held out, predicted."""
         self._runner.eval()
         with self.compute_loss_context_manager():
-            found = measured(self._vlm, self._runner, self._plan.held_out)
+            found = prediction(self._vlm, self._runner, self._plan.held_out)
         told = {"eval_loss": found.loss, "eval_exact": found.exact}
         self.log(told)
         return told

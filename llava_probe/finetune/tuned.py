@@ -23,12 +23,12 @@ from llava_probe.model import VLM
 
 
 @contextmanager
-def prepared(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int) -> Iterator[Any]:
+def made_trainable(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int) -> Iterator[Any]:
     """The model as it is trained; given back as it was.
 
     Args:
         vlm: the model.
-        parts: of ``PARTS``.
+        parts: of ``TRAINABLE``.
         start: an adapter whose weights it starts from.
         rank: of the LoRA, where ``start`` has none of its own.
         seed: of the LoRA's first weights.
@@ -46,6 +46,8 @@ def prepared(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: 
         undo(draws_as_now())
         torch.manual_seed(seed)
         if "everything" in parts:
+            before = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+            undo(lambda: model.load_state_dict(before))
             model.requires_grad_(True)
             yield model
         else:
@@ -75,7 +77,10 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
         kept = {_part(vlm, name, folder) for name in load_peft_weights(folder, device="cpu")}
         rank = int(told.get("r") or rank) if kept - {"projector"} else rank
     config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank)
-    runner: Any = get_peft_model(vlm.anatomy.model, config)
+    model: Any = vlm.anatomy.model
+    own = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
+    undo(lambda: [model.set_submodule(name, module) for name, module in own.items()])  # unload leaves the trained ones
+    runner: Any = get_peft_model(model, config)
     undo(runner.unload)
     if start is not None:
         fill(runner, folder)

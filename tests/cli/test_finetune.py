@@ -63,12 +63,13 @@ def trained(monkeypatch, tmp_path):
     """Instead of a training: what it was called with."""
     calls = []
     losses = ({"step": 1, "loss": 2.0, "learning_rate": 1e-3},)
+    bad = ("line 2: there is no picture 'a\x1b.png'",) * 14
 
     def noted(data, model, out, **given):
         calls.append({"data": data, "model": model, "out": out, **given})
         Path(out).mkdir(exist_ok=True)
         parts = tuple((given["train"] or "language").split(","))
-        return Finetuned(Path(out), parts, losses, (), 3, 9, 0.2, ("line 2: there is no picture 'a\x1b.png'",) * 14)
+        return Finetuned(Path(out), parts, losses, (), 3, 9, 0.2, left_out=bad)
 
     monkeypatch.setattr("llava_probe.finetune.finetune.finetune", noted)
     return calls
@@ -146,8 +147,13 @@ def test_what_was_left_out_is_told_and_cannot_act(trained, tmp_path):
     assert "\x1b" not in done.stderr
 
 
+def test_a_run_that_holds_nothing_out_is_told_to(trained, tmp_path):
+    assert "--held-out 0.2" in call("finetune", "data.jsonl", "--out", tmp_path / "o").stderr
+
+
 def test_of_several_processes_one_speaks_and_writes(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    other = SimpleNamespace(is_main_process=False)
+    monkeypatch.setattr("llava_probe.finetune.training.this_process", lambda: other)
     done = call("finetune", "data.jsonl", "--out", tmp_path / "o")
     assert done.exit_code == 0 and not done.output
     assert trained[0]["progress"] is False and not list((tmp_path / "o").iterdir())

@@ -22,7 +22,8 @@ def test_it_tells_its_ends_side_by_side():
     assert told[0].split() == ["measure", "first", "last"]
     ends = {line[:14].strip(): [float(number) for number in line.split()[-2:]] for line in told[1:4]}
     assert ends == {"training loss": [1.5, 0.5], "held-out loss": [4, 3], "held-out exact": [0, 1]}
-    assert told[-1].startswith("language trained on 1,900 rows, 24,000 tokens") and "moved by 0.34 " in told[-1]
+    assert told[-2].startswith("language trained on 1,900 rows, 24,000 tokens") and "moved by 0.34 " in told[-1]
+    assert "merged" not in told[-1] and str(replace(RUN, merged=3e-7)).endswith("and by 3e-07 where it is merged")
 
 
 def test_without_a_held_out_part_nothing_is_told_of_it():

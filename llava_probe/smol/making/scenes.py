@@ -35,7 +35,7 @@ _WANTED = {
 _CAPTION = "Describe the image."
 
 
-def write(what: str, pictures: int, out: Path) -> Path:
+def write_scenes(what: str, pictures: int, out: Path) -> Path:
     """Draw so many scenes into ``out/what/`` and write their rows to ``out/what.jsonl``; the path of the rows."""
     folder, rows = out / what, out / f"{what}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,4 +74,4 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     options = parser.parse_args()
-    print(write(options.what, options.pictures, options.out))
+    print(write_scenes(options.what, options.pictures, options.out))

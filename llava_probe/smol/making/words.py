@@ -42,7 +42,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], float]] = {
 }
 
 
-def start(out: Path) -> float:
+def lead_to_words(out: Path) -> float:
     """Train the projector of the base and write it as an adapter; the last loss."""
     folder = base()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -102,4 +102,4 @@ def _targets(patches: Tensor, tables: list[Tensor]) -> tuple[Tensor, Tensor]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
-    print(f"loss {start(parser.parse_args().out):.3f}")
+    print(f"loss {lead_to_words(parser.parse_args().out):.3f}")
