@@ -178,6 +178,16 @@ def test_recorders_come_off_and_others_stay(inputs):
     )
 
 
+def test_an_adapter_may_hold_whole_modules_and_nothing_else():
+    peft = pytest.importorskip("peft")
+    whole = ["model.multi_modal_projector"]
+    model = peft.get_peft_model(
+        random_llava(), peft.LoraConfig(target_modules=seam.no_targets(), modules_to_save=whole)
+    )
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and all(".multi_modal_projector.modules_to_save." in name for name in trained), "PEFT wants targets"
+
+
 def test_an_adapters_layers_tell_their_state():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(random_llava(), peft.LoraConfig(target_modules=["q_proj"], r=4)).eval()
@@ -713,6 +723,8 @@ OPEN = {
 EXEMPT = {
     ("border/settled.py", "sys.modules"): "what was never imported was never set, and is not imported to look",
     ("view/__init__.py", "sys.modules"): "lp.view is this room, called",
+    ("finetune/__init__.py", "sys.modules"): "so is lp.finetune",
+    ("finetune/training.py", "from accelerate import PartialState"): "a documented class, which its __init__ hands out",
     ("view/app/process.py", "sys.modules"): "as in settled.py: a cache is emptied where there is one",
     ("view/app/process.py", "os._exit"): "a documented function under a private name",
 }
@@ -723,6 +735,7 @@ NAMES_OF_OURS = {
     "_mask": "the end of inputs' names",
     "_probability": "the end of columns' names",
     "_mean": "the end of places' names",
+    "_kwargs": "the end of names of the Trainer's settings",
 }
 
 
