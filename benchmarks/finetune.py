@@ -93,7 +93,7 @@ def bare(rows: list[dict[str, Any]], size: int, steps: int) -> list[float]:
             folder, per_device_train_batch_size=size, max_steps=steps, learning_rate=2e-4, use_cpu=True, report_to=[],
             save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
-        model = get_peft_model(vlm.model, adapter_config(vlm.anatomy, ("language",), rank=16))
+        model = get_peft_model(vlm.model, adapter_config(vlm.anatomy, ("language",), rank=16, alpha=32))
         trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[timed])
         trainer.remove_callback(PrinterCallback)
         trainer.train()

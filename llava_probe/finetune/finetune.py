@@ -42,11 +42,14 @@ from llava_probe.finetune.rows import RowMaker, TrainingRow
 from llava_probe.finetune.training import in_bf16, this_process
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import keep, made_trainable
+from llava_probe.inside import seam
 from llava_probe.loading import load, look
 from llava_probe.loading.check_row import verify_row, write_check_row
+from llava_probe.loading.folder import shipped_name
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
 from llava_probe.loading.merging import merged_as_unmerged
 from llava_probe.model import VLM
+from llava_probe.stored import write_text
 
 #: Highest learning rate by what is trained: LLaVA-1.5's for its projector and its LoRA, and for all weights.
 LR = {"projector": 1e-3, "adapter": 2e-4, "everything": 2e-5}
@@ -167,7 +170,10 @@ def finetune(
             done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
             if cards.is_main_process:
                 record.finish_run(folder, done)
-    return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
+    result = Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
+    if cards.is_main_process:
+        write_text("card of the adapter", folder / "README.md", result.card(_named(vlm)))
+    return result
 
 
 def _loaded(
@@ -179,6 +185,11 @@ def _loaded(
     if settings.get("device_map") is None and settings.get("quantize") is None:
         vlm.model.to(this_process().device)
     return vlm, adapter or found.adapter
+
+
+def _named(vlm: VLM) -> str:
+    name = seam.checkpoint(vlm.anatomy.model.config)
+    return shipped_name(name) or name
 
 
 def _run(

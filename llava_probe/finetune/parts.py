@@ -41,13 +41,13 @@ def trained_parts(train: str | Sequence[str] | None, stage: str) -> tuple[str, .
     return tuple(part for part in TRAINABLE if part in given)
 
 
-def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int) -> Any:
+def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int, alpha: int) -> Any:
     """PEFT's config of an adapter that holds these parts.
 
     Args:
         anatomy: of the model.
         parts: of ``TRAINABLE``, all but everything.
-        rank: of the LoRA; its α is twice that.
+        rank, alpha: r and α of the LoRA.
 
     Raises:
         BadModel: the model has no such part.
@@ -60,7 +60,7 @@ def adapter_config(anatomy: Anatomy, parts: Collection[str], *, rank: int) -> An
     patterns = [_linear(anatomy, stack) for part, stack in stacks.items() if part in parts and stack is not None]
     return LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
+        lora_alpha=alpha,
         target_modules="|".join(patterns) or seam.no_targets(),
         modules_to_save=projector_of(anatomy) if "projector" in parts else None,
     )

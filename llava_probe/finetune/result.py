@@ -52,6 +52,22 @@ class Finetuned(Tabular):
             f"a logit of the check row moved by {self.moved:.2g} of the largest{merged}"
         )
 
+    def card(self, model: str) -> str:
+        """What lies in the folder, for whoever finds it there: a README of a model on the hub.
+
+        Args:
+            model: what was trained, by its name.
+        """
+        whole = "everything" in self.parts
+        loaded = f'lp.load("{self.folder.name}")' if whole else f'lp.load("{model}", adapter="{self.folder.name}")'
+        return (
+            f"---\nlibrary_name: {'transformers' if whole else 'peft'}\nbase_model: {model}\n---\n\n"
+            f"# {model}, fine-tuned\n\nBy `llava-probe finetune`:\n\n```\n{self}\n```\n\n"
+            f"```python\nimport llava_probe as lp\n\nvlm = {loaded}\n```\n\n"
+            "`check_row.safetensors` holds a row and the logits that it had at the end; loading compares them. "
+            "`finetune.json` holds every setting and all losses.\n"
+        )
+
     def _columns(self) -> Table:
         """A line for each step of which something is known; what was not measured there is None."""
         told, held = ({entry["step"]: entry for entry in entries} for entries in (self.losses, self.held_out))

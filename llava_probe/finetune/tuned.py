@@ -5,7 +5,7 @@ An adapter to start from keeps its place: what it trained is in the new one, tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from llava_probe.inside.undo import Undo, draws_as_now, undoing
 from llava_probe.loading.adapters import fill
 from llava_probe.loading.folder import adapter_told, shipped_name
 from llava_probe.model import VLM
+
+#: Settings of a LoRA that make it another kind.
+_OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "layer_replication")
 
 
 @contextmanager
@@ -42,7 +45,8 @@ def made_trainable(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, 
     with undoing() as undo:
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         undo(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
-        undo(lambda: model.train(False))
+        modes = [(module, module.training) for module in model.modules()]
+        undo(lambda: _in_modes(modes))
         undo(draws_as_now())
         torch.manual_seed(seed)
         if "everything" in parts:
@@ -52,6 +56,11 @@ def made_trainable(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, 
             yield model
         else:
             yield _adapted(vlm, parts, start, rank, undo)
+
+
+def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, was in modes:
+        module.training = was
 
 
 def in_training(runner: nn.Module) -> None:
@@ -71,12 +80,14 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
     from peft import get_peft_model, load_peft_weights
 
     kept: set[str] = set()
+    alpha = 2 * rank
     if start is not None:
         told = adapter_told(str(start), {})
         folder = str(Path(start).expanduser()) if Path(start).expanduser().is_dir() else str(start)
         kept = {_part(vlm, name, folder) for name in load_peft_weights(folder, device="cpu")}
-        rank = int(told.get("r") or rank) if kept - {"projector"} else rank
-    config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank)
+        if kept - {"projector"}:
+            rank, alpha = _scaling(told, folder)
+    config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank, alpha=alpha)
     model: Any = vlm.anatomy.model
     own = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
     undo(lambda: [model.set_submodule(name, module) for name, module in own.items()])  # unload leaves the trained ones
@@ -91,6 +102,19 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
     return runner
 
 
+def _scaling(told: Mapping[str, Any], adapter: str) -> tuple[int, int]:
+    """Rank and α of the LoRA that a run starts from: under others its weights would mean something else.
+
+    Raises:
+        BadModel: it is another kind than the one that is trained here.
+    """
+    if others := [name for name in _OTHER_KINDS if told.get(name) not in (None, False, {}, "none")]:
+        raise BadModel(
+            f"the adapter {adapter} has {', '.join(others)}, which is not trained further here; merge it first"
+        )
+    return int(told["r"]), int(told["lora_alpha"])
+
+
 def keep(vlm: VLM, runner: Any, folder: Path) -> None:
     """Write what was trained: an adapter that knows its model's name, or the whole model with its processor."""
     if not hasattr(runner, "peft_config"):
@@ -100,6 +124,7 @@ def keep(vlm: VLM, runner: Any, folder: Path) -> None:
     base = seam.checkpoint(vlm.anatomy.model.config)
     runner.peft_config[runner.active_adapter].base_model_name_or_path = shipped_name(base) or base
     runner.save_pretrained(str(folder), save_embedding_layers=False)  # else PEFT asks the hub about them
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
 
 
 def _part(vlm: VLM, name: str, adapter: str) -> str:
