@@ -20,7 +20,7 @@ from llava_probe.layout.ramps import DARK, LIGHT, Encode
 
 #: How many changed inputs go through the vision path at once, two at least, and how many patches these may have: some
 #: towers put all pictures of a batch into one sequence, and its mask has an entry for each pair.
-BATCH, PATCHES = 8, 2048
+BATCH, BATCH_PATCHES = 8, 2048
 #: Runs of one input alone and beside others lie this close, as a share of it.
 _SAME = 1e-3
 
@@ -75,7 +75,7 @@ class Asker:
     def _together(self, asked: Sequence[BoolArray]) -> Tensor:
         """[asked, N, D] the tokens for each, stacked where the model's inputs can be: some count through a batch."""
         assert self._cut is not None
-        size = max(2, min(BATCH, PATCHES // len(self._cut)))
+        size = max(2, min(BATCH, BATCH_PATCHES // len(self._cut)))
         if self._stackable is None and len(asked) > 1:
             first = asked[:size]
             alone = self._run(first[-1:])
