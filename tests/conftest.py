@@ -23,6 +23,11 @@ def pytest_collection() -> None:
     torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks first: each takes long, and the last of them would run while another worker has nothing to do."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays, over a million objects: collections of garbage need not walk through them each time."""
     gc.freeze()

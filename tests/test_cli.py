@@ -64,12 +64,12 @@ def test_the_tiny_model_is_told_to_know_no_photographs(tmp_path):
 
 
 def test_maps_are_of_content_words_and_of_a_stated_size(picture, tmp_path, tiny_vlm):
-    Image.open(picture).resize((1800, 1350)).save(tmp_path / "large.png")
+    Image.open(picture).resize((1600, 1200)).save(tmp_path / "large.png")
     words = ["run", tmp_path / "large.png", "Describe the image.", "--out", tmp_path / "o"]
-    words += ["--max-new-tokens", 12]  # not every token's map of a long answer
-    trace = tiny_vlm.generate(tmp_path / "large.png", "Describe the image.", max_new_tokens=12)
+    words += ["--max-new-tokens", 6]  # not every token's map of a long answer
+    trace = tiny_vlm.generate(tmp_path / "large.png", "Describe the image.", max_new_tokens=6)
     expected = lp.attention_map(trace)
-    for more, size in (((), (1200, 900)), (("--full-size",), (1800, 1350))):
+    for more, size in (((), (1200, 900)), (("--full-size",), (1600, 1200))):
         assert call(*words, *more).exit_code == 0
         assert {Image.open(path).size for path in (tmp_path / "o" / "maps").glob("*_*")} == {size}
         again = lp.ImageMap.load(tmp_path / "o" / "maps")

@@ -29,7 +29,7 @@ from llava_probe.trace.distributions import top_k
 from llava_probe.trace.request import Request
 from llava_probe.trace.sizes import Sizes
 from llava_probe.trace.spellings import Spellings, spellings, stops_at
-from llava_probe.trace.tokens import Token, tokens_of
+from llava_probe.trace.tokens import tokens_of
 from llava_probe.trace.trace import Trace
 
 
@@ -235,8 +235,7 @@ def _trace(
     vocabulary: Vocabulary,
     sample: PromptedSample,
 ) -> Trace:
-    plan = recorder.plan
-    prompt_length = recorder.prompts[number].length
+    plan, prompt = recorder.plan, recorder.prompts[number]
     hidden_positions: list[int] = []
     attention_positions: list[int] = []
     if plan.hidden.layers:
@@ -244,9 +243,9 @@ def _trace(
     if plan.attention.layers:
         records["attention"], attention_positions = recorder.attention_of(number, source)
     return Trace(
-        tokens=_tokens(vocabulary, ids, recorder.prompts[number]),
-        prompt_length=prompt_length,
-        answer=vocabulary.tokenizer.decode(ids[prompt_length:], skip_special_tokens=True).strip(),
+        tokens=tokens_of(vocabulary.tokenizer, ids, prompt.length, vocabulary.visual, prompt.image_positions),
+        prompt_length=prompt.length,
+        answer=vocabulary.tokenizer.decode(ids[prompt.length :], skip_special_tokens=True).strip(),
         images=sample.question.images,
         layouts=sample.layouts,
         request=sample.request,
@@ -261,13 +260,6 @@ def _trace(
         attention_heads=plan.heads if plan.attention.layers else (),
         attention_positions=tuple(attention_positions),
     )
-
-
-def _tokens(vocabulary: Vocabulary, ids: Sequence[int], prompt: Prompt) -> tuple[Token, ...]:
-    """Tokens with their roles; some models put pictures where ordinary ids stand."""
-    seen = set(prompt.image_positions)
-    tokens = tokens_of(vocabulary.tokenizer, ids, prompt.length, vocabulary.visual)
-    return tuple(replace(token, role="image") if token.position in seen else token for token in tokens)
 
 
 def _distribution(name: str, rows: Tensor, chosen: Tensor, kept: bool | int) -> dict[str, Tensor]:

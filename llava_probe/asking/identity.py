@@ -42,6 +42,8 @@ _NOTES = {
 #: What belongs to a model and not to how it is run: a kernel, a precision and a folder's name make no other model.
 _MODEL = ("class", "quantization", "adapter", "config", "modules", "weights")
 
+_SCALARS = (bool, int, float, str)
+
 #: What a record has under a name that is not in it.
 _NOTHING = object()
 
@@ -220,25 +222,25 @@ def _modules(modules: Mapping[str, nn.Module]) -> str:
     """A digest of each module's class and of the numbers and words that it holds: a scale, an index, an epsilon."""
     told = hashlib.sha256()
     for path, module in modules.items():
-        held = {name: value for name, value in vars(module).items() if _settled(name, value)}
-        told.update(f"{path} {type(module).__name__} {sorted(held.items())}\n".encode())
+        held = [each for each in vars(module).items() if each[0][0] != "_" and _is_setting(*each)]
+        told.update(f"{path} {type(module).__name__} {sorted(held)}\n".encode())
     return told.hexdigest()[:16]
 
 
-def _settled(name: str, value: Any) -> bool:
-    """Whether a module's attribute is a setting: plain data, and nothing that it notes by itself.
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a module's public attribute is a setting: plain data, and nothing that it notes by itself.
 
     ``None`` is no setting: it stands where a pass leaves something (Qwen-VL's ``rope_deltas``).
     """
-    return value is not None and not name.startswith("_") and name not in _NOTES and _is_plain(value)
+    return value is not None and name not in _NOTES and _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+    if value is None or isinstance(value, _SCALARS):
+        return True
     if isinstance(value, dict):
         return all(_is_plain(entry) for pair in value.items() for entry in pair)
-    return value is None or isinstance(value, bool | int | float | str)
+    return isinstance(value, list | tuple) and all(map(_is_plain, value))
 
 
 def _changed(modules: Mapping[str, nn.Module]) -> Iterator[str]:

@@ -30,7 +30,7 @@ def provenance_of(
         **model_of(anatomy, held),
         "processor": f"{type(processor).__name__} ({processor_of(processor)})",
         "decoding": decoding_of(anatomy.generator),
-        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+        "devices": sorted(map(str, {parameter.device for parameter in model.parameters()})),
         "images": [fingerprint(image) for image in images],
         "versions": {
             "llava_probe": __version__,

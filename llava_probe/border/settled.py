@@ -19,26 +19,29 @@ _NUMPY: dict[str, Any] = {"divide": "warn", "over": "warn", "under": "ignore", "
 #: Pillow's own limit, in pixels.
 _LARGE = 1024 * 1024 * 1024 // 4 // 3
 
+_NOTHING = nullcontext()
+
 
 def settled(module: str) -> Any:
     """A context in which a function of ``module`` runs; one that does nothing where nothing was set."""
-    torch, numpy, pillow = (sys.modules.get(name) for name in ("torch", "numpy", "PIL.Image"))
+    loaded = sys.modules.get
+    torch, numpy, pillow = loaded("torch"), loaded("numpy"), loaded("PIL.Image")
     if module in _FOLLOWS or torch is None or not hasattr(torch, "get_default_device"):
-        return nullcontext()
-    devices = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        return _NOTHING
     strange = (
-        devices
+        torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
         or torch.get_default_dtype() is not torch.float32
         or torch.is_inference_mode_enabled()
-        or torch.get_default_device().type != "cpu"
+        or torch.empty(0).device.type != "cpu"  # a fifth of what asking for the default device takes
         or (numpy is not None and numpy.geterr() != _NUMPY)
         or (pillow is not None and pillow.MAX_IMAGE_PIXELS != _LARGE)
     )
-    return _as_python_starts(torch, devices) if strange else nullcontext()
+    return _as_python_starts(torch) if strange else _NOTHING
 
 
 @contextmanager
-def _as_python_starts(torch: Any, devices: list[str]) -> Iterator[None]:
+def _as_python_starts(torch: Any) -> Iterator[None]:
     import numpy as np
     from PIL import Image
 
@@ -53,6 +56,7 @@ def _as_python_starts(torch: Any, devices: list[str]) -> Iterator[None]:
             undo.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             undo.enter_context(torch.inference_mode(False))
-        for kind in devices:
-            undo.enter_context(torch.autocast(kind, enabled=False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                undo.enter_context(torch.autocast(kind, enabled=False))
         yield

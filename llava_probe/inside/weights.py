@@ -15,7 +15,7 @@ is named.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from llava_probe.inside import seam
 
@@ -63,8 +62,21 @@ class _Seen:
     """What is remembered of a model between two looks; it keeps no tensor alive."""
 
     marks: dict[str, tuple[Any, ...]]
+    glances: list[_Glance]
     sums: dict[str, tuple[int, ...]]
     digest: WeightsDigest
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """Some words of each tensor on one device, end to end: int64, compared at once."""
+
+    names: tuple[str, ...]
+    lengths: tuple[int, ...]
+    words: Tensor
+
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        return zip(self.names, self.words.split(self.lengths), strict=True)
 
 
 _seen: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
@@ -80,11 +92,15 @@ def weights_digest(model: nn.Module, *, anew: bool = False) -> WeightsDigest:
     tensors = dict(_tensors(model))
     readable = {name: tensor for name, tensor in tensors.items() if _readable(tensor)}
     seen = None if anew else _seen.get(model)
-    looks = zip(readable.items(), _glances(list(readable.values())), strict=True)
-    marks = {name: (*_mark(tensor), glance) for (name, tensor), glance in looks}
-    if seen is not None and seen.marks == marks and tensors.keys() == {*marks, *seen.digest.unseen}:
+    marks, glances = {name: _mark(tensor) for name, tensor in readable.items()}, _glances(readable)
+    if (
+        seen is not None
+        and seen.marks == marks
+        and tensors.keys() == {*marks, *seen.digest.unseen}
+        and all(torch.equal(one.words, other.words) for one, other in zip(seen.glances, glances, strict=True))
+    ):
         return seen.digest
-    stale = [name for name in readable if seen is None or seen.marks.get(name) != marks[name]]
+    stale = [*readable] if seen is None else _stale(seen, marks, glances)
     sums = dict(zip(stale, _numbers([_sums(readable[name]) for name in stale]), strict=True))
     if seen is not None:
         sums |= {name: seen.sums[name] for name in readable if name not in sums}
@@ -92,7 +108,7 @@ def weights_digest(model: nn.Module, *, anew: bool = False) -> WeightsDigest:
     for name, tensor in sorted(tensors.items()):
         told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums.get(name)}\n".encode())
     digest = WeightsDigest(told.hexdigest()[:32], tuple(name for name in tensors if name not in readable))
-    _seen[model] = _Seen(marks, sums, digest)
+    _seen[model] = _Seen(marks, glances, sums, digest)
     return digest
 
 
@@ -182,25 +198,32 @@ def _summed(words: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return (words * low).sum(1), ((words >> 32) * high).sum(1)
 
 
-def _glances(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    """Both sums of some of each tensor's words."""
-    found: dict[int, tuple[int, ...]] = {}
-    for device in {tensor.device for tensor in tensors}:
-        there = [number for number, tensor in enumerate(tensors) if tensor.device == device]
-        some = pad_sequence([_some(tensors[number]) for number in there], batch_first=True)
-        if some.shape[1] == 0:
-            some = some.new_zeros(len(there), 1)
-        sums = torch.stack(_row_sums(some), 1).tolist()
-        found |= {number: tuple(both) for number, both in zip(there, sums, strict=True)}
-    return [found[number] for number in range(len(tensors))]
+def _glances(tensors: Mapping[str, Tensor]) -> list[_Glance]:
+    """Some of each tensor's words, by device."""
+    there: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        there.setdefault(tensor.device, {})[name] = _some(tensor)
+    return [
+        _Glance(tuple(some), tuple(words.numel() for words in some.values()), torch.cat([*some.values()]))
+        for some in there.values()
+    ]
 
 
 def _some(tensor: Tensor) -> Tensor:
     """All words of a small tensor, some of a large one: int64 [at most _SMALL]."""
     flat = _flat(tensor)
     words = flat.view(torch.int64) if _aligned(flat) else flat
-    some = words if len(words) <= _SMALL else words[:: len(words) // _GLANCE | 1][:_GLANCE]
+    count = words.numel()
+    some = words if count <= _SMALL else words[:: count // _GLANCE | 1][:_GLANCE]
     return some.to(torch.int64)
+
+
+def _stale(seen: _Seen, marks: Mapping[str, tuple[Any, ...]], glances: Sequence[_Glance]) -> list[str]:
+    """Names of the tensors that are others than those seen, or hold other words."""
+    before, now = (dict(pair for glance in each for pair in glance.pieces()) for each in (seen.glances, glances))
+    return [
+        name for name, mark in marks.items() if seen.marks.get(name) != mark or not torch.equal(before[name], now[name])
+    ]
 
 
 def _numbers(sums: Sequence[Tensor]) -> list[tuple[int, ...]]:
@@ -219,7 +242,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _aligned(flat: Tensor) -> bool:
-    return len(flat) % 8 == 0 and flat.storage_offset() % 8 == 0
+    return flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0
 
 
 def _words(flat: Tensor) -> Tensor:

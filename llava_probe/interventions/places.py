@@ -141,7 +141,7 @@ class Places:
         asked = self._written(prompt, prompt.length)
         if isinstance(name, Region):
             return positions(asked, name)
-        whole = self._written(prompt, len(prompt.ids))
+        whole = asked if len(prompt.ids) == prompt.length else self._written(prompt, len(prompt.ids))
         if (place := _place(name)) is not None:
             positions(asked, name)  # refuses what is a word of the prompt as well
             return positions(whole, place)
@@ -170,9 +170,7 @@ class Places:
     def _written(self, prompt: Prompt, fed: int) -> WrittenPrompt:
         """The first ``fed`` tokens, and one for what the last of them predicts, which is never fed."""
         tokenizer, visual = self.vlm.processor.tokenizer, self.vlm.visual_ids
-        tokens = list(tokens_of(tokenizer, prompt.ids[:fed], prompt.length, visual))
-        for place in prompt.image_positions:
-            tokens[place] = Token(tokens[place].id, tokens[place].text, "image", place)
+        tokens = list(tokens_of(tokenizer, prompt.ids[:fed], prompt.length, visual, prompt.image_positions))
         tokens.append(Token(-1, "", "generated", len(tokens)))
         found = PromptLayouts()
         if prompt.lay_out is not None and any(isinstance(name, Region) for name in self._names):

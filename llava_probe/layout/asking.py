@@ -18,8 +18,9 @@ from llava_probe.inside.passes import alone_with
 from llava_probe.layout.patches import Patches, channels_first
 from llava_probe.layout.ramps import DARK, LIGHT, Encode
 
-#: How many changed inputs go through the vision path at once.
-BATCH = 8
+#: How many changed inputs go through the vision path at once, two at least, and how many patches these may have: some
+#: towers put all pictures of a batch into one sequence, and its mask has an entry for each pair.
+BATCH, BATCH_PATCHES = 8, 2048
 #: Runs of one input alone and beside others lie this close, as a share of it.
 _SAME = 1e-3
 
@@ -52,7 +53,7 @@ class Asker:
     def __init__(self, anatomy: Anatomy, asking: Asking, inputs: Mapping[str, Any], positions: Sequence[int]) -> None:
         self._anatomy, self._asking, self._inputs = anatomy, asking, inputs
         self._at = torch.as_tensor(list(positions))
-        self._batch: int | None = None  # found out when there is a first batch
+        self._stackable: bool | None = None  # found out when there is a first batch
         self._cut: Patches | None = None
         self._noise: list[list[Tensor]] = []
         self._still = torch.empty(0)
@@ -73,20 +74,22 @@ class Asker:
 
     def _together(self, asked: Sequence[BoolArray]) -> Tensor:
         """[asked, N, D] the tokens for each, stacked where the model's inputs can be: some count through a batch."""
-        if self._batch is None and len(asked) > 1:
-            first = asked[:BATCH]
+        assert self._cut is not None
+        size = max(2, min(BATCH, BATCH_PATCHES // len(self._cut)))
+        if self._stackable is None and len(asked) > 1:
+            first = asked[:size]
             alone = self._run(first[-1:])
             try:
                 stacked = self._run(first)
-                self._batch = BATCH if (stacked[-1:] - alone).norm() < _SAME * alone.norm() else 1
+                self._stackable = bool((stacked[-1:] - alone).norm() < _SAME * alone.norm())
             except Exception as error:  # each model fails in a way of its own, in operations that we stand around
                 if of_the_machine(error) and not out_of_memory(error):
                     raise
-                self._batch = 1
-            if self._batch == BATCH:
-                rest = [self._run(asked[start : start + BATCH]) for start in range(BATCH, len(asked), BATCH)]
+                self._stackable = False
+            if self._stackable:
+                rest = [self._run(asked[start : start + size]) for start in range(size, len(asked), size)]
                 return torch.cat([stacked, *rest])
-        size = self._batch or 1
+        size = size if self._stackable else 1
         return torch.cat([self._run(asked[start : start + size]) for start in range(0, len(asked), size)])
 
     def _run(self, batch: Sequence[BoolArray]) -> Tensor:

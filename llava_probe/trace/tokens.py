@@ -43,11 +43,18 @@ class Token:
     position: int
 
 
-def tokens_of(tokenizer: Any, ids: Sequence[int], prompt_length: int, visual: Collection[int]) -> tuple[Token, ...]:
-    """The tokens of ``ids``, prompt and answer; ids in ``visual`` stand for pictures and frames."""
+def tokens_of(
+    tokenizer: Any, ids: Sequence[int], prompt_length: int, visual: Collection[int], pictures: Collection[int] = ()
+) -> tuple[Token, ...]:
+    """The tokens of ``ids``, prompt and answer; ids in ``visual`` stand for pictures and frames.
+
+    Some models put pictures where ordinary ids stand: ``pictures`` are the positions of theirs.
+    """
     special = set(tokenizer.all_special_ids)
     roles = [_role(token, place, prompt_length, visual, special) for place, token in enumerate(ids)]
     texts = _texts(tokenizer, ids, roles)
+    for place in pictures:
+        roles[place] = "image"
     return tuple(Token(*parts, place) for place, parts in enumerate(zip(ids, texts, roles, strict=True)))
 
 

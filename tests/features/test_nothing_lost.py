@@ -187,7 +187,7 @@ def test_runs_killed_at_any_moment_lose_nothing(forks, undisturbed, tmp_path):
         return forks.end()
 
     kills = number = 0
-    while kills < 20:
+    while kills < 12:
         kills += killed_until_it_survives(tmp_path / str(number), kill)
         assert contents(tmp_path / str(number)) == contents(undisturbed)
         number += 1
@@ -196,7 +196,7 @@ def test_runs_killed_at_any_moment_lose_nothing(forks, undisturbed, tmp_path):
 def test_runs_killed_before_an_operation_on_a_file_lose_nothing(forks, undisturbed, tmp_path):
     rng = random.Random(1)
     kills = number = 0
-    while kills < 12:
+    while kills < 8:
         kills += killed_until_it_survives(
             tmp_path / str(number), lambda folder: forks.run(folder, operations=rng.randrange(OPERATIONS))
         )

@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 SIZES = [(20, 700), (700, 20), (64, 48), (48, 64), (150, 90), (250, 250), (333, 90), (1100, 1500), (1500, 1100)]
-POINTS = 25
+POINTS = 16
 #: Families that share the mechanism of those above, with other decoders: fewer pictures, fewer points.
-FEW_SIZES, FEW_POINTS = [(64, 48), (333, 90)], 20
+FEW_SIZES, FEW_POINTS = [(64, 48), (333, 90)], 14
 MANY = {
     *("llava", "llava full", "llava siglip", "llava pixtral", "vipllava", "llava_next", "llava_next_video"),
     *("llava_onevision", "video_llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paligemma"),
@@ -103,7 +103,7 @@ def moves_of(vlm, picture, changes):
         return entering(vlm.anatomy, stacked)[:, at].double()
 
     with isolated(vlm.anatomy.model):
-        size = 17
+        size = 9  # some towers mask each pair of all patches of a batch
         try:  # some inputs count through a batch, so that they cannot be stacked
             torch.testing.assert_close(tokens(inputs[:2])[1:], tokens(inputs[1:2]), atol=1e-3, rtol=1e-3)
         except Exception:

@@ -32,7 +32,7 @@ def cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def scored(tiny_vlm, cases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
-    score_cases(tiny_vlm, cases, folder, ScoringPlan(CHEAP, closer=3, random=3))
+    score_cases(tiny_vlm, cases, folder, ScoringPlan(CHEAP, closer=1, random=3))
     return folder
 
 
@@ -66,7 +66,7 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
     path = tmp_path / "scores-1-of-1.jsonl"
     path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], encoding="utf-8")
     with pytest.warns(UserWarning, match="is not whole: a run was killed"):
-        score_cases(tiny_vlm, cases, tmp_path, ScoringPlan(CHEAP, closer=3, random=3))
+        score_cases(tiny_vlm, cases, tmp_path, ScoringPlan(CHEAP, closer=1, random=3))
     again = {line["question"]: line for line in read_scores([path])}
     before = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
     assert again.keys() == before.keys()
@@ -77,7 +77,7 @@ def test_a_cut_run_goes_on_where_it_was(tiny_vlm, cases, scored, tmp_path):
 
 def test_a_question_scores_the_same_however_they_are_shared_out(tiny_vlm, cases, scored, tmp_path):
     """The last part alone, as a run that was cut off would score it: the question before it is another part's."""
-    plan = ScoringPlan(CHEAP, closer=3, random=3)
+    plan = ScoringPlan(CHEAP, closer=1, random=3)
     score_cases(tiny_vlm, cases, tmp_path, plan, part=(7, 7))
     whole = {line["question"]: line for line in read_scores([scored / "scores-1-of-1.jsonl"])}
     lines = list(read_scores([tmp_path / "scores-7-of-7.jsonl"]))
@@ -224,7 +224,7 @@ def test_what_a_case_leaves_out(tiny_vlm, cases, tmp_path):
 
 def test_a_page_without_a_right_answer_has_no_picture(tmp_path):
     """A kind of one's own may be called what the tiny model's descriptions are."""
-    found = [replace(case, kind="describe") for case in one_question_a_scene(range(60, 64), described=0)]
+    found = [replace(case, kind="describe") for case in one_question_a_scene(range(60, 62), described=0)]
     folder = write_cases(found, tmp_path / "mine").parent
     arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "0"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
@@ -242,7 +242,7 @@ def test_some_of_the_questions_alone(scored):
     board = Leaderboard.read(scored)
     first = board.lines[0]["question"]
     assert [line["question"] for line in board.only({first, "none"}).lines] == [first]
-    assert board.only({first}).made_with["closer"] == 3
+    assert board.only({first}).made_with["closer"] == 1
 
 
 def test_a_page_of_few_cases_claims_no_interval(scored):
@@ -270,7 +270,7 @@ def test_the_agreement_matrix_is_symmetric_with_ones_on_its_diagonal(scored):
 
 def test_the_command_writes_page_and_figures_and_goes_on(tmp_path):
     """Cases of one's own, exported from scenes; the second run scores nothing again."""
-    folder = write_cases(one_question_a_scene(range(60, 63), described=0), tmp_path / "mine").parent
+    folder = write_cases(one_question_a_scene(range(60, 62), described=0), tmp_path / "mine").parent
     arguments = ["leaderboard", "--cases", str(folder / "cases.jsonl"), "--quick", "--closer", "1"]
     arguments += ["--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)

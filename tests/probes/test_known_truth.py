@@ -12,7 +12,7 @@ from llava_probe import tiny
 def sweep(tmp_path_factory):
     """Colour at the object's own tokens and where the answer begins, trained and untrained."""
     rows = []
-    for seed in range(110):
+    for seed in range(80):
         scene = tiny.scene(seed)
         kinds = [thing.kind for thing in scene.objects]
         rows += [
