@@ -31,8 +31,9 @@ WARM_UP = 0.03
 #: How often a run tells its loss, measures what was held out, and keeps a checkpoint, at most so many seconds apart.
 _TOLD, _MEASURED, _KEPT_SECONDS = 200, 10, 300
 
-#: Steps after which a checkpoint is kept in any case; half a run where it is None.
+#: Steps after which a checkpoint is kept in any case; None: half a run, but no fewer than are soon made again.
 KEPT_STEPS: int | None = None
+_FEWEST = 20
 
 _WHOLE = "whole"  # the file that says that a checkpoint was written to its end
 
@@ -103,7 +104,7 @@ def _arguments(
         eval_strategy="steps" if plan.held_out else "no",
         eval_steps=max(1, plan.steps // _MEASURED),
         save_strategy="steps",
-        save_steps=KEPT_STEPS or max(1, plan.steps // 2),
+        save_steps=KEPT_STEPS or max(_FEWEST, plan.steps // 2),
         save_total_limit=2,
         seed=seed,
         report_to=[],
