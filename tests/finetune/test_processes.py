@@ -1,0 +1,55 @@
+"""Two processes train what one trains: the same rows a step, the same loss, the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from llava_probe import tiny
+
+RUN = ("-m", "llava_probe", "finetune")
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    lines = []
+    for seed in range(2_000_000, 2_000_008):
+        tiny.scene(seed).image.save(tmp_path / f"{seed}.png")
+        lines.append(json.dumps({"image": f"{seed}.png", "question": "What is new?", "answer": "a star"}))
+    rows.write_text("\n".join(lines))
+    asked = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--micro-batch",
+        "2",
+        "--held-out",
+        "0",
+        "--lr",
+        "1e-3",
+        "--rank",
+        "2",
+    ]
+    launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, *ahead, *RUN, str(rows), "--out", str(tmp_path / name), *asked],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name, ahead in launch.items()
+    }  # fmt: skip
+    told = {name: process.communicate(timeout=300) for name, process in running.items()}
+    assert all(not process.returncode for process in running.values()), told
+    assert told["two"][0].count("Everything is in") == 1, "one process tells"
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in launch)
+    largest = max(value.abs().max() for name, value in one.items() if ".lora_B." in name)
+    assert largest > 0
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3 * largest
+    losses = [json.loads((tmp_path / name / "finetune.json").read_text())["told"]["losses"] for name in launch]
+    for a, b in zip(*losses, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
