@@ -8,9 +8,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+import llava_probe as lp
 from llava_probe import tiny
 
-RUN = ("-m", "llava_probe", "finetune")
+LAUNCHER = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
@@ -20,36 +21,23 @@ def test_two_processes_train_what_one_trains(tmp_path):
         tiny.scene(seed).image.save(tmp_path / f"{seed}.png")
         lines.append(json.dumps({"image": f"{seed}.png", "question": "What is new?", "answer": "a star"}))
     rows.write_text("\n".join(lines))
-    asked = [
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--micro-batch",
-        "2",
-        "--held-out",
-        "0",
-        "--lr",
-        "1e-3",
-        "--rank",
-        "2",
-    ]
-    launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]}
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, *ahead, *RUN, str(rows), "--out", str(tmp_path / name), *asked],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for name, ahead in launch.items()
-    }  # fmt: skip
-    told = {name: process.communicate(timeout=300) for name, process in running.items()}
-    assert all(not process.returncode for process in running.values()), told
-    assert told["two"][0].count("Everything is in") == 1, "one process tells"
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in launch)
+    settings = {"steps": 2, "batch_size": 4, "micro_batch": 2, "held_out": 0.0, "lr": 1e-3, "rank": 2}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    launched = subprocess.Popen(
+        [sys.executable, *LAUNCHER, "-m", "llava_probe", "finetune", str(rows), "--out", str(tmp_path / "two"), *flags],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lp.finetune(rows, "tiny", tmp_path / "one", **settings)
+    told, wrong = launched.communicate(timeout=300)
+    assert not launched.returncode, wrong
+    assert told.count("Everything is in") == 1, "one process tells"
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     largest = max(value.abs().max() for name, value in one.items() if ".lora_B." in name)
     assert largest > 0
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3 * largest
-    losses = [json.loads((tmp_path / name / "finetune.json").read_text())["told"]["losses"] for name in launch]
+    losses = [json.loads((tmp_path / name / "finetune.json").read_text())["told"]["losses"] for name in ("one", "two")]
     for a, b in zip(*losses, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
