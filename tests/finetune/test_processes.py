@@ -35,9 +35,9 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert not launched.returncode, wrong
     assert told.count("Everything is in") == 1, "one process tells"
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    largest = max(value.abs().max() for name, value in one.items() if ".lora_B." in name)
-    assert largest > 0
-    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3 * largest
+    moved = sum(value.square().sum() for name, value in one.items() if ".lora_B." in name).sqrt()
+    apart = sum((one[name] - two[name]).square().sum() for name in one).sqrt()
+    assert apart < 0.02 * moved, "but for elements without a gradient, whose rounding Adam makes as large as a step"
     losses = [json.loads((tmp_path / name / "finetune.json").read_text())["told"]["losses"] for name in ("one", "two")]
     for a, b in zip(*losses, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
