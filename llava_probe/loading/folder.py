@@ -76,6 +76,8 @@ def look(name: Any = None, *, adapter: Any = None, **settings: Any) -> FoundMode
     where = TINY if name is None else _text(name)
     extra = None if adapter is None else _text(adapter)
     if where == SMOL:
+        if extra is None and not (smol.path() / "adapter_config.json").is_file():
+            raise BadModel("the smol model's adapter is not in this copy of llava_probe; make smol trains it")
         return look(str(smol.base()), adapter=extra or str(smol.path()), **settings)
     if extra is not None:
         adapter_told(extra, settings)

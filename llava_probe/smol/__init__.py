@@ -11,7 +11,7 @@ finding can be tried on both.
 
 from pathlib import Path
 
-from llava_probe.smol.base import base, base_folder
+from llava_probe.smol.built import base, base_folder
 
 __all__ = ["base", "base_folder", "path"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_probe.inside import seam
-from llava_probe.smol.base import base
+from llava_probe.smol.built import base
 from llava_probe.tiny.making.batches import KINDS_OF_PATCH, sample
 from llava_probe.tiny.plan import COLOURS, GRID_PLACES, SHAPES, SIGN
 

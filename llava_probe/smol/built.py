@@ -113,3 +113,7 @@ def _brought() -> Path:
     if spec is None or not spec.origin or find_spec("gguf") is None:
         raise BadModel("the smol model's language model is not installed; pip install 'llava_probe[smol]'")
     return Path(spec.origin).parent / _FILE
+
+
+if __name__ == "__main__":
+    print(base())
