@@ -18,7 +18,7 @@ from llava_probe.finetune.passes import TrainingPass, passed, rows_in, summed_lo
 from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import PassRows
-from llava_probe.finetune.training import in_bf16
+from llava_probe.finetune.training import MEASURED_TIMES, in_bf16
 from llava_probe.finetune.tuned import in_training
 from llava_probe.model import VLM
 from llava_probe.trace.capture import in_units
@@ -44,7 +44,7 @@ class DryRun:
     Attributes:
         tokens: of the first row.
         visual: how many of its tokens are a picture's.
-        rows, trained: how many there are, and tokens of them that are trained in an epoch.
+        rows, trained: how many are trained on, and tokens of them that are, in an epoch.
         steps: of the optimizer; ``passes`` of the model.
         weights: numbers that are trained, of so many in ``all_weights``.
         memory: bytes that the run takes at most, measured in a step over its longest pass.
@@ -86,7 +86,7 @@ def rehearsed(
 
     Args:
         vlm: the model; ``runner``: as it is trained.
-        rows: all of them; ``plan``: their passes.
+        rows: those that are trained on; ``plan``: their passes.
         left_out: bad rows.
     """
     by_length = sorted(plan.passes, key=lambda groups: sum(row.length for row in rows_in(groups)))
@@ -99,6 +99,7 @@ def rehearsed(
     for parameter in trained:
         parameter.grad = None
     weights = sum(parameter.numel() for parameter in trained)
+    measuring = MEASURED_TIMES * len(plan.held_out) * seconds / 3  # there, and not back
     return DryRun(
         tokens=tuple(_tokens(vlm, first)),
         visual=rows[0].visual,
@@ -109,7 +110,7 @@ def rehearsed(
         weights=weights,
         all_weights=sum(parameter.numel() for parameter in runner.parameters()),
         memory=memory + _BESIDE_WEIGHTS * weights,
-        seconds=seconds * len(plan.passes),
+        seconds=seconds * len(plan.passes) + measuring,
         loss=loss,
         left_out=left_out,
     )

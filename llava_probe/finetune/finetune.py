@@ -34,7 +34,7 @@ from llava_probe.finetune import record
 from llava_probe.finetune.conversations import Fault, read_conversations
 from llava_probe.finetune.dry_run import DryRun, rehearsed
 from llava_probe.finetune.parts import trained_parts
-from llava_probe.finetune.passes import passed, prediction
+from llava_probe.finetune.passes import passed, prediction, trained_logits
 from llava_probe.finetune.plan import StepSettings, TrainingPlan, planned
 from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
@@ -149,9 +149,11 @@ def finetune(
     samples = [row.sample for row in kept[:_TRIED]]
     sharing = sharing_of(vlm, samples, AskingSettings(), unpacked=refusal(vlm.anatomy), batch_size=way.pass_rows)
     plan = planned(kept, apart, sharing, way, cards.num_processes)
-    with made_trainable(vlm, parts, start=adapter, rank=rank, seed=seed) as runner:
+    ways: dict[str, Any] = {"start": adapter, "rank": rank, "seed": seed, "checkpointing": checkpointing}
+    with made_trainable(vlm, parts, **ways) as runner:
+        _check_reached(vlm, runner, kept)
         if dry_run:
-            return rehearsed(vlm, runner, rows, plan, left_out)
+            return rehearsed(vlm, runner, kept, plan, left_out)
         settings = {
             "model": model_of(vlm.anatomy, vlm.anatomy.model, in_full=True),
             "data": digest(row.sample for row in rows),
@@ -166,14 +168,14 @@ def finetune(
         with cards.main_process_first():
             done = record.begin_run(folder, settings)
         if done is None:
-            done = _run(vlm, runner, plan, way, folder, checkpointing=checkpointing, progress=progress)
+            done = _run(vlm, runner, plan, way, folder, shown=_shown(kept), progress=progress)
             done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
             if cards.is_main_process:
+                card = Finetuned(folder=folder, **{**done, "parts": parts}).card(_named(vlm))
+                write_text("card of the adapter", folder / "README.md", card)
                 record.finish_run(folder, done)
-    result = Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
-    if cards.is_main_process:
-        write_text("card of the adapter", folder / "README.md", result.card(_named(vlm)))
-    return result
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
 
 
 def _loaded(
@@ -187,23 +189,40 @@ def _loaded(
     return vlm, adapter or found.adapter
 
 
+def _shown(rows: Sequence[TrainingRow]) -> TrainingRow:
+    """The row that is kept to be checked: one with a picture, where there is one."""
+    return next((row for row in rows if row.visual), rows[0])
+
+
+def _check_reached(vlm: VLM, runner: Any, rows: Sequence[TrainingRow]) -> None:
+    """Something of what is trained is reached by the loss of a row.
+
+    Raises:
+        BadModel: nothing is, and no step would change anything.
+    """
+    row, name = _shown(rows), type(vlm.anatomy.model).__name__
+    if not trained_logits(vlm, runner, passed(vlm, [[row]])).requires_grad:
+        why = "its pictures become words of its vocabulary before" if row.visual else "no row has a picture"
+        raise BadModel(f"no gradient reaches what is to be trained of {name}: {why}; train its language model")
+
+
 def _named(vlm: VLM) -> str:
     name = seam.checkpoint(vlm.anatomy.model.config)
     return shipped_name(name) or name
 
 
 def _run(
-    vlm: VLM, runner: Any, plan: TrainingPlan, way: StepSettings, folder: Path, *, checkpointing: bool, progress: bool
+    vlm: VLM, runner: Any, plan: TrainingPlan, way: StepSettings, folder: Path, *, shown: TrainingRow, progress: bool
 ) -> dict[str, Any]:
     """Train, keep what was trained, and prove that it acts: what the record tells of it.
 
     Raises:
         BadModel: no logit moved.
     """
-    shown = dict(passed(vlm, [plan.passes[0][0][:1]]).batch.inputs)
+    inputs = dict(passed(vlm, [[shown]]).batch.inputs)
     whole = not hasattr(runner, "peft_config")
     with nullcontext() if whole else without_adapter(runner):
-        base = last_logits(runner, shown)
+        base = last_logits(runner, inputs)
     held = [{"step": 0, **_measured(vlm, runner, plan)}] if plan.held_out else []
     with tqdm(total=plan.steps, unit="step", disable=None if progress else True) as bar:
 
@@ -212,22 +231,21 @@ def _run(
             if "loss" in known:
                 bar.set_postfix_str(f"loss {known['loss']:.3f}" + _held(known))
 
-        log = run(
-            vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, checkpointing=checkpointing, tell=tell
-        )
+        log = run(vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, tell=tell)
     runner.eval()
-    shown = {name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in shown.items()}
+    inputs = {
+        name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+    }
     if this_process().is_main_process:
         keep(vlm, runner, folder)
-        write_check_row(runner, shown, folder, base=base if whole else None)
+        write_check_row(runner, inputs, folder, base=base if whole else None)
         verify_row(runner, folder)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     names = {"step": "step", "eval_loss": "loss", "eval_exact": "exact"}
     later = {entry["step"]: entry for entry in log if "eval_loss" in entry}  # the last step is measured twice
     held += [{ours: entry[name] for name, ours in names.items()} for entry in later.values()]
     losses = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in log if "loss" in entry]
-    moved = logits_apart(last_logits(runner, shown), base)
-    proved = {"moved": moved, "merged": None if whole else _merged(runner, shown)}
+    moved = logits_apart(last_logits(runner, inputs), base)
+    proved = {"moved": moved, "merged": None if whole else _merged(runner, inputs)}
     return {"losses": losses, "held_out": held, **proved}
 
 

@@ -73,7 +73,8 @@ def part_of(anatomy: Anatomy, name: str) -> str | None:
     if ".lora_" in name:
         names = {id(module): whole for whole, module in anatomy.model.named_modules()}
         held = {part: names[id(stack.owner)] for part, stack in stacks.items() if stack is not None}
-        return next((part for part, owner in held.items() if path.startswith(f"{owner}.")), None)
+        inside = [part for part, owner in held.items() if path.startswith(f"{owner}.")]
+        return max(inside, key=lambda part: len(held[part]), default=None)  # a decoder may hold the tower
     return "projector" if any(path.startswith(f"{module}.") for module in projector_of(anatomy)) else None
 
 
@@ -128,7 +129,7 @@ def _outside(part: nn.Module, name: str, towers: Sequence[nn.Module]) -> Iterato
         if any(module is tower for module in child.modules() for tower in towers):
             yield from _outside(child, whole, towers)
         elif next(child.parameters(), None) is not None:
-            yield whole
+            yield from _modules(child, whole)
 
 
 def _behind(model: nn.Module, tower: Stack) -> Iterator[str]:
@@ -137,5 +138,13 @@ def _behind(model: nn.Module, tower: Stack) -> Iterator[str]:
     last, behind = tower.blocks[-1], False
     for child in tower.owner.children():
         if behind and next(child.parameters(), None) is not None and "Norm" not in type(child).__name__:
-            yield names[id(child)]
+            yield from _modules(child, names[id(child)])
         behind = behind or any(module is last for module in child.modules())
+
+
+def _modules(part: nn.Module, name: str) -> Iterator[str]:
+    """A part by its name; of a list, which is never run itself, its parts."""
+    if isinstance(part, nn.ModuleList):
+        yield from (f"{name}.{number}" for number in range(len(part)))
+    else:
+        yield name

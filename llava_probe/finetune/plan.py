@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_probe.features.trial import Sharing
+from llava_probe.features.values import is_address, picture_key
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import PassRows, passes_of
 
-#: Held-out rows that are measured on the way, at most: a few minutes of a run of hours.
+#: Held-out rows that are measured, drawn at random where there are more: a few minutes of a run of hours.
 MEASURED_ROWS = 400
 
 
@@ -73,15 +75,45 @@ def planned(
         if enough:
             break
     steps = way.steps or math.ceil(len(passes) / (accumulated * cards))
-    measured = passes_of(apart[:MEASURED_ROWS], way.pass_rows, sharing, way.seed, 0) if apart else []
+    drawn = random.Random(f"measured {way.seed}").sample(list(apart), min(len(apart), MEASURED_ROWS))
+    measured = passes_of(drawn, way.pass_rows, sharing, way.seed, 0) if apart else []
     return TrainingPlan(passes[: steps * accumulated * cards], measured, accumulated, steps)
 
 
 def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    """Rows to train on and rows to measure, no picture on both sides; a share above 0 is one picture at least."""
-    pictures = list(dict.fromkeys(row.picture or row.line for row in rows))
-    random.Random(f"held out {seed}").shuffle(pictures)
-    count = max(round(share * len(pictures)), 1) if share else 0
-    apart = set(pictures[: min(count, len(pictures) - 1)])
-    kept = [row for row in rows if (row.picture or row.line) not in apart]
-    return kept, [row for row in rows if (row.picture or row.line) in apart]
+    """Rows to train on and rows to measure, no picture and no conversation on both sides.
+
+    A share above 0 is one picture at least; rows that share a picture with others, under whatever path, go with them.
+    """
+    group_of = _together(rows)
+    groups = list(dict.fromkeys(group_of))
+    random.Random(f"held out {seed}").shuffle(groups)
+    count = max(round(share * len(groups)), 1) if share else 0
+    apart = set(groups[: min(count, len(groups) - 1)])
+    sides: tuple[list[TrainingRow], list[TrainingRow]] = ([], [])
+    for row, group in zip(rows, group_of, strict=True):
+        sides[group in apart].append(row)
+    return sides
+
+
+def _together(rows: Sequence[TrainingRow]) -> list[int]:
+    """For each row a number that is equal for rows joined by pictures, of others too, or by their line."""
+    first: dict[str, int] = {}
+    joined = list(range(len(rows)))
+
+    def root(number: int) -> int:
+        while joined[number] != number:
+            joined[number] = joined[joined[number]]
+            number = joined[number]
+        return number
+
+    for number, row in enumerate(rows):
+        for key in (f"at {row.line}", *map(_resolved, row.sample.images)):
+            joined[root(number)] = root(first.setdefault(key, number))
+    return [root(number) for number in range(len(rows))]
+
+
+def _resolved(image: object) -> str:
+    """A picture's key, one for all paths of its file."""
+    key = picture_key(image)
+    return os.path.realpath(key) if isinstance(image, str | os.PathLike) and not is_address(os.fspath(image)) else key

@@ -17,11 +17,15 @@ from llava_probe import __version__
 from llava_probe.asking.identity import differences
 from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput
+from llava_probe.loading.check_row import CHECK_ROW
 from llava_probe.stored import JSON_LIMIT, made_folder, read_json, write_text
 
 RECORD = "finetune.json"
 
 _FORMAT = "llava_probe.finetune"
+
+#: What a finished run has beside its record.
+_NEEDED = ("*model*.safetensors", "*config.json", CHECK_ROW)
 
 
 class _Record(Stored, frozen=True, kw_only=True):
@@ -44,7 +48,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
 
     Raises:
         BadInput: another run is there, or something else.
-        BadFile: the record is damaged, or the folder cannot be written.
+        BadFile: the record is damaged, a finished run has lost a file, or the folder cannot be written.
     """
     asked = json.loads(json.dumps({**settings, "versions": _versions()}))
     made_folder("adapter", folder)
@@ -59,6 +63,10 @@ def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         raise BadFile(f"{folder / RECORD} is no record of a fine-tuning")
     if others := differences(held.settings, asked):
         raise BadInput(f"{folder} holds another run: {'; '.join(others)}; give its settings, or choose an empty folder")
+    if held.finished and (gone := [name for name in _NEEDED if not list(folder.glob(name))]):
+        raise BadFile(
+            f"the run in {folder} was finished, and its {gone[0]} is gone; choose an empty folder to train anew"
+        )
     return held.told if held.finished else None
 
 

@@ -104,7 +104,10 @@ class RowMaker:
         answer = "".join(part["text"] for part in _parts(conversation.messages[number]))
         told = answer_ids(self.vlm.processor, PosedQuestion((), prompt), ids, answer)
         check_answer(told, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
-        if not self.vlm.processor.tokenizer.decode(told, skip_special_tokens=True).strip():
+        tokenizer = self.vlm.processor.tokenizer
+        if {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(told[:-1]):
+            raise BadInput(f"the answer {answer!r} holds the token that ends an answer: what follows is never said")
+        if not tokenizer.decode(told, skip_special_tokens=True).strip():
             raise BadInput(f"nothing of the answer {answer!r} would be trained: it has no words")
         return _Turn(number, pictures, prompt, tuple(ids), answer, told)
 

@@ -7,6 +7,8 @@ goes on from the last that does, and ends with the weights of an undisturbed one
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import NotANumber
 from llava_probe.finetune.passes import passed, prediction, summed_loss, trained_logits
 from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.schedule import PassRows
@@ -29,7 +31,7 @@ from llava_probe.model import VLM
 WARM_UP = 0.03
 
 #: How often a run tells its loss, measures what was held out, and keeps a checkpoint, at most so many seconds apart.
-_TOLD, _MEASURED, _KEPT_SECONDS = 200, 10, 300
+_TOLD, MEASURED_TIMES, _KEPT_SECONDS = 200, 10, 300
 
 #: Steps after which a checkpoint is kept in any case; None: half a run, but no fewer than are soon made again.
 KEPT_STEPS: int | None = None
@@ -46,7 +48,6 @@ def train(
     *,
     lr: float,
     seed: int,
-    checkpointing: bool = False,
     tell: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train what of the model wants gradients, from the last whole checkpoint on.
@@ -57,16 +58,16 @@ def train(
         plan: the passes and how they are taken.
         folder: of checkpoints.
         lr: the highest learning rate; ``seed``: of everything drawn.
-        checkpointing: whether a block's activations are computed again instead of kept.
         tell: called after each step with what is known of it: ``step``, ``loss`` ...
 
     Returns:
         What was measured on the way: ``step``, ``loss``, ``learning_rate``; ``eval_loss`` and ``eval_exact``.
     """
-    trainer = _Trainer(vlm, runner, plan, _arguments(vlm, plan, folder, lr, seed, checkpointing))
+    trainer = _Trainer(vlm, runner, plan, _arguments(vlm, plan, folder, lr, seed))
     trainer.add_callback(_Keeping(trainer, tell))
     last = last_whole(folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.accelerator.unwrap_model(runner, keep_fp32_wrapper=False)  # its forward pass is its own again
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
 
 
@@ -76,18 +77,32 @@ def this_process() -> PartialState:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; what lies beside it unfinished is taken away."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / _WHOLE).exists()]
+    """The newest checkpoint that is as it was written to its end; what is not whole is taken away."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    found.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = [path for path in found if _is_whole(path)]
     for path in found:
-        if path not in whole[-1:]:
+        if path not in whole:
             shutil.rmtree(path, ignore_errors=True)
     return whole[-1] if whole else None
 
 
-def _arguments(
-    vlm: VLM, plan: TrainingPlan, folder: Path, lr: float, seed: int, checkpointing: bool
-) -> TrainingArguments:
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether each file that was in it at its end is there, and as long."""
+    try:
+        told = json.loads((checkpoint / _WHOLE).read_text())
+        return bool(told == _lengths(checkpoint))
+    except (OSError, ValueError):
+        return False
+
+
+def _lengths(checkpoint: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != _WHOLE]
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in sorted(files)}
+
+
+def _arguments(vlm: VLM, plan: TrainingPlan, folder: Path, lr: float, seed: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # a pass, whatever it holds
@@ -102,7 +117,7 @@ def _arguments(
         use_cpu=vlm.model.device.type == "cpu",
         logging_steps=max(1, plan.steps // _TOLD),
         eval_strategy="steps" if plan.held_out else "no",
-        eval_steps=max(1, plan.steps // _MEASURED),
+        eval_steps=math.ceil(plan.steps / MEASURED_TIMES),
         save_strategy="steps",
         save_steps=KEPT_STEPS or max(_FEWEST, plan.steps // 2),
         save_total_limit=2,
@@ -112,15 +127,8 @@ def _arguments(
         log_level="error",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        **(_checkpointing() if checkpointing else {}),
+        logging_nan_inf_filter=False,
     )
-
-
-def _checkpointing() -> dict[str, Any]:
-    """What has activations computed again, by the name that this release of transformers has for it."""
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    name = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class _Passes(Dataset[dict[str, Any]]):
@@ -164,11 +172,8 @@ class _Trainer(Trainer):
         one = inputs["pass"]
         in_training(self._runner)  # the Trainer's own call takes in every part
         loss = summed_loss(trained_logits(self._vlm, model, one), one)
-        if not loss.requires_grad:
-            raise BadModel(
-                f"no gradient of the loss reaches what is trained of {type(self._vlm.anatomy.model).__name__}: its "
-                "pictures become words of its vocabulary before; train its language model"
-            )
+        if not all(pack.visual for pack in one.batch.packs):  # words alone may reach no projector, no tower
+            loss = loss + 0.0 * sum(each.sum() for each in self._runner.parameters() if each.requires_grad)
         count = len(one.ids) if num_items_in_batch is None else num_items_in_batch
         return loss * self.accelerator.num_processes / count  # gradients of several cards are averaged
 
@@ -191,6 +196,8 @@ class _Keeping(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self._known |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+        if not math.isfinite(self._known.get("loss", 0.0)):
+            raise NotANumber(f"the loss is {self._known['loss']} at step {state.global_step}; give a smaller lr")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.world_size == 1 and time.monotonic() - self._kept > _KEPT_SECONDS:
@@ -201,7 +208,8 @@ class _Keeping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._kept = time.monotonic()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (checkpoint / _WHOLE).write_text(json.dumps(_lengths(checkpoint)))
 
 
 def in_bf16(vlm: VLM) -> Any:

@@ -5,19 +5,23 @@ An adapter to start from keeps its place: what it trained is in the new one, tra
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import BadInput, BadModel
 from llava_probe.finetune.parts import adapter_config, as_floats, part_of
 from llava_probe.inside import seam
+from llava_probe.inside.passes import in_force
 from llava_probe.inside.undo import Undo, draws_as_now, undoing
 from llava_probe.loading.adapters import fill
+from llava_probe.loading.check_row import CHECK_ROW, verify_row
 from llava_probe.loading.folder import adapter_told, shipped_name
 from llava_probe.model import VLM
 
@@ -26,7 +30,9 @@ _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "bias
 
 
 @contextmanager
-def made_trainable(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int) -> Iterator[Any]:
+def made_trainable(
+    vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int, checkpointing: bool = False
+) -> Iterator[Any]:
     """The model as it is trained; given back as it was.
 
     Args:
@@ -35,27 +41,66 @@ def made_trainable(vlm: VLM, parts: Sequence[str], *, start: str | Path | None, 
         start: an adapter whose weights it starts from.
         rank: of the LoRA, where ``start`` has none of its own.
         seed: of the LoRA's first weights.
+        checkpointing: whether a block's activations are computed again instead of kept.
 
     Raises:
         BadModel: there is no such part, or the adapter to start from does not fit.
+        BadInput: an intervention is in force, or everything is to start from an adapter.
     """
-    model = vlm.anatomy.model
+    model: Any = vlm.anatomy.model
     if hasattr(vlm.model, "peft_config"):
         raise BadModel("the model has an adapter on it; load it without, and give the adapter's folder as adapter=")
+    if in_force(vlm.anatomy):
+        raise BadInput("an intervention is in force, so another model would be trained than the one that is kept")
+    if "everything" in parts and start is not None:
+        raise BadInput(f"train='everything' starts from a whole model; merge {start} into one first")
     with undoing() as undo:
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         undo(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
         modes = [(module, module.training) for module in model.modules()]
         undo(lambda: _in_modes(modes))
-        undo(draws_as_now())
+        cached = [(config, config.use_cache) for config in _configs(model)]
+        undo(lambda: _with_caches(cached))
+        _keep_draws(undo)
         torch.manual_seed(seed)
         if "everything" in parts:
             before = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
             undo(lambda: model.load_state_dict(before))
             model.requires_grad_(True)
-            yield model
+            runner = model
         else:
-            yield _adapted(vlm, parts, start, rank, undo)
+            runner = _adapted(vlm, parts, start, rank, undo)
+        if checkpointing:
+            _checkpointed(model, undo)
+        yield runner
+
+
+def _configs(model: Any) -> list[Any]:
+    """The model's config and its language model's, where they say whether keys are kept."""
+    found = {id(config): config for config in (model.config, model.config.get_text_config())}
+    return [config for config in found.values() if hasattr(config, "use_cache")]
+
+
+def _with_caches(cached: Sequence[tuple[Any, bool]]) -> None:
+    for config, was in cached:
+        config.use_cache = was
+
+
+def _keep_draws(undo: Undo) -> None:
+    """Draws of torch, numpy and Python go on as before: the Trainer sets all of their seeds."""
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others draw from
+    undo(lambda: random.setstate(plain))
+    undo(lambda: np.random.set_state(arrays))  # noqa: NPY002
+    undo(draws_as_now())
+
+
+def _checkpointed(model: Any, undo: Undo) -> None:
+    """Blocks compute their activations again, by the name that this release of transformers has for it."""
+    name = next(name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable"))
+    undo(model.disable_input_require_grads)
+    undo(getattr(model, f"{name}_checkpointing_disable"))
+    getattr(model, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    model.enable_input_require_grads()
 
 
 def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -95,6 +140,8 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
     undo(runner.unload)
     if start is not None:
         fill(runner, folder)
+        if Path(folder, CHECK_ROW).is_file():
+            verify_row(runner.eval(), folder)  # of another model it would fit, and mean nothing
     for name, parameter in runner.named_parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(part_of(vlm.anatomy, name) in parts)
