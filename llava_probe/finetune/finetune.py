@@ -35,7 +35,7 @@ from llava_probe.finetune.conversations import Fault, read_conversations
 from llava_probe.finetune.dry_run import DryRun, rehearsed
 from llava_probe.finetune.parts import trained_parts
 from llava_probe.finetune.passes import passed, prediction, trained_logits
-from llava_probe.finetune.plan import StepSettings, TrainingPlan, planned
+from llava_probe.finetune.plan import StepSettings, TrainingPlan, picture_bytes, planned
 from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
@@ -157,6 +157,7 @@ def finetune(
         settings = {
             "model": model_of(vlm.anatomy, vlm.anatomy.model, in_full=True),
             "data": digest(row.sample for row in rows),
+            "pictures": picture_bytes(rows),
             "parts": list(parts),
             "adapter": None if adapter is None else str(adapter),
             "rank": rank,
@@ -201,7 +202,9 @@ def _check_reached(vlm: VLM, runner: Any, rows: Sequence[TrainingRow]) -> None:
         BadModel: nothing is, and no step would change anything.
     """
     row, name = _shown(rows), type(vlm.anatomy.model).__name__
-    if not trained_logits(vlm, runner, passed(vlm, [[row]])).requires_grad:
+    with in_bf16(vlm):
+        reached = trained_logits(vlm, runner, passed(vlm, [[row]])).requires_grad
+    if not reached:
         why = "its pictures become words of its vocabulary before" if row.visual else "no row has a picture"
         raise BadModel(f"no gradient reaches what is to be trained of {name}: {why}; train its language model")
 

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llava_probe.features.trial import Sharing
 from llava_probe.features.values import is_address, picture_key
@@ -94,6 +95,12 @@ def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[Tr
     for row, group in zip(rows, group_of, strict=True):
         sides[group in apart].append(row)
     return sides
+
+
+def picture_bytes(rows: Sequence[TrainingRow]) -> int:
+    """Bytes of all files of pictures: where one was changed under its path, the data are others."""
+    files = {image for row in rows for image in row.sample.images if isinstance(image, str) and not is_address(image)}
+    return sum(Path(file).stat().st_size for file in files)
 
 
 def _together(rows: Sequence[TrainingRow]) -> list[int]:

@@ -6,10 +6,11 @@ It tells a run that goes on from another one, which is refused, and an adapter's
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 
@@ -28,6 +29,18 @@ _FORMAT = "llava_probe.finetune"
 _NEEDED = ("*model*.safetensors", "*config.json", CHECK_ROW)
 
 
+class _Told(Stored, frozen=True):
+    """Of a finished run, the fields of ``Finetuned``."""
+
+    parts: list[str]
+    losses: list[dict[str, float]]
+    held_out: list[dict[str, float]]
+    rows: int
+    trained: int
+    moved: float
+    merged: float | None
+
+
 class _Record(Stored, frozen=True, kw_only=True):
     """What the file holds.
 
@@ -40,7 +53,7 @@ class _Record(Stored, frozen=True, kw_only=True):
     format: str
     settings: dict[str, Any]
     finished: bool = False
-    told: dict[str, Any] | None = None
+    told: _Told | None = None
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -67,20 +80,17 @@ def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         raise BadFile(
             f"the run in {folder} was finished, and its {gone[0]} is gone; choose an empty folder to train anew"
         )
-    return held.told if held.finished else None
+    return msgspec.structs.asdict(held.told) if held.finished and held.told is not None else None
 
 
 def finish_run(folder: Path, told: Mapping[str, Any]) -> None:
     """Note that the run came to its end, and what it tells."""
     held = read_json("record of the run", folder / RECORD, _Record, JSON_LIMIT)
-    _write(folder, _Record(format=_FORMAT, settings=held.settings, finished=True, told=dict(told)))
+    _write(folder, _Record(format=_FORMAT, settings=held.settings, finished=True, told=_Told(**told)))
 
 
 def _write(folder: Path, record: _Record) -> None:
-    fields: Sequence[str] = ("format", "settings", "finished", "told")
-    write_text(
-        "record of the run", folder / RECORD, json.dumps({name: getattr(record, name) for name in fields}, indent=1)
-    )
+    write_text("record of the run", folder / RECORD, json.dumps(msgspec.to_builtins(record), indent=1))
 
 
 def _versions() -> dict[str, str]:

@@ -59,8 +59,8 @@ def made_trainable(
         undo(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
         modes = [(module, module.training) for module in model.modules()]
         undo(lambda: _in_modes(modes))
-        cached = [(config, config.use_cache) for config in _configs(model)]
-        undo(lambda: _with_caches(cached))
+        configs = [(config, dict(vars(config))) for config in (model.config, model.config.get_text_config())]
+        undo(lambda: _with_caches(configs))
         _keep_draws(undo)
         torch.manual_seed(seed)
         if "everything" in parts:
@@ -75,15 +75,13 @@ def made_trainable(
         yield runner
 
 
-def _configs(model: Any) -> list[Any]:
-    """The model's config and its language model's, where they say whether keys are kept."""
-    found = {id(config): config for config in (model.config, model.config.get_text_config())}
-    return [config for config in found.values() if hasattr(config, "use_cache")]
-
-
-def _with_caches(cached: Sequence[tuple[Any, bool]]) -> None:
-    for config, was in cached:
-        config.use_cache = was
+def _with_caches(configs: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+    """Whether keys are kept, as each config said before the Trainer told it not to."""
+    for config, was in configs:
+        if "use_cache" in was:
+            config.use_cache = was["use_cache"]
+        else:
+            vars(config).pop("use_cache", None)
 
 
 def _keep_draws(undo: Undo) -> None:
@@ -97,10 +95,9 @@ def _keep_draws(undo: Undo) -> None:
 def _checkpointed(model: Any, undo: Undo) -> None:
     """Blocks compute their activations again, by the name that this release of transformers has for it."""
     name = next(name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable"))
-    undo(model.disable_input_require_grads)
+    undo(model.disable_input_require_grads)  # what it may switch on
     undo(getattr(model, f"{name}_checkpointing_disable"))
     getattr(model, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
-    model.enable_input_require_grads()
 
 
 def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -163,7 +160,10 @@ def _scaling(told: Mapping[str, Any], adapter: str) -> tuple[int, int]:
 
 
 def keep(vlm: VLM, runner: Any, folder: Path) -> None:
-    """Write what was trained: an adapter that knows its model's name, or the whole model with its processor."""
+    """Write what was trained: an adapter that knows its model's name, or the whole model with its processor.
+
+    Afterwards the model is as it will be when that is loaded: a projector in the dtype of what is around it.
+    """
     if not hasattr(runner, "peft_config"):
         runner.save_pretrained(folder)
         vlm.processor.save_pretrained(folder)
@@ -172,6 +172,9 @@ def keep(vlm: VLM, runner: Any, folder: Path) -> None:
     runner.peft_config[runner.active_adapter].base_model_name_or_path = shipped_name(base) or base
     runner.save_pretrained(str(folder), save_embedding_layers=False)  # else PEFT asks the hub about them
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
+    for name, parameter in runner.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data = parameter.data.to(vlm.model.dtype)
 
 
 def _part(vlm: VLM, name: str, adapter: str) -> str:

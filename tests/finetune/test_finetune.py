@@ -1,8 +1,11 @@
 """Fine-tuning keeps its promises: it tells what cannot be trained, what it trained, and that it learnt."""
 
 import json
+import random
+import shutil
 
 import pytest
+import torch
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -116,6 +119,74 @@ def test_one_stage_starts_from_the_other_and_keeps_it(tmp_path):
     assert all(projectors["two"][key].equal(value) for key, value in projectors["one"].items())
 
 
+def test_in_bfloat16_too_what_loads_is_what_was_trained(tmp_path):
+    out = tmp_path / "out"
+    settings = {"train": "language,projector", "steps": 2, "batch_size": 2, "lr": 1e-2, "held_out": 0.0}
+    run = lp.finetune(sound(3), "tiny", out, dtype="bfloat16", **settings)
+    assert run.moved > 0.01
+    lp.load("tiny", adapter=out, dtype="bfloat16")  # the check row's logits are compared
+
+
+def test_rows_of_words_train_beside_rows_with_pictures(tmp_path):
+    words = {"messages": [{"role": "user", "content": "What is new?"}, {"role": "assistant", "content": "a star"}]}
+    seen = [
+        {"images": [row["image"]], "messages": [{"role": "user", "content": NEW}, *words["messages"][1:]]}
+        for row in sound(2)
+    ]
+    settings = {"stage": "align", "batch_size": 1, "lr": 1e-2, "held_out": 0.0}
+    run = lp.finetune([words, *seen], "tiny", tmp_path / "out", **settings)
+    assert run.moved > 0
+    with pytest.raises(lp.BadModel, match="no row has a picture"):
+        lp.finetune([words], "tiny", tmp_path / "none", **settings)
+
+
+def test_rows_joined_by_a_picture_of_theirs_stay_on_one_side(tmp_path):
+    scenes = [tiny.scene(seed).image for seed in range(2_000_000, 2_000_006)]
+    for number, image in enumerate(scenes):
+        image.save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(6)]
+    (tmp_path / "again.png").symlink_to(tmp_path / "0.png")
+    said = [{"role": "user", "content": "What changed?"}, {"role": "assistant", "content": "a star"}]
+    pairs = [(paths[0], paths[1]), (paths[1], paths[2]), (paths[3], paths[4]), (str(tmp_path / "again.png"), paths[5])]
+    rows, faults = RowMaker(lp.load())(read_conversations([{"images": [*pair], "messages": said} for pair in pairs]))
+    assert not faults
+    kept, held = split(rows, 0.5, 0)
+    assert sorted(map(len, (kept, held))) == [1, 3]
+
+
+def test_a_finished_run_that_lost_a_file_is_not_taken_for_done(tuned, tmp_path):
+    data, run = tuned
+    folder = shutil.copytree(run.folder, tmp_path / "copy")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(lp.BadFile, match="is gone"):
+        lp.finetune(data, "tiny", folder, epochs=3, batch_size=4, lr=5e-3, held_out=0.25, rank=4)
+
+
+def test_an_adapter_of_another_model_is_nothing_to_start_from(tuned, tmp_path):
+    data, run = tuned
+    other = lp.load()
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight.mul_(1.5)
+    with pytest.raises(lp.BadModel, match="was not loaded as it was trained"):
+        lp.finetune(data, other, tmp_path / "out", adapter=run.folder, steps=1, held_out=0.0)
+
+
+def test_under_an_intervention_nothing_is_trained(tmp_path):
+    vlm = lp.load()
+    with pytest.raises(lp.BadInput, match="an intervention is in force"), lp.knock_out(vlm, keys="image"):
+        lp.finetune(sound(2), vlm, tmp_path / "out", steps=1, held_out=0.0)
+
+
+def test_a_model_whose_activations_were_computed_again_is_given_back(tmp_path):
+    vlm = lp.load()
+    state, numbers = random.getstate(), torch.get_rng_state()
+    lp.finetune(sound(2), vlm, tmp_path / "out", steps=1, lr=1e-2, held_out=0.0, checkpointing=True)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in vlm.model.modules())
+    assert "use_cache" not in vars(vlm.model.config) or vlm.model.config.use_cache
+    assert random.getstate() == state
+    assert torch.get_rng_state().equal(numbers)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -124,6 +195,7 @@ def test_one_stage_starts_from_the_other_and_keeps_it(tmp_path):
         pytest.param({"train": "everything,projector"}, "everything alone", id="everything and more"),
         pytest.param({"out": None}, "say where the adapter goes", id="no folder"),
         pytest.param({"adapter": "nowhere/at/all"}, "nowhere/at/all", id="no adapter to start from"),
+        pytest.param({"train": "everything", "adapter": str(tiny.path())}, "adapter", id="everything from an adapter"),
         pytest.param({"max_length": 100}, "max_length=100", id="rows that are all too long"),
     ],
 )
