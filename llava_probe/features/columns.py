@@ -69,6 +69,7 @@ class Columns:
         pictured: whether rows have pictures.
         alone: whether a row may have none though others do, and the first rows settle nothing.
         alike: letters of what a picture goes by in rows that come later.
+        unseen: whether none of the first rows has one, and nobody said where it would be.
         sought: what was asked for and is in none of the first rows.
     """
 
@@ -81,6 +82,7 @@ class Columns:
     pictured: bool = True
     alone: bool = False
     alike: frozenset[str] = frozenset()
+    unseen: bool = False
     sought: frozenset[str] = frozenset()
 
     def taken(self, row: Mapping[str, Any], ours: str) -> str | None:
@@ -157,6 +159,7 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     columns = replace(columns, pictured=pictured)
     if columns.alone and pictured and columns.pattern is None and not any(map(columns.shows, rows)):
         told.append(f"{source.name}: none of its first rows has a picture")
+        columns = replace(columns, unseen="image" not in asked.columns)
     _warn_of_others(source, columns, rows, said)
     return columns, chain(seen, rest), tuple(told)
 

@@ -273,6 +273,9 @@ def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
     read["box_format"] = read.get("box_format") or (columns.box_format if read.get("boxes") else None)
     with _faulting(faults, "the picture"):
         read["image"] = _picture(row, columns, folder, read["image"])
+    if columns.unseen and read["image"] is None:
+        others = [name for name in row if name not in taken.values() and values.looks_like_a_picture(row[name])]
+        faults += [f"{name} looks like a picture; say columns={{'image': {name!r}}} if it is one" for name in others]
     if taken["messages"] is not None:
         with _faulting(faults, taken["messages"]):
             read["messages"] = values.chat(row[taken["messages"]], folder, _count(read["image"]))

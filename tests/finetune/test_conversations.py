@@ -642,7 +642,11 @@ def test_a_column_for_pictures_that_no_row_has_is_refused(folder: Path, count: i
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*have no picture")
 def test_a_column_that_looks_like_pictures_is_not_passed_over(folder: Path) -> None:
+    blank, late = {"question": "Q", "answer": "A"}, {"shot": "a.png", "question": "Q", "answer": "A"}
+    *_, found = read_conversations([blank] * 150 + [late], images=folder)
+    assert str(found) == "row 150: shot looks like a picture; say columns={'image': 'shot'} if it is one"
     with pytest.raises(BadInput, match="shot looks like one"):
         read_conversations([{"shot": "a.png", "question": "Q", "answer": "A"}], images=folder)
 
