@@ -10,16 +10,22 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from llava_probe.errors import BadInput, shortened
 from llava_probe.features.rows import PICTURES, Broken, Row, Source, listed_names
-from llava_probe.features.values import Pattern, is_address, is_empty, plain_value, shows_pictures
+from llava_probe.features.values import (
+    Pattern,
+    is_address,
+    is_empty,
+    is_stored,
+    looks_like_a_picture,
+    plain_value,
+    shows_pictures,
+)
 from llava_probe.pictures.boxes import checked_format
 
 OURS = {  # what we read of a row, by the names that it goes by, the first that is there and not empty
@@ -44,7 +50,6 @@ WEAK_QUESTION = "text"
 IMAGE_IDS = ("image_id", "imageId", "img_id")
 LOOK_ROWS = 100  # how far a column that was asked for may be from the start: it may be missing in some rows
 
-_FILMS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 _TAKES = "columns={'image': 'its name'}"
 _WITHOUT = "columns={'image': None} for rows without pictures"
@@ -62,6 +67,10 @@ class Columns:
         whole: whether that is the whole text of every row, as it is.
         box_format: of boxes whose row does not say.
         pictured: whether rows have pictures.
+        alone: whether a row may have none though others do, and the first rows settle nothing.
+        alike: letters of what a picture goes by in rows that come later.
+        unseen: whether none of the first rows has one, and nobody said where it would be.
+        sought: what was asked for and is in none of the first rows.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -71,10 +80,26 @@ class Columns:
     whole: bool = False
     box_format: str | None = None
     pictured: bool = True
+    alone: bool = False
+    alike: frozenset[str] = frozenset()
+    unseen: bool = False
+    sought: frozenset[str] = frozenset()
 
     def taken(self, row: Mapping[str, Any], ours: str) -> str | None:
         """Their name of one of ours in this row; None where it holds nothing."""
-        return next((name for name in self.names[ours] if not is_empty(row.get(name))), None)
+        exact = next((name for name in self.names[ours] if not is_empty(row.get(name))), None)
+        if exact is not None or ours != "image" or not self.alike:
+            return exact
+        return next((name for name in row if letters(name) in self.alike and not is_empty(row[name])), None)
+
+    def patterned(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row's picture lies where ``pattern`` says."""
+        named = self.pattern.fields if self.pattern is not None else ()
+        return self.pattern is not None and not (self.alone and all(is_empty(row.get(name)) for name in named))
+
+    def shows(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has a picture, beside its chat or inside."""
+        return self.taken(row, "image") is not None or _in_chat(self, row)
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,7 @@ class ColumnSettings:
     prompt: str | None = None
     images: str | None = None
     box_format: str | None = None
+    words_alone: bool = False
 
 
 def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns, Iterator[Row], tuple[str, ...]]:
@@ -119,14 +145,21 @@ def settle(source: Source, asked: ColumnSettings, folder: Path) -> tuple[Columns
     seen, rest = _seen(source, columns, needed)
     rows = [row for row in seen if not isinstance(row, Broken)]
     found = dict.fromkeys(name for row in rows for name in row)
-    _refuse_missing(source, seen, rows, found, needed)
+    late = needed - found.keys() if asked.words_alone and len(seen) == LOOK_ROWS else set()
+    _refuse_missing(source, seen, rows, found, needed - late)
     assigned = {**source.columns, **asked.columns}.keys()
-    columns = Columns(**{**vars(columns), "names": _spelled(names, found, {*assigned}, said)})
+    columns = replace(columns, names=_spelled(names, found, {*assigned}, said), sought=frozenset(late))
+    if asked.words_alone:
+        alike = set() if "image" in assigned else {*map(letters, names["image"])} - {*map(letters, said)}
+        columns = replace(columns, alone=True, alike=frozenset(alike))
     columns = _asking(source, columns, rows, found)
     if columns.pattern is None and not together and names["image"]:
         columns = _picturing(source, columns, rows, found, folder, told, explicit="image" in asked.columns)
     pictured = bool(columns.pattern or columns.together or columns.names["image"])
-    columns = Columns(**{**vars(columns), "pictured": pictured})
+    columns = replace(columns, pictured=pictured)
+    if columns.alone and pictured and columns.pattern is None and not any(map(columns.shows, rows)):
+        told.append(f"{source.name}: none of its first rows has a picture")
+        columns = replace(columns, unseen="image" not in asked.columns)
     _warn_of_others(source, columns, rows, said)
     return columns, chain(seen, rest), tuple(told)
 
@@ -210,7 +243,7 @@ def _seen(source: Source, columns: Columns, needed: set[str]) -> tuple[list[Row]
             continue
         found |= row.keys()
         asks = asks or not is_empty(row.get(WEAK_QUESTION)) or any(columns.taken(row, ours) for ours in ASKING)
-        pictured = pictured or columns.taken(row, "image") is not None or _in_chat(columns, row)
+        pictured = pictured or columns.shows(row)
         if asks and pictured and needed <= found:
             break
     return seen, rows
@@ -254,7 +287,7 @@ def _asking(source: Source, columns: Columns, rows: list[Mapping[str, Any]], fou
         return columns
     free = WEAK_QUESTION not in {name for names in columns.names.values() for name in names}
     if free and columns.names["question"] and any(not is_empty(row.get(WEAK_QUESTION)) for row in rows):
-        return Columns(**{**vars(columns), "names": {**columns.names, "question": (*OURS["question"], WEAK_QUESTION)}})
+        return replace(columns, names={**columns.names, "question": (*OURS["question"], WEAK_QUESTION)})
     raise BadInput(
         f"{source.name} has no question; {_has(found)}; pass question='...' for all rows or "
         "columns={'question': 'their name'}"
@@ -287,14 +320,16 @@ def _picturing(
                 f"made of, as in images='val2014/COCO_val2014_{{{numbered}:012}}.jpg'; or {_WITHOUT}"
             )
         told.append(f"pictures are {pattern}")
-        return Columns(**{**vars(columns), "pattern": Pattern(pattern, "images")})
-    if explicit or any(columns.taken(row, "image") or _in_chat(columns, row) for row in rows):
+        return replace(columns, pattern=Pattern(pattern, "images"))
+    if explicit or any(map(columns.shows, rows)):
         return columns
     others = {name for names in columns.names.values() for name in names}
-    sure = [name for name in found if name not in others and any(_is_stored(row.get(name)) for row in rows)]
+    sure = [name for name in found if name not in others and any(is_stored(row.get(name)) for row in rows)]
     if len(sure) == 1:
-        return Columns(**{**vars(columns), "names": {**columns.names, "image": (sure[0],)}})
+        return replace(columns, names={**columns.names, "image": (*columns.names["image"], sure[0])})
     like = [name for name in found if name not in others and any(looks_like_a_picture(row.get(name)) for row in rows)]
+    if columns.alone and not like:
+        return columns
     named = f"; {like[0]} looks like one: columns={{'image': {like[0]!r}}}" if like else f"; name it with {_TAKES}"
     reach = f" in its first {LOOK_ROWS} rows" if len(rows) >= LOOK_ROWS else ""
     raise BadInput(f"{source.name} has no picture{reach}; {_has(found)}{named}, or say {_WITHOUT}")
@@ -306,8 +341,8 @@ def _numbered(columns: Columns, rows: list[Mapping[str, Any]], found: Mapping[st
     if not explicit and any(columns.taken(row, "image") for row in rows):
         return None
     for name in names:
-        values = [plain_value(row.get(name)) for row in rows if not is_empty(row.get(name))]
-        if name in found and values and all(type(value) is int or _is_bare(value) for value in values):
+        values = [row[name] for row in rows if not is_empty(row.get(name))]
+        if values and all(_is_bare(value) or type(plain_value(value)) is int for value in values):
             return name
     return None
 
@@ -336,30 +371,6 @@ def _file_of_number(folder: Path, name: str, number: Any) -> str | None:
 
 def _braced(folder: Path) -> str:
     return str(folder).replace("{", "{{").replace("}", "}}")
-
-
-def _is_stored(value: Any) -> bool:
-    """A picture by its type, or as Hugging Face stores one."""
-    if isinstance(value, Mapping):
-        return value.keys() == {"bytes", "path"} and isinstance(value.get("bytes"), bytes)
-    return isinstance(value, Image.Image)
-
-
-_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
-
-
-def looks_like_a_picture(value: Any) -> bool:
-    """A picture, a film, or a text that names one."""
-    if isinstance(value, (list, tuple)):
-        return bool(value) and not isinstance(value[0], (list, tuple)) and looks_like_a_picture(value[0])
-    if isinstance(value, bytes):
-        return value.startswith(_MAGIC)
-    if isinstance(value, str):
-        if len(value) > 4096:
-            return value[:11].lower() == "data:image/"
-        named = value.partition("?")[0] if is_address(value) else value
-        return "\n" not in named and Path(named).suffix.lower() in {*PICTURES, *_FILMS}
-    return _is_stored(value)
 
 
 def _warn_of_others(source: Source, columns: Columns, rows: list[Mapping[str, Any]], said: set[str]) -> None:

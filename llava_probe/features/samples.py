@@ -140,6 +140,7 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         total = blind = 0
         unasked = self._columns.question is not None
+        sought = {*self._columns.sought}
         for place, row in enumerate(self._rows()):
             sample = _sample(place, row, self._columns, self._folder)
             if sample.fault is None:
@@ -147,7 +148,12 @@ class Samples:
                 inside = sample.messages is not None and values.shows_pictures(sample.messages)
                 blind += sample.image is None and not inside
                 unasked = unasked and _asks(row, self._columns)
+            sought -= set() if isinstance(row, Broken) else row.keys()
             yield sample
+        if sought:
+            raise BadInput(
+                f"no row of {self.name} that can be read has a column {', '.join(sorted(map(repr, sought)))}"
+            )
         if blind and self._columns.pictured:
             warnings.warn(f"{blind:,} of {total:,} rows of {self.name} have no picture: words alone ask", stacklevel=2)
         if unasked and total:
@@ -173,6 +179,7 @@ def read_samples(
     split: str | None = None,
     box_format: str | None = None,
     answers: Any = None,
+    words_alone: bool = False,
 ) -> Samples:
     r"""The samples of a data set, read as they are asked for and never held all at once.
 
@@ -192,6 +199,8 @@ def read_samples(
         split: of a Hugging Face data set.
         box_format: what four numbers mean, one of ``BOX_FORMATS``; boxes in no stated format are carried along.
         answers: another source with a row for each ``question_id`` (or ``id``), whose columns are put beside.
+        words_alone: rows may be without pictures: the first as well, or all of them. Each is looked at for a picture
+            by itself, and a column that was asked for and is in none is missed at the end of a loop.
 
     Raises:
         BadInput: nothing is there, it is of no known kind or empty, a column that was asked for is in none of the
@@ -214,7 +223,7 @@ def read_samples(
             pattern = values.located(os.path.expanduser(given), Path.cwd())  # noqa: PTH111  # braces, not a path yet
         else:
             folder = _folder(given)
-    return Samples(opened, ColumnSettings(columns or {}, question, prompt, pattern, box_format), folder)
+    return Samples(opened, ColumnSettings(columns or {}, question, prompt, pattern, box_format, words_alone), folder)
 
 
 def _folder(images: str) -> Path:
@@ -250,7 +259,7 @@ def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
     if isinstance(row, Broken):
         return Sample(place, str(place), None, None, fault=row.why, line=row.line)
     taken = {ours: columns.taken(row, ours) for ours in columns.names}
-    if columns.pattern is not None or columns.together:
+    if columns.patterned(row) or columns.together:
         taken["image"] = None
     read: dict[str, Any] = {"id": str(place), "image": None, "question": None}
     faults: list[str] = []
@@ -264,6 +273,9 @@ def _sample(place: int, row: Row, columns: Columns, folder: Path) -> Sample:
     read["box_format"] = read.get("box_format") or (columns.box_format if read.get("boxes") else None)
     with _faulting(faults, "the picture"):
         read["image"] = _picture(row, columns, folder, read["image"])
+    if columns.unseen and read["image"] is None:
+        others = [name for name in row if name not in taken.values() and values.looks_like_a_picture(row[name])]
+        faults += [f"{name} looks like a picture; say columns={{'image': {name!r}}} if it is one" for name in others]
     if taken["messages"] is not None:
         with _faulting(faults, taken["messages"]):
             read["messages"] = values.chat(row[taken["messages"]], folder, _count(read["image"]))
@@ -312,7 +324,7 @@ def _faulting(faults: list[str], column: str) -> Iterator[None]:
 
 
 def _picture(row: Mapping[str, Any], columns: Columns, folder: Path, read: Any) -> Any:
-    if columns.pattern is not None:
+    if columns.pattern is not None and columns.patterned(row):
         return columns.pattern.of(row)
     if not columns.together:
         return read

@@ -16,6 +16,7 @@ from PIL import Image
 
 from llava_probe.errors import BadImage, BadInput, ProbeError, refusing, shortened
 from llava_probe.features.by_column import by_column
+from llava_probe.features.rows import PICTURES
 from llava_probe.pictures.images import fingerprint, open_image
 
 KEY_DIGITS = 32  # 128 bits of sha256: no two pictures of any data set meet
@@ -27,6 +28,8 @@ _WRITTEN_OUT = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # how PNG, JPEG, GIF 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _NOTHING = ("NAType", "NaTType")  # of pandas, which need not be there
 ROLE_NAMES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_FILMS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")  # how bytes of pictures begin
 MARK = "<image>"  # LLaVA's own place for a picture in a conversation
 _WIDEST = 2**63  # whole numbers that an index can hold are smaller
 
@@ -100,6 +103,27 @@ def located(given: str, folder: Path) -> str:
 def is_address(given: str) -> bool:
     """Whether it is a URL and no path."""
     return _ADDRESS.match(given) is not None
+
+
+def is_stored(value: Any) -> bool:
+    """A picture by its type, or as Hugging Face stores one."""
+    if isinstance(value, Mapping):
+        return value.keys() == {"bytes", "path"} and isinstance(value.get("bytes"), bytes)
+    return isinstance(value, Image.Image)
+
+
+def looks_like_a_picture(value: Any) -> bool:
+    """A picture, a film, or a text that names one."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and not isinstance(value[0], (list, tuple)) and looks_like_a_picture(value[0])
+    if isinstance(value, bytes):
+        return value.startswith(_MAGIC)
+    if isinstance(value, str):
+        if len(value) > 4096:
+            return value[:11].lower() == "data:image/"
+        named = value.partition("?")[0] if is_address(value) else value
+        return "\n" not in named and Path(named).suffix.lower() in {*PICTURES, *_FILMS}
+    return is_stored(value)
 
 
 def _is_array(value: Any) -> bool:

@@ -82,7 +82,8 @@ class Conversations:
         self.format = ""
         self._first = ""
         pictures = {ours: theirs for ours, theirs in columns.assigned.items() if ours in KEPT}
-        self._samples = read_samples(replace(source, rows=self._rows, columns={}), columns=pictures, images=images)
+        chats = replace(source, rows=self._rows, columns={})
+        self._samples = read_samples(chats, columns=pictures, images=images, words_alone=True)
         self.told: tuple[str, ...] = (*self._samples.told, f"{self.name} holds {self.format}")
         if columns.question is not None and self.format not in ASKED:
             self.told += (f"question= is asked of no row: {self.format} have their own",)
@@ -149,7 +150,8 @@ def read_conversations(
         split: of a Hugging Face data set.
 
     Raises:
-        BadInput: as ``read_samples``; nothing in the first rows can be trained on; or, in a loop, two formats.
+        BadInput: as ``read_samples``, but that no row needs a picture; nothing in the first rows can be trained on; or,
+            in a loop, two formats, or a column for pictures that no row has.
     """
     assigned = {} if columns is None else columns
     check_assigned(assigned)

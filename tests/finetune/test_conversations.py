@@ -562,6 +562,95 @@ def test_a_source_without_a_row_to_train_on_is_refused(folder: Path) -> None:
         read_conversations(ROWS, question=" ")
 
 
+# --- rows without pictures ---------------------------------------------------------------------------------
+
+SPOKEN = {"conversations": said("Say hello.", "Hello.")}
+SHOWN = {"image": "a.png", "conversations": said("<image>\nWhat is red?", "The circle.")}
+NO_PICTURE = "none of its first rows has a picture"
+
+
+def shown_last(rows: list[dict[str, Any]], folder: Path, **options: Any) -> list[Any]:
+    """The pictures of the last of rows that can all be trained on."""
+    *_, last = found = list(read_conversations(rows, images=folder, **options))
+    assert len(found) == len(rows)
+    assert all(isinstance(each, Conversation) for each in found), found
+    return last.images
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+@pytest.mark.parametrize("before", [3, 150])
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_llavas_rows_of_words_may_come_first(folder: Path, kind: str, before: int) -> None:
+    rows = [SPOKEN] * before + [SHOWN]
+    path = folder / f"mix.{kind}"
+    path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    read = read_conversations(path)
+    assert any(NO_PICTURE in told for told in read.told) == (before > 100)
+    *words, last = read
+    assert last.images == [str(folder / "a.png")]
+    assert [each.messages for each in words] == [[user("Say hello."), assistant("Hello.")]] * before
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        pytest.param({"image": "a.png"}, None, id="ours"),
+        pytest.param({"imagePath": "a.png"}, None, id="another-spelling"),
+        pytest.param({"seen": "a.png"}, {"image": "seen"}, id="assigned"),
+        pytest.param({"seen": "a.png"}, {"image": ["seen", "image"]}, id="one-of-several"),
+    ],
+)
+def test_a_picture_that_comes_late_is_kept(folder: Path, row: dict[str, Any], columns: dict[str, Any] | None) -> None:
+    blank = {"image": None, "question": "Q", "answer": "A"}
+    late = {"question": "Q", "answer": "A", **row}
+    assert shown_last([blank] * 150 + [late], folder, columns=columns) == [str(folder / "a.png")]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+def test_a_row_without_the_number_of_its_picture_has_none(folder: Path) -> None:
+    rows = [{"question": "Q", "answer": "A"}] * 150 + [{"question": "Q", "answer": "A", "image_id": "a"}]
+    read = list(read_conversations(rows, images=f"{folder}/{{image_id}}.png"))
+    assert [each.images for each in read] == [[]] * 150 + [[f"{folder}/a.png"]]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+@pytest.mark.parametrize("before", [0, 70, 150])
+def test_pictures_held_by_rows_of_an_assigned_column_are_no_numbers(folder: Path, before: int) -> None:
+    picture = Image.new("RGB", (8, 8))
+    asked = {"question": "Q", "answer": "A"}
+    assert shown_last([asked] * before + [asked | {"image": picture}], folder, columns={"image": "image"}) == [picture]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+@pytest.mark.parametrize("blank", [{}, {"image": None}, {"image": ""}, {"images": []}])
+@pytest.mark.parametrize("count", [3, 150])
+def test_a_data_set_without_any_picture_is_trained_and_told(folder: Path, blank: dict[str, Any], count: int) -> None:
+    read = read_conversations([SPOKEN | blank] * count, images=folder)
+    assert f"list: {NO_PICTURE}" in read.told
+    assert [each.images for each in read] == [[]] * count
+    with pytest.raises(BadInput, match="has no picture"):
+        read_samples([SPOKEN | blank] * count)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+@pytest.mark.parametrize("count", [3, 150])
+def test_a_column_for_pictures_that_no_row_has_is_refused(folder: Path, count: int) -> None:
+    with pytest.raises(BadInput, match=r"column 'imgae'"):
+        list(
+            read_conversations([SHOWN | {"conversations": SPOKEN["conversations"]}] * count, columns={"image": "imgae"})
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+def test_a_column_that_looks_like_pictures_is_not_passed_over(folder: Path) -> None:
+    blank, late = {"question": "Q", "answer": "A"}, {"shot": "a.png", "question": "Q", "answer": "A"}
+    *_, found = read_conversations([blank] * 150 + [late], images=folder)
+    assert str(found) == "row 150: shot looks like a picture; say columns={'image': 'shot'} if it is one"
+    with pytest.raises(BadInput, match="shot looks like one"):
+        read_conversations([{"shot": "a.png", "question": "Q", "answer": "A"}], images=folder)
+
+
 # --- one conversation, two formats -------------------------------------------------------------------------
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1).filter(str.strip)
