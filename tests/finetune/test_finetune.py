@@ -127,6 +127,7 @@ def test_in_bfloat16_too_what_loads_is_what_was_trained(tmp_path):
     lp.load("tiny", adapter=out, dtype="bfloat16")  # the check row's logits are compared
 
 
+@pytest.mark.filterwarnings("ignore:.*have no picture")
 def test_rows_of_words_train_beside_rows_with_pictures(tmp_path):
     words = {"messages": [{"role": "user", "content": "What is new?"}, {"role": "assistant", "content": "a star"}]}
     seen = [
