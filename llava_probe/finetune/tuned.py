@@ -71,7 +71,8 @@ def made_trainable(
         else:
             runner = _adapted(vlm, parts, start, rank, undo)
         if checkpointing:
-            _checkpointed(model, undo)
+            undo(lambda: seam.recompute(model, False))
+            seam.recompute(model, True)
         yield runner
 
 
@@ -90,14 +91,6 @@ def _keep_draws(undo: Undo) -> None:
     undo(lambda: random.setstate(plain))
     undo(lambda: np.random.set_state(arrays))  # noqa: NPY002
     undo(draws_as_now())
-
-
-def _checkpointed(model: Any, undo: Undo) -> None:
-    """Blocks compute their activations again, by the name that this release of transformers has for it."""
-    name = next(name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable"))
-    undo(model.disable_input_require_grads)  # what it may switch on
-    undo(getattr(model, f"{name}_checkpointing_disable"))
-    getattr(model, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
 
 
 def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:

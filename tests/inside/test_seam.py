@@ -178,6 +178,15 @@ def test_recorders_come_off_and_others_stay(inputs):
     )
 
 
+def test_blocks_compute_again_and_no_longer():
+    model = random_llava()
+    blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    seam.recompute(model, True)
+    assert blocks and any(block.gradient_checkpointing for block in blocks), "no block computes again"
+    seam.recompute(model, False)
+    assert not any(block.gradient_checkpointing for block in blocks), "a model is given back that computes all twice"
+
+
 def test_an_adapter_may_hold_whole_modules_and_nothing_else():
     peft = pytest.importorskip("peft")
     whole = ["model.multi_modal_projector"]

@@ -116,6 +116,20 @@ def recomputes(block: nn.Module) -> bool:
     return bool(getattr(block, "gradient_checkpointing", False)) and block.training
 
 
+def recompute(model: Any, on: bool) -> None:
+    """Let blocks compute their activations again in the backward pass instead of keeping them, or no longer.
+
+    The methods have another name since transformers 5.23, which warns of the old one.
+    """
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        settings = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(model, f"{name}_checkpointing_enable")(**settings)
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+        model.disable_input_require_grads()  # what the first may have switched on
+
+
 def virtual_tokens(model: Any) -> int:
     """How many tokens that are in no prompt a PEFT adapter puts ahead of it (prefix and prompt tuning)."""
     configs = getattr(model, "peft_config", None)
