@@ -74,10 +74,12 @@ smol: $(VENV)/.dev
 	test -d build/smol/words || $(BIN)/python -m llava_probe.smol.making.words --out build/smol/words
 	$(BIN)/python -m llava_probe.smol.making.scenes captions --pictures 1000 --out build/smol
 	$(BIN)/python -m llava_probe.smol.making.scenes questions --pictures 6000 --out build/smol
+	test -f build/smol/talk.jsonl || $(BIN)/python -m llava_probe.smol.making.talk --out build/smol
+	cd build/smol && cat questions.jsonl talk.jsonl talk.jsonl talk.jsonl talk.jsonl > instruct.jsonl
 	base=$$($(BIN)/python -m llava_probe.smol.built) && export GOMP_SPINCOUNT=5000 && \
 	$(BIN)/llava-probe finetune build/smol/captions.jsonl --model $$base --dtype bfloat16 --stage align \
 	  --adapter build/smol/words --batch-size 8 --lr 1e-3 --held-out 0.03 --out build/smol/aligned && \
-	$(BIN)/llava-probe finetune build/smol/questions.jsonl --model $$base --dtype bfloat16 --train language,projector \
+	$(BIN)/llava-probe finetune build/smol/instruct.jsonl --model $$base --dtype bfloat16 --train language,projector \
 	  --adapter build/smol/aligned --rank 8 --batch-size 48 --lr 1e-3 --held-out 0.01 --out build/smol/tuned
 	$(BIN)/python tools/smol_card.py publish build/smol/tuned
 	$(BIN)/python tools/smol_card.py card
