@@ -6,7 +6,9 @@ It tells a run that goes on from another one, which is refused, and an adapter's
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput
 from llava_probe.loading.check_row import CHECK_ROW
 from llava_probe.stored import JSON_LIMIT, made_folder, read_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 RECORD = "finetune.json"
 
@@ -54,6 +61,33 @@ class _Record(Stored, frozen=True, kw_only=True):
     settings: dict[str, Any]
     finished: bool = False
     told: _Told | None = None
+
+
+@contextmanager
+def alone_in(folder: Path, *, first: bool) -> Iterator[None]:
+    """One run at a time in a folder, where the file system knows locks.
+
+    Args:
+        folder: made where there is none.
+        first: whether this process speaks for the run.
+
+    Raises:
+        BadInput: another is at work there.
+    """
+    if not first or fcntl is None:
+        yield
+        return
+    held = os.open(made_folder("adapter", folder), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another run is at work in {folder}; wait for it, or choose another folder") from None
+        except OSError:
+            pass  # no locks here
+        yield
+    finally:
+        os.close(held)
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Fine-tuning keeps its promises: it tells what cannot be trained, what it trained, and that it learnt."""
 
 import json
+import os
 import random
 import shutil
 
@@ -161,6 +162,17 @@ def test_a_finished_run_that_lost_a_file_is_not_taken_for_done(tuned, tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(lp.BadFile, match="is gone"):
         lp.finetune(data, "tiny", folder, epochs=3, batch_size=4, lr=5e-3, held_out=0.25, rank=4)
+
+
+def test_a_second_run_in_the_folder_of_one_at_work_is_refused(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    out.mkdir()
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(lp.BadInput, match="another run is at work"):
+        lp.finetune(sound(2), "tiny", out, steps=1, held_out=0.0)
+    os.close(held)
 
 
 def test_an_adapter_of_another_model_is_nothing_to_start_from(tuned, tmp_path):
