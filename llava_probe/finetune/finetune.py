@@ -39,7 +39,7 @@ from llava_probe.finetune.plan import StepSettings, TrainingPlan, picture_bytes,
 from llava_probe.finetune.plan import split as split_rows
 from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
-from llava_probe.finetune.training import in_bf16, this_process
+from llava_probe.finetune.training import in_bf16, this_process, writing_run
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import keep, made_trainable
 from llava_probe.inside import seam
@@ -241,7 +241,8 @@ def _run(
         name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
     }
     if this_process().is_main_process:
-        keep(vlm, runner, folder)
+        with writing_run(folder):
+            keep(vlm, runner, folder)
         write_check_row(runner, inputs, folder, base=base if whole else None)
         verify_row(runner, folder)
     names = {"step": "step", "eval_loss": "loss", "eval_exact": "exact"}

@@ -11,16 +11,18 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from llava_probe.errors import NotANumber
+from llava_probe.errors import BadFile, NotANumber, ProbeError, first_line
 from llava_probe.finetune.passes import passed, prediction, summed_loss, trained_logits
 from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.schedule import PassRows
@@ -66,9 +68,28 @@ def train(
     trainer = _Trainer(vlm, runner, plan, _arguments(vlm, plan, folder, lr, seed))
     trainer.add_callback(_Keeping(trainer, tell))
     last = last_whole(folder)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with writing_run(folder):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.accelerator.unwrap_model(runner, keep_fp32_wrapper=False)  # its forward pass is its own again
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+
+
+@contextmanager
+def writing_run(folder: Path) -> Iterator[None]:
+    """What goes wrong while weights are written, as one sentence: the libraries that write have errors of their own.
+
+    Raises:
+        BadFile: the disk is full, say.
+    """
+    try:
+        yield
+    except ProbeError:
+        raise
+    except (SafetensorError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Writer" not in str(error):  # torch's PytorchStreamWriter
+            raise
+        kept = "the same call goes on from the last checkpoint that is whole"
+        raise BadFile(f"{folder} could not be written: {first_line(error)}; {kept}") from error
 
 
 def this_process() -> PartialState:

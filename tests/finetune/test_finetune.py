@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 
 import pytest
 import torch
@@ -173,6 +174,21 @@ def test_a_second_run_in_the_folder_of_one_at_work_is_refused(tmp_path):
     with pytest.raises(lp.BadInput, match="another run is at work"):
         lp.finetune(sound(2), "tiny", out, steps=1, held_out=0.0)
     os.close(held)
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_call_goes_on(tmp_path):
+    resource = pytest.importorskip("resource")
+    vlm, settings = lp.load(), {"steps": 2, "lr": 1e-2, "held_out": 0.0}
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # of a file, as a disk that is full
+        with pytest.raises(lp.BadFile, match=r"could not be written: .*; the same call goes on"):
+            lp.finetune(sound(2), vlm, tmp_path / "out", **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert lp.finetune(sound(2), vlm, tmp_path / "out", **settings).moved > 0
 
 
 def test_an_adapter_of_another_model_is_nothing_to_start_from(tuned, tmp_path):
