@@ -40,8 +40,10 @@ def said(page, card=0):
 def mark(page, box):
     """Drag over the photograph in the page component; ``box`` in pixels of the original."""
     image = page.locator(".lp-mount .stack svg, .lp-mount img").first
-    image.scroll_into_view_if_needed()
-    shown = image.bounding_box()
+    shown = None
+    while shown is None:  # an answer that comes meanwhile draws the picture anew, and the one that was found is gone
+        image.evaluate("element => element.scrollIntoView({block: 'center'})")
+        shown = image.bounding_box()
     scale = shown["width"] / 336
     at = [(shown["x"] + x * scale, shown["y"] + y * scale) for x, y in (box[:2], box[2:])]
     page.keyboard.down("Shift")
