@@ -19,7 +19,7 @@ from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import PassRows
 from llava_probe.finetune.training import MEASURED_TIMES, in_bf16
-from llava_probe.finetune.tuned import in_training
+from llava_probe.finetune.tuned import frozen_counters
 from llava_probe.model import VLM
 from llava_probe.trace.capture import in_units
 
@@ -92,7 +92,9 @@ def rehearsed(
     by_length = sorted(plan.passes, key=lambda groups: sum(row.length for row in rows_in(groups)))
     first = passed(vlm, [[rows[0]]])
     trained = [parameter for parameter in runner.parameters() if parameter.requires_grad]
-    in_training(runner)
+    runner.train()
+    for module in frozen_counters(runner):
+        module.eval()
     loss, _, _ = _step(vlm, runner, [[rows[0]]])
     _, _, memory = _step(vlm, runner, by_length[-1])
     _, seconds, _ = _step(vlm, runner, by_length[len(by_length) // 2])

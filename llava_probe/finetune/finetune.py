@@ -169,15 +169,15 @@ def finetune(
         with record.alone_in(folder, first=cards.is_main_process):
             with cards.main_process_first():
                 done = record.begin_run(folder, settings)
-            if done is None:
+            if fresh := done is None:
                 done = _run(vlm, runner, plan, way, folder, shown=_shown(kept), progress=progress)
                 done |= {"parts": list(parts), "rows": len(kept), "trained": sum(row.trained for row in kept)}
-                if cards.is_main_process:
-                    card = Finetuned(folder=folder, **{**done, "parts": parts}).card(_named(vlm))
-                    write_text("card of the adapter", folder / "README.md", card)
-                    record.finish_run(folder, done)
-                    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
+            result = Finetuned(folder=folder, left_out=left_out, **{**done, "parts": parts})
+            if fresh and cards.is_main_process:
+                write_text("card of the adapter", folder / "README.md", result.card(_named(vlm)))
+                record.finish_run(folder, done)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return result
 
 
 def _loaded(

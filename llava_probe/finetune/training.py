@@ -26,7 +26,7 @@ from llava_probe.errors import BadFile, NotANumber, ProbeError, first_line
 from llava_probe.finetune.passes import passed, prediction, summed_loss, trained_logits
 from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.schedule import PassRows
-from llava_probe.finetune.tuned import in_training
+from llava_probe.finetune.tuned import frozen_counters
 from llava_probe.model import VLM
 
 #: Of all steps: those over which the learning rate rises, as in LLaVA's two stages.
@@ -175,7 +175,7 @@ class _Trainer(Trainer):
     """The Trainer over our passes, with our loss."""
 
     def __init__(self, vlm: VLM, runner: Any, plan: TrainingPlan, arguments: TrainingArguments) -> None:
-        self._vlm, self._runner, self._plan = vlm, runner, plan
+        self._vlm, self._runner, self._plan, self._still = vlm, runner, plan, frozen_counters(runner)
         super().__init__(runner, arguments, train_dataset=_Passes(vlm, plan.passes), eval_dataset=_Passes(vlm, ()))
         self.model_accepts_loss_kwargs = True  # the loss is over all tokens of a step, whatever its passes hold
         self.remove_callback(PrinterCallback)
@@ -191,7 +191,8 @@ class _Trainer(Trainer):
     ) -> Any:
         """The share of one pass in the loss of its step."""
         one = inputs["pass"]
-        in_training(self._runner)  # the Trainer's own call takes in every part
+        for module in self._still:
+            module.eval()  # the Trainer puts every part into training
         loss = summed_loss(trained_logits(self._vlm, model, one), one)
         if not all(pack.visual for pack in one.batch.packs):  # words alone may reach no projector, no tower
             loss = loss + 0.0 * sum(each.sum() for each in self._runner.parameters() if each.requires_grad)

@@ -98,16 +98,13 @@ def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
         module.training = was
 
 
-def in_training(runner: nn.Module) -> None:
-    """Training mode, but for frozen parts that count what they see: a batch norm's means would move unseen.
+def frozen_counters(runner: nn.Module) -> list[nn.Module]:
+    """Frozen parts that count what they see while they train: a batch norm's means would move unseen.
 
-    Nothing of them is in the adapter, so the model that is loaded would be another.
+    Nothing of them is in the adapter, so the model that is loaded would be another; they are to stay in evaluation.
     """
-    runner.train()
-    for module in runner.modules():
-        counts = getattr(module, "running_mean", None) is not None
-        if counts and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.eval()
+    counting = [module for module in runner.modules() if getattr(module, "running_mean", None) is not None]
+    return [module for module in counting if not any(each.requires_grad for each in module.parameters())]
 
 
 def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int, undo: Undo) -> Any:
