@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -106,6 +106,17 @@ leaderboard: $(VENV)/.dev
 # What interventions find in the tiny model, on 200 held-out scenes of each kind: half an hour on two cores.
 interventions: $(VENV)/.dev
 	$(BIN)/python figures/interventions.py
+
+# The same leaderboard for the second model, on fewer scenes: some hours on two cores.
+leaderboard-smol: $(VENV)/.dev
+	for part in 1/2 2/2; do \
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --dtype bfloat16 --scenes 60 --closer 8 --part $$part --scores build/leaderboard_smol & \
+	done; wait
+	$(BIN)/llava-probe leaderboard --model smol --dtype bfloat16 --scenes 60 --closer 8 --scores build/leaderboard_smol --out figures/leaderboard_smol.md
+
+# Which findings hold on both models that ship, on 40 held-out scenes of each kind: half an hour on two cores.
+two-models: $(VENV)/.dev
+	$(BIN)/python figures/two_models.py
 
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev

@@ -67,7 +67,7 @@ def loaded(
         model = _untrained(model, random_weights)
     elif found.weights is not None:  # a folder, all of it as it lies there
         _verified(model.eval(), Path(found.where))
-    if found.adapter is not None:
+    if found.adapter is not None and random_weights is None:
         model = put_on(model, found.adapter, shared)
         _verified(model.eval(), _folder_of(found.adapter, shared))
     return VLM(model.eval(), processor)
