@@ -252,14 +252,15 @@ def by_layer(models: dict[str, Subject]) -> plt.Figure:
     for (name, model), (above_, below) in zip(models.items(), axes.T, strict=True):
         layers = np.arange(model.vlm.anatomy.layers)
         above_.stackplot(layers, *(model.shares[part].mean(0) for part in PARTS), labels=PARTS)
-        above_.set(title=name, ylim=(0, 1), ylabel="share of attention" if name == MODELS[0] else "")
+        above_.set(ylim=(0, 1), ylabel="share of attention" if name == MODELS[0] else "")
+        above_.set_title(name, fontsize="medium")
         states = [trace.hidden(layer=list(layers[1:]), at=[0])[0].float() for trace in model.traces]
         phi = np.mean([(each.abs().amax(-1) / each.square().mean(-1).sqrt()).numpy() for each in states], axis=0)
         below.plot(layers[1:], phi, label="largest value over root mean square")
         below.axhline(states[0].shape[-1] ** 0.5, color="grey", lw=0.8, ls=":", label="√D, the most there can be")
         below.set(xlabel="layer", ylabel="first token" if name == MODELS[0] else "")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for row in axes[:, -1]:
+        row.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="medium")
     return figure
 
 

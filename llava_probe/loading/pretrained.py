@@ -21,10 +21,11 @@ from llava_probe.inside import seam
 from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.loading.adapters import put_on
 from llava_probe.loading.check_row import CHECK_ROW, verify_row
-from llava_probe.loading.folder import TINY, FoundModel, shipped_name
+from llava_probe.loading.folder import FoundModel
 from llava_probe.loading.memory import free_memory, memory_needed
 from llava_probe.loading.quantized import quantization_config
 from llava_probe.model import VLM
+from llava_probe.smol import TINY, shipped_name
 from llava_probe.trace.capture import in_units
 
 #: What the processor's files are read with too.

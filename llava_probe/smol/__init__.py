@@ -11,11 +11,20 @@ finding can be tried on both.
 
 from pathlib import Path
 
+from llava_probe import tiny
 from llava_probe.smol.built import base, base_folder
 
-__all__ = ["base", "base_folder", "path"]
+__all__ = ["SMOL", "TINY", "base", "base_folder", "path", "shipped_name"]
+
+#: The two models that ship inside, by the names that ``lp.load`` takes.
+TINY, SMOL = "tiny", "smol"
 
 
 def path() -> Path:
     """The folder of the adapter that ships inside: projector and LoRA, as PEFT reads them."""
     return Path(__file__).parent / "weights"
+
+
+def shipped_name(where: str) -> str | None:
+    """What a model is called whose files are those that ship inside, or are built of what does; None for others."""
+    return {str(tiny.path()): TINY, str(base_folder()): SMOL}.get(where)
