@@ -18,6 +18,9 @@ PassRows: TypeAlias = list[list[TrainingRow]]
 
 #: Passes whose rows are sorted by length together: more would leave little to chance.
 _SORTED = 32
+#: How many times as long as the shortest of its pass a group may be: everything is padded to the longest, and thirty
+#: rows of words beside one picture would be thirty pictures.
+_LONGER = 1.5
 
 
 def passes_of(rows: Sequence[TrainingRow], size: int, sharing: Sharing, seed: int, epoch: int) -> list[PassRows]:
@@ -53,9 +56,11 @@ def _groups(rows: Sequence[TrainingRow], size: int, sharing: Sharing, rng: rando
 
 
 def _filled(groups: Sequence[list[TrainingRow]], size: int) -> list[PassRows]:
+    """Passes of groups that come by rising length."""
     made: list[PassRows] = []
     for group in groups:
-        if made and sum(map(len, made[-1])) + len(group) <= size:
+        fits = made and sum(map(len, made[-1])) + len(group) <= size
+        if fits and _length(group) <= _LONGER * _length(made[-1][0]):
             made[-1].append(group)
         else:
             made.append([group])
