@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -73,9 +74,13 @@ class Subject:
         #: [traces, layers] of each part of the sequence, means over heads and the answer's tokens.
         self.shares = {part: np.array([shares.part(part).mean((0, 2)).numpy() for shares in heads]) for part in PARTS}
         self.sinks = [lp.sinks(trace) for trace in self.traces]
-        # smol before training: its language model as it was, and a projector that had learnt nothing
-        before = lp.load(random_weights=0) if name == "tiny" else lp.load(str(smol.base()))
-        self.probes = [colour_probes(vlm) for vlm in (self.vlm, before)]
+        self._name = name
+
+    @cached_property
+    def probes(self) -> list[lp.Sweep]:
+        """Of the model, and of what it was before training: smol's language model with a projector from a seed."""
+        before = lp.load(random_weights=0) if self._name == "tiny" else lp.load(str(smol.base()))
+        return [colour_probes(vlm) for vlm in (self.vlm, before)]
 
     def still_right(self, kind: str, around: Callable[[], object]) -> np.ndarray:
         """Of the questions answered right, which still are inside a context."""
@@ -247,20 +252,19 @@ CLAIMS = (
 
 def by_layer(models: dict[str, Subject]) -> plt.Figure:
     """Where the attention of the answer's words goes, layer by layer, and how massive the first token is."""
-    with paper():
-        figure, axes = plt.subplots(2, len(models), figsize=(7, 4), layout="constrained", sharey="row", sharex="col")
+    figure, axes = plt.subplots(2, len(models), figsize=(7, 4), layout="constrained", sharey="row", sharex="col")
     for (name, model), (above_, below) in zip(models.items(), axes.T, strict=True):
         layers = np.arange(model.vlm.anatomy.layers)
         above_.stackplot(layers, *(model.shares[part].mean(0) for part in PARTS), labels=PARTS)
         above_.set(ylim=(0, 1), ylabel="share of attention" if name == MODELS[0] else "")
-        above_.set_title(name, fontsize="medium")
+        above_.set_title(name)
         states = [trace.hidden(layer=list(layers[1:]), at=[0])[0].float() for trace in model.traces]
         phi = np.mean([(each.abs().amax(-1) / each.square().mean(-1).sqrt()).numpy() for each in states], axis=0)
         below.plot(layers[1:], phi, label="largest value over root mean square")
         below.axhline(states[0].shape[-1] ** 0.5, color="grey", lw=0.8, ls=":", label="√D, the most there can be")
         below.set(xlabel="layer", ylabel="first token" if name == MODELS[0] else "")
     for row in axes[:, -1]:
-        row.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="medium")
+        row.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -272,7 +276,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     models = {name: Subject(name, arguments.scenes) for name in MODELS}
-    lp.figures.save(by_layer(models), arguments.out / "two_models.png", 150)
+    with paper():
+        lp.figures.save(by_layer(models), arguments.out / "two_models.png", 150)
     both, tables = ["| finding | tiny | smol |", "|---|---|---|"], []
     for claim in CLAIMS:
         found = {name: claim(model) for name, model in models.items()}
