@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: test_names.py compares the two
     from llava_probe import evaluate as evaluate
+    from llava_probe import lens as lens
     from llava_probe import view as view
     from llava_probe.agreement import check as check
     from llava_probe.analyzers.attention import attention_map as attention_map
@@ -47,6 +48,8 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
+    from llava_probe.lens.fit import fit_lens as fit_lens
+    from llava_probe.lens.tuned import TunedLens as TunedLens
     from llava_probe.loading import load as load
     from llava_probe.maps.maps import ImageMap as ImageMap
     from llava_probe.model import VLM as VLM
@@ -100,6 +103,9 @@ _NAMES = {
     "fit_probe": "probes",
     "finetune": "finetune.finetune",
     "Probe": "probes",
+    "lens": "lens",
+    "fit_lens": "lens.fit",
+    "TunedLens": "lens.tuned",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
     "reweight": "interventions.reweight",
@@ -136,7 +142,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "view"}
+_MODULES = {"evaluate", "figures", "lens", "view"}
 
 __all__ = list(_NAMES)
 

@@ -18,6 +18,7 @@ from llava_probe.cli.check import check
 from llava_probe.cli.demo import demo
 from llava_probe.cli.extract import extract
 from llava_probe.cli.finetune import finetune
+from llava_probe.cli.fit_lens import fit_lens
 from llava_probe.cli.fit_probe import fit_probe
 from llava_probe.cli.flow import flow
 from llava_probe.cli.interventions import InOrder
@@ -35,7 +36,8 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, finetune, models,
+    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, finetune,
+    models,
 )  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate

@@ -11,6 +11,7 @@ from llava_probe.view.canvas import mappable, save
 from llava_probe.view.feature_figures import features
 from llava_probe.view.finetune_figures import losses
 from llava_probe.view.head_figures import layers, layers_heads
+from llava_probe.view.lens_figures import lens, tuned_lens, words_on
 from llava_probe.view.map_figures import compare, head_maps, maps
 from llava_probe.view.probe_figures import confusion, probes
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
@@ -28,12 +29,15 @@ __all__ = [
     "information_flow",
     "layers",
     "layers_heads",
+    "lens",
     "losses",
     "mappable",
     "maps",
     "probes",
     "save",
     "tokens",
+    "tuned_lens",
+    "words_on",
 ]
 
 
