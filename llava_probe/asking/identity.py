@@ -20,11 +20,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llava_probe import tiny
 from llava_probe.errors import shortened
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.weights import tensor_digest, weights_digest
+from llava_probe.smol import shipped_name
 
 #: Entries of a config that change no number, or that are told apart.
 _APART = {
@@ -145,7 +145,7 @@ def _shown(value: Any) -> str:
 
 def _name(model: Any) -> str:
     where = seam.checkpoint(model.config)
-    return "tiny" if where == str(tiny.path()) else where or type(model).__name__
+    return shipped_name(where) or where or type(model).__name__
 
 
 def _is_part(module: nn.Module, outer: nn.Module) -> bool:

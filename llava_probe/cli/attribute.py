@@ -10,7 +10,7 @@ import typer
 from llava_probe.cli import arguments
 from llava_probe.cli.interventions import InterventionOptions, under
 from llava_probe.cli.options import AskingOptions, ModelOptions, PicturesArgument, QuestionArgument
-from llava_probe.cli.told import told_folder, warn_tiny
+from llava_probe.cli.told import told_folder, warn_drawn
 from llava_probe.errors import BadInput
 from llava_probe.view.limits import DPI_LIMIT
 
@@ -52,8 +52,8 @@ def attribute(
     checked_figure_format(format)
     vlm = model.load()
     made(out)
-    if model.is_tiny:
-        warn_tiny(pictures)
+    if model.knows_scenes:
+        warn_drawn(pictures)
     kept = Capture(hidden_states=False, logits=False)
     with under(vlm, changed):
         trace = generated(vlm, pictures, question, max_new_tokens=max_new_tokens, capture=kept, **asking.settings)

@@ -22,7 +22,7 @@ def leaderboard(
     part: Annotated[str | None, typer.Option(help="Only score this share of the questions, 2/8 say; no page.")] = None,
     closer: Annotated[int, typer.Option(help="Questions with deletion, agreement and random layers too.")] = 44,
     quick: Annotated[bool, typer.Option(help="Leave out methods that take tens of passes a word.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")] = Path("leaderboard"),
+    out: Annotated[Path, typer.Option(help="Folder of page and figures, or the page.md itself.")] = Path("leaderboard"),
     scores: Annotated[Path | None, typer.Option(help="Folder of the scores; scores/ in the other one if left.")] = None,
 ) -> None:
     """Score every method of attribution where the right place is known; goes on where it was stopped.
@@ -35,8 +35,8 @@ def leaderboard(
     A third of the pictures, 60 at most, choose the localisation heads and are not scored.
     """
     share = (1, 1) if part is None else arguments.part(part)
-    if cases is None and not model.is_tiny:
-        raise BadInput("the scenes are the tiny model's; give pictures of yours with --cases")
+    if cases is None and not model.knows_scenes:
+        raise BadInput("the scenes are those of the models that ship inside; give pictures of yours with --cases")
     from llava_probe.leaderboard.folder import CLOSER, BoardSettings, score, write_leaderboard
 
     asked = {"question": question, "prompt": prompt}
@@ -44,7 +44,7 @@ def leaderboard(
     if cases is None and reading:
         raise BadInput(f"{', '.join(reading)} say how --cases are read; there are none")
     wanted = BoardSettings(cases, scenes, closer=closer, quick=quick, reading=reading)
-    kept = scores or out / "scores"
+    kept = scores or (out.parent if out.suffix == ".md" else out) / "scores"
     vlm = model.load()
     try:
         written = score(vlm, wanted, kept, share)

@@ -19,6 +19,7 @@ of_data = partial(typer.Option, rich_help_panel="The data set")
 of_asking = partial(typer.Option, rich_help_panel="The question")
 
 TINY_MODEL = "tiny"
+SHIPPED = (TINY_MODEL, "smol")
 EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 
 PicturesArgument = Annotated[
@@ -31,7 +32,7 @@ QuestionArgument = Annotated[str | None, typer.Argument(help="What to ask, in pl
 class ModelOptions:
     """Which model, and how it is loaded."""
 
-    model: Annotated[str, of_model(help="A checkpoint on the Hugging Face hub or a folder; 'tiny' ships inside.")] = (
+    model: Annotated[str, of_model(help="A checkpoint on the hub or a folder; 'tiny' and 'smol' ship inside.")] = (
         TINY_MODEL
     )
     adapter: Annotated[str | None, of_model(help="A PEFT adapter on it: a folder or a name on the hub.")] = None
@@ -56,9 +57,9 @@ class ModelOptions:
         look(self.model, adapter=self.adapter, **settings)
 
     @property
-    def is_tiny(self) -> bool:
-        """Whether it is the model that ships inside, as it is."""
-        return self.model == TINY_MODEL
+    def knows_scenes(self) -> bool:
+        """Whether it is one of those that ship inside, which learnt drawn scenes and nothing else of pictures."""
+        return self.model in SHIPPED
 
     @property
     def settings(self) -> dict[str, Any]:

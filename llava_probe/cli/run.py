@@ -10,7 +10,7 @@ import typer
 from llava_probe.cli import arguments
 from llava_probe.cli.interventions import InterventionOptions, Typed, under
 from llava_probe.cli.options import AskingOptions, DataOptions, ModelOptions, PicturesArgument, QuestionArgument
-from llava_probe.cli.told import told_folder, warn_tiny
+from llava_probe.cli.told import told_folder, warn_drawn
 from llava_probe.errors import BadInput, ProbeError
 from llava_probe.escaping import visible
 from llava_probe.view.limits import DPI_LIMIT
@@ -85,8 +85,8 @@ def run(
     arguments.check_there("heads", chosen[1], vlm.anatomy.heads)
     made(out)
     if not several:
-        if model.is_tiny:
-            warn_tiny(pictures)
+        if model.knows_scenes:
+            warn_drawn(pictures)
         where = _one(vlm, pictures, {**asked, "question": question}, drawn, out, changed)
         typer.echo(f"\nEverything is in {where}")
         return

@@ -24,13 +24,13 @@ def told_folder(out: Path, written: Iterable[Path]) -> str:
     return f"{visible(str(out))}/ ({size:.1f} MB): {', '.join(names)}"
 
 
-def warn_tiny(pictures: Iterable[Image]) -> None:
-    """Say that the tiny model knows its own scenes only, where a picture is none."""
+def warn_drawn(pictures: Iterable[Image]) -> None:
+    """Say that the models that ship inside know drawn scenes only, where a picture is none."""
     from llava_probe import tiny
 
     if not all(tiny.is_scene(picture) for picture in pictures):
         typer.secho(
-            "The tiny model knows only its own drawn scenes (coloured shapes and stop signs); what it says of "
+            "This model knows only its own drawn scenes (coloured shapes and stop signs); what it says of "
             f"anything else means nothing. For a photograph name a model:  --model {EXAMPLE}",
             fg="yellow",
             err=True,

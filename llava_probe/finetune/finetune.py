@@ -45,10 +45,10 @@ from llava_probe.finetune.tuned import keep, made_trainable
 from llava_probe.inside import seam
 from llava_probe.loading import load, look
 from llava_probe.loading.check_row import verify_row, write_check_row
-from llava_probe.loading.folder import shipped_name
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
 from llava_probe.loading.merging import merged_as_unmerged
 from llava_probe.model import VLM
+from llava_probe.smol import shipped_name
 from llava_probe.stored import write_text
 
 #: Highest learning rate by what is trained: LLaVA-1.5's for its projector and its LoRA, and for all weights.

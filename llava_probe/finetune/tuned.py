@@ -22,8 +22,9 @@ from llava_probe.inside.passes import in_force
 from llava_probe.inside.undo import Undo, draws_as_now, undoing
 from llava_probe.loading.adapters import fill
 from llava_probe.loading.check_row import CHECK_ROW, verify_row
-from llava_probe.loading.folder import adapter_told, shipped_name
+from llava_probe.loading.folder import adapter_told
 from llava_probe.model import VLM
+from llava_probe.smol import shipped_name
 
 #: Settings of a LoRA that make it another kind.
 _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "layer_replication")

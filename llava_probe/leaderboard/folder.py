@@ -90,14 +90,15 @@ def score(vlm: VLM, wanted: BoardSettings, scores: str | Path, part: tuple[int, 
 
 
 def write_leaderboard(
-    vlm: VLM, wanted: BoardSettings, scores: str | Path, folder: str | Path, *, model: str, command: str
+    vlm: VLM, wanted: BoardSettings, scores: str | Path, out: str | Path, *, model: str, command: str
 ) -> list[Path]:
     """Write page and figures of all parts that are in ``scores``.
 
     Args:
         vlm: draws the one picture under each method.
         wanted: as it was scored.
-        scores: the folder of scores; ``folder``: where page and figures go.
+        scores: the folder of scores.
+        out: the page, if it ends in .md; else the folder of a ``leaderboard.md``. Figures stand beside it by its name.
         model: its name on the page; ``command``: what made it.
 
     Raises:
@@ -106,17 +107,18 @@ def write_leaderboard(
     """
     cases = list(wanted.read()[1])
     board = Leaderboard.read(scores).only(case.id for case in cases)
-    target = made(folder)
+    page = Path(out) if Path(out).suffix == ".md" else Path(out) / "leaderboard.md"
+    stem = made(page.parent) / page.stem
     figures: dict[Path, str] = {}
     if board.seen:
-        figures[save(leaderboard_figure(board), target / "leaderboard.png")] = ""
+        figures[save(leaderboard_figure(board), Path(f"{stem}.png"))] = ""
     if board.agreement() is not None:
-        figures[save(agreement_figure(board), target / "leaderboard_agreement.png")] = ""
+        figures[save(agreement_figure(board), Path(f"{stem}_agreement.png"))] = ""
     example = _example(vlm, cases, board)
     if example is not None:
-        figures[save(example[0], target / "leaderboard_maps.png")] = example[1]
-    page = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
-    return [write_text("page", target / "leaderboard.md", page), *figures]
+        figures[save(example[0], Path(f"{stem}_maps.png"))] = example[1]
+    text = leaderboard_page(board, model, command, {path.name: told for path, told in figures.items()})
+    return [write_text("page", Path(f"{stem}.md"), text), *figures]
 
 
 def _heads(vlm: VLM, choosing: Sequence[Mapping[str, Any]]) -> LocalisationHeads | None:

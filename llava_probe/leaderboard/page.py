@@ -58,12 +58,12 @@ def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Mapp
 def _opening(board: Leaderboard, model: str, command: str) -> str:
     pictures = len({line["picture"] for line in board.lines})
     blind = [line for line in board.right if line["blind"]]
-    tiny = (
-        "**A ranking on a tiny model is no evidence for a 7B one.** It shows which methods can find a place that is "
+    shipped = (
+        "**A ranking on a small model is no evidence for a 7B one.** It shows which methods can find a place that is "
         "known to the pixel, on one small model with habits of its own. The ranking of your model on your pictures:\n\n"
         "    llava-probe leaderboard --model llava-hf/llava-1.5-7b-hf --dtype bfloat16 --device-map auto \\\n"
         "        --cases mine.jsonl --out leaderboard/\n\n"
-        if model == "tiny"
+        if model in ("tiny", "smol")
         else ""
     )
     apart = (
@@ -73,8 +73,8 @@ def _opening(board: Leaderboard, model: str, command: str) -> str:
         else ""
     )
     return (
-        f"{tiny}{len(board.lines)} questions about {pictures} pictures; {len(board.right)} were answered right and are "
-        f"scored.{apart}{_chosen(board)} An entry's *top token touches* where the token with its largest value "
+        f"{shipped}{len(board.lines)} questions about {pictures} pictures; {len(board.right)} were answered right and "
+        f"are scored.{apart}{_chosen(board)} An entry's *top token touches* where the token with its largest value "
         "overlaps the object, its *peak is inside* where that token's centre is on the object, *average precision* "
         "ranks all pixels. Intervals are 95 %, from drawing pictures again 2,000 times; where all cases agree, one has "
         "no width. Made by\n\n"

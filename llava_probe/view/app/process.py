@@ -145,9 +145,9 @@ class Jobs:
         ended: Literal["", "stopped", "cut off"] = "cut off" if trace.cut_off else ""
         if job.id in self._stopped:
             ended = "stopped"
-        if self._load.name == "tiny" and not _known(trace):
+        if self._load.name in ("tiny", "smol") and not _known(trace):
             notes.append(
-                "The tiny model knows only its own drawn scenes (coloured shapes and stop signs); what it says of "
+                "This model knows only its own drawn scenes (coloured shapes and stop signs); what it says of "
                 "anything else means nothing."
             )
         return Done(job.id, trace.answer, len(trace.generated), seconds, ended, notes)
