@@ -56,6 +56,12 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.pictures.images import open_image as open_image
     from llava_probe.probes import Probe as Probe
     from llava_probe.probes import fit_probe as fit_probe
+    from llava_probe.signals.calibration import calibration as calibration
+    from llava_probe.signals.chair import chair as chair
+    from llava_probe.signals.fits import Calibrator as Calibrator
+    from llava_probe.signals.fits import fit_calibrator as fit_calibrator
+    from llava_probe.signals.multiple_choice import multiple_choice as multiple_choice
+    from llava_probe.signals.pope import pope as pope
     from llava_probe.sweeps.attribution_patching import attribution_patching as attribution_patching
     from llava_probe.sweeps.causal_trace import causal_trace as causal_trace
     from llava_probe.sweeps.dose_response import dose_response as dose_response
@@ -117,6 +123,12 @@ _NAMES = {
     "causal_trace": "sweeps.causal_trace",
     "dose_response": "sweeps.dose_response",
     "information_flow": "sweeps.information_flow",
+    "calibration": "signals.calibration",
+    "fit_calibrator": "signals.fits",
+    "Calibrator": "signals.fits",
+    "pope": "signals.pope",
+    "chair": "signals.chair",
+    "multiple_choice": "signals.multiple_choice",
     "evaluate": "evaluate",
     "page": "view.page",
     "view": "view",

@@ -7,6 +7,7 @@ drawn among your own, ``width=`` (``"column"``, ``"page"`` or inches) and ``titl
 also ``cmap=`` and ``highest=``, and ``lp.figures.mappable`` gives their colours for a colour bar of your own.
 """
 
+from llava_probe.view.calibration_figures import reliability
 from llava_probe.view.canvas import mappable, save
 from llava_probe.view.feature_figures import features
 from llava_probe.view.finetune_figures import losses
@@ -34,6 +35,7 @@ __all__ = [
     "mappable",
     "maps",
     "probes",
+    "reliability",
     "save",
     "tokens",
     "tuned_lens",
