@@ -221,4 +221,4 @@ def _binned(value: float, low: float, high: float, floor: FloatArray) -> Measure
     bottom = 0.0 if value <= highest else max(0.0, 2 * value - high)
     if low != low:
         return Measure(value, floor=float(floor.mean()), floor_high=highest)
-    return Measure(value, bottom, max(bottom, 2 * value - low), float(floor.mean()), highest)
+    return Measure(value, bottom, min(1.0, max(bottom, 2 * value - low)), float(floor.mean()), highest)

@@ -32,7 +32,7 @@ from llava_probe.signals.binding import Binding
 from llava_probe.signals.coco import Files, listed, on_pictures, picture_number
 from llava_probe.signals.measured import Measure, numbered, ratio
 from llava_probe.signals.mentions import Mention, named
-from llava_probe.signals.rows import column, each_row, is_table
+from llava_probe.signals.rows import column, each_row, is_looped, is_table
 from llava_probe.signals.synonyms import Synonyms
 from llava_probe.trace.trace import Trace
 
@@ -196,7 +196,7 @@ def _read(captions: Any) -> Iterator[_Read]:
         for where, row in each_row(open_source(captions)):
             yield _of_row(row, where)
         return
-    if not isinstance(captions, Iterable):
+    if not is_looped(captions):
         raise BadInput(f"captions are a file, rows, or texts or traces by picture; got {type(captions).__name__}")
     for place, entry in enumerate(captions):
         if isinstance(entry, Mapping):

@@ -26,7 +26,7 @@ from llava_probe.features.sources import open_source
 from llava_probe.features.values import picture_key
 from llava_probe.model import VLM
 from llava_probe.signals.binding import Binding
-from llava_probe.signals.rows import column, each_row, is_table
+from llava_probe.signals.rows import column, each_row, is_looped
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.trace import Trace
 
@@ -119,8 +119,7 @@ def read_answers(given: Any) -> Iterator[PopeAnswer]:
         BadInput: a row that cannot be read, or something that is none of these.
         NotCaptured: a trace without logits.
     """
-    looped = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Path)
-    if not looped or is_table(given):
+    if not is_looped(given):
         for where, row in each_row(open_source(given)):
             yield _of_row(row, where)
         return
