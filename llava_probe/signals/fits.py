@@ -31,7 +31,7 @@ from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput
 from llava_probe.signals.binding import Binding
 from llava_probe.signals.calibration import calibration
-from llava_probe.signals.measured import numbered
+from llava_probe.signals.measured import grouped
 from llava_probe.signals.ordered import paired
 from llava_probe.stored import read_json, write_text
 
@@ -147,7 +147,7 @@ def fit_calibrator(
     if find_spec("sklearn") is None:
         raise BadInput("fitting needs scikit-learn: pip install 'llava_probe[probes]'; applying a saved fit does not")
     stated, right = paired(confidence, correct)
-    numbers, count = numbered(groups, len(stated), "answers")
+    numbers, count = grouped(groups, len(stated), "answers")
     binding = Binding.of(of)
     apart = np.random.default_rng(seed).permutation(count)[: max(1, round(count * held_out))]
     judged = np.isin(numbers, apart)

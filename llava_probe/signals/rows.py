@@ -24,7 +24,7 @@ def each_row(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, row
 
 
-def column(row: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> Any:
+def cell_of(row: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> Any:
     """The first of these columns that is there.
 
     Raises:
