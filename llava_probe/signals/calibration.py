@@ -30,8 +30,8 @@ from llava_probe.signals.ordered import COVERAGES, Ordered, paired
 #: As many as in most papers since Guo et al. 2017.
 BIN_COUNT = 15
 BinCount = Annotated[int, Limits(1, 1_000)]
-_Draws = Annotated[int, Limits(2, 10_000)]
-_Coverage = Annotated[float, Limits(above=0, most=1)]
+DrawCount = Annotated[int, Limits(2, 10_000)]
+Coverage = Annotated[float, Limits(above=0, most=1)]
 _MEASURES = ("accuracy", "confidence", "ece", "ece_mass", "mce", "brier", "nll", "auroc", "risk_area")
 
 
@@ -78,7 +78,7 @@ class Calibration(Tabular):
         """All of them by name."""
         return {name: getattr(self, name) for name in _MEASURES}
 
-    def accuracy_at(self, coverage: _Coverage) -> Estimate:
+    def accuracy_at(self, coverage: Coverage) -> Estimate:
         """The share of right answers among the surest of them.
 
         Args:
@@ -146,8 +146,8 @@ def calibration(
     groups: Sequence[Hashable] | None = None,
     *,
     bins: BinCount = BIN_COUNT,
-    times: _Draws = RESAMPLED,
-    draws: _Draws = 1_000,
+    times: DrawCount = RESAMPLED,
+    draws: DrawCount = 1_000,
     seed: Seed = 0,
 ) -> Calibration:
     """How far confidences can be believed, and how well they put right answers before wrong ones.

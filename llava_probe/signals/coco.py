@@ -18,7 +18,7 @@ from llava_probe.errors import BadInput, shortened
 from llava_probe.features.text_files import JSON_BYTES
 from llava_probe.signals.mentions import named
 from llava_probe.signals.synonyms import Synonyms
-from llava_probe.stored import read_json
+from llava_probe.stored import decoded, opened
 
 #: A file, or several, as for train and val.
 CocoFiles = str | Path | Sequence[str | Path]
@@ -116,7 +116,9 @@ def paths_of(files: CocoFiles) -> Iterator[str | Path]:
 
 
 def _read(path: str | Path, kind: Any, what: str) -> Any:
-    return read_json(f"file of {what}", path, kind, JSON_BYTES, BadInput)
+    with opened(f"file of {what}", path, JSON_BYTES, BadInput) as file:
+        whole = file.read()
+    return decoded(f"{path} is no file of {what}, or a damaged one", whole, kind, BadInput)
 
 
 def _object(name: str, path: str | Path, synonyms: Synonyms) -> str:

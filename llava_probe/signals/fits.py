@@ -38,7 +38,7 @@ from llava_probe.stored import read_json, write_text
 CALIBRATOR_FORMAT = 1
 
 FitKind = Literal["temperature", "platt", "isotonic"]
-_Share = Annotated[float, Limits(above=0, most=0.9)]
+HeldOut = Annotated[float, Limits(above=0, most=0.9)]
 
 #: What float32, in which softmaxes are made, tells apart below 1: a confidence of 1 is no infinite log-odds.
 _STEP = 2.0**-24
@@ -125,7 +125,7 @@ def fit_calibrator(
     *,
     kind: FitKind = "temperature",
     groups: Sequence[Hashable] | None = None,
-    held_out: _Share = 0.5,
+    held_out: HeldOut = 0.5,
     seed: Seed = 0,
 ) -> Calibrator:
     """Fit confidences to correctness on one part of the answers and judge the fit on the other.
