@@ -171,6 +171,8 @@ def pope(
     """
     by_split = isinstance(questions, Mapping) and not {"label", "answer"} & set(questions)  # else lists by column
     parts = dict(questions) if by_split else {"": questions}
+    if not parts:
+        raise BadInput("questions= are a file or rows of POPE, or several by the name of their split; got none")
     given: Mapping[Any, Any] = dict.fromkeys(parts, answers)
     if by_split and not isinstance(answers, VLM):
         if not isinstance(answers, Mapping) or set(answers) != set(parts):

@@ -137,6 +137,13 @@ def test_a_bad_file_is_one_sentence_with_its_line(fault, tmp_path):
     assert told in str(refused.value)
 
 
+def test_splits_need_answers_by_the_same_names(questions):
+    with pytest.raises(lp.BadInput, match="must be by the same"):
+        lp.pope({"random": questions}, {"popular": SAID})
+    with pytest.raises(lp.BadInput, match="got none"):
+        lp.pope({}, {})
+
+
 # --- a model ---
 
 
