@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import random
 import resource
@@ -145,6 +146,9 @@ def world() -> dict[str, Any]:
     mask = np.zeros((scene.image.height, scene.image.width), dtype=bool)
     mask[40:200, 40:200] = True
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    instances = {"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 1}],
+                 "categories": [{"id": 1, "name": "dog"}]}  # fmt: skip
+    (folder / "instances.json").write_text(json.dumps(instances))
     rows = [{"image": tiny.scene(n).image, "question": "What?", "colour": ("red", "blue")[n % 2]} for n in range(12)]
     features = lp.extract(vlm, rows, folder / "features", layers=[1], positions=["last_prompt", "text"])
     with warnings.catch_warnings():
@@ -163,6 +167,8 @@ def world() -> dict[str, Any]:
         "asked": vlm.generate(scene.image, "What?", max_new_tokens=1, capture=lp.Capture(positions="prompt")),
         "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
+        "calibration": lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),
+        "calibrator": lp.fit_calibrator([0.2, 0.4, 0.6, 0.9] * 9, [0, 1, 0, 1] * 9, of=trace, kind="platt"),
         **_drawn(),
     }  # fmt: skip
 
@@ -251,6 +257,25 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "split": None, "held_out": 0.0, "epochs": 1, "steps": 1, "batch_size": 1, "micro_batch": 1, "lr": 1e-3,
             "rank": 1, "max_length": 300, "checkpointing": False, "seed": 0, "skip_bad": False, "dry_run": True,
             "progress": False}),
+        "lp.calibration": (lp.calibration, {
+            "confidence": [0.2, 0.9], "correct": [0, 1], "groups": ["a", "b"], "bins": 5, "times": 5, "draws": 5,
+            "seed": 0}),
+        "lp.fit_calibrator": (lp.fit_calibrator, {
+            "confidence": [0.2, 0.4, 0.6, 0.9] * 9, "correct": [0, 1, 0, 1] * 9, "of": trace, "kind": "platt",
+            "groups": None, "held_out": 0.5, "seed": 0}),
+        "lp.multiple_choice": (lp.multiple_choice, {
+            "vlm": vlm, "samples": [(image, "What?")], "choices": ["red", "blue"], "letters": True,
+            "form": "{question} {options}", "batch_size": 2, "progress": False}),
+        "lp.pope": (lp.pope, {
+            "questions": [{"image": "a.png", "text": "Is there?", "label": "no"}], "answers": ["no"], "images": None,
+            "max_new_tokens": 2, "batch_size": 1, "progress": False}),
+        "lp.chair": (lp.chair, {
+            "captions": {1: "a dog"}, "instances": folder / "instances.json", "references": None, "synonyms": None,
+            "drop_cut": True, "prompt": "Describe.", "max_new_tokens": 9, "decoding": "greedy"}),
+        "Calibrator.load": (lp.Calibrator.load, {"path": w["calibrator"].save(folder / "a.json")}),
+        "Calibrator.save": (w["calibrator"].save, {"path": folder / "b.json"}),
+        "Calibrator.apply": (w["calibrator"].apply, {"confidence": [0.2, 0.9], "of": trace}),
+        "Calibration.accuracy_at": (w["calibration"].accuracy_at, {"coverage": 0.5}),
         "lp.families": (lp.families, {}),
         "find_heads": (find_heads, {"vlm": vlm, "samples": [(image, "What?")], "most": 1, "tokens": lp.LAST,
                                     "validation": 0.0, "picked": 2}),
@@ -315,6 +340,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.dose_response": (figures.dose_response, {"dose": w["dose"], **drawn}),
         "figures.attribution_patching": (figures.attribution_patching, {"found": w["patched"], **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
+        "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
         "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),

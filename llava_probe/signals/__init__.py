@@ -5,7 +5,7 @@ from llava_probe.signals.bins import Bins
 from llava_probe.signals.calibration import Calibration, calibration
 from llava_probe.signals.chair import CaptionReport, Chair, chair
 from llava_probe.signals.fits import Calibrator, fit_calibrator
-from llava_probe.signals.measured import Measure
+from llava_probe.signals.measured import Estimate
 from llava_probe.signals.mentions import Mention
 from llava_probe.signals.multiple_choice import MultipleChoice, multiple_choice
 from llava_probe.signals.pope import Pope, PopeSplit, pope
@@ -18,7 +18,7 @@ __all__ = [
     "Calibrator",
     "CaptionReport",
     "Chair",
-    "Measure",
+    "Estimate",
     "Mention",
     "MultipleChoice",
     "Pope",

@@ -8,12 +8,14 @@ used.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llava_probe.asking.identity import differences
 from llava_probe.errors import BadInput, shortened
+from llava_probe.signals.rows import is_looped
 from llava_probe.trace.request import to_plain
 from llava_probe.trace.trace import Trace
 
@@ -63,7 +65,7 @@ class Binding:
             return found
         if isinstance(made, Trace):
             made = [made]
-        if not isinstance(made, Iterable) or isinstance(made, str | bytes | Mapping):
+        if not is_looped(made):
             raise BadInput(f"of= takes the traces that the confidences were read from; got {type(made).__name__}")
         whole: Binding | None = None
         for number, trace in enumerate(made):
@@ -143,10 +145,10 @@ def _shared(frame: tuple[str, ...], prompt: str) -> tuple[str, ...]:
         return frame
     begin = _begin(frame[0], prompt)
     if begin not in (frame[0], prompt):
-        begin = begin[: len(begin) - len(begin.split(" ")[-1])]
+        begin = re.sub(r"\w+$", "", begin)
     end = _begin(frame[-1][::-1], prompt[len(begin) :][::-1])[::-1]
     if end not in (frame[-1], prompt[len(begin) :]):
-        end = end[len(end.split(" ")[0]) :]
+        end = re.sub(r"^\w+", "", end)
     return begin, end
 
 

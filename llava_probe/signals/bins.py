@@ -61,7 +61,7 @@ class Bins(Tabular):
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class Binning:
     """One way of cutting ordered confidences into bins.
 
     Attributes:
@@ -74,18 +74,18 @@ class Cut:
     starts: IntArray
 
     @classmethod
-    def at(cls, edges: FloatArray, ordered: FloatArray) -> Cut:
-        """Cut where the edges say: what is on an edge belongs to the bin below it."""
+    def at(cls, edges: FloatArray, ordered: FloatArray) -> Binning:
+        """Binning where the edges say: what is on an edge belongs to the bin below it."""
         held, starts = np.unique(np.searchsorted(edges[1:-1], ordered), return_index=True)
         return cls(edges, held, starts)
 
     @classmethod
-    def of_width(cls, bins: int, ordered: FloatArray) -> Cut:
+    def of_width(cls, bins: int, ordered: FloatArray) -> Binning:
         """Bins as wide as each other, from 0 to 1."""
         return cls.at(np.linspace(0, 1, bins + 1), ordered)
 
     @classmethod
-    def of_mass(cls, bins: int, ordered: FloatArray) -> Cut:
+    def of_mass(cls, bins: int, ordered: FloatArray) -> Binning:
         """Bins that hold about as many answers as each other."""
         return cls.at(np.quantile(ordered, np.linspace(0, 1, bins + 1)), ordered)
 
@@ -115,7 +115,7 @@ class Floor:
     accuracy: FloatArray
 
 
-def floors(cuts: Sequence[Cut], ordered: FloatArray, draws: int, seed: int) -> list[Floor]:
+def floors(cuts: Sequence[Binning], ordered: FloatArray, draws: int, seed: int) -> list[Floor]:
     """The floor of each cut, of the same draws.
 
     Args:
@@ -139,7 +139,7 @@ def floors(cuts: Sequence[Cut], ordered: FloatArray, draws: int, seed: int) -> l
 
 
 def held_by(
-    cut: Cut, ordered: FloatArray, right: FloatArray, accuracy: tuple[FloatArray, FloatArray], floor: Floor
+    cut: Binning, ordered: FloatArray, right: FloatArray, accuracy: tuple[FloatArray, FloatArray], floor: Floor
 ) -> Bins:
     """The bins of one cut.
 

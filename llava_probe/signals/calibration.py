@@ -23,15 +23,15 @@ from llava_probe.analyzers.table import Table, Tabular, rounded
 from llava_probe.arrays import FloatArray
 from llava_probe.border import Limits, Numeric, Seed, checked
 from llava_probe.resampling import LEVEL, interval
-from llava_probe.signals.bins import Bins, Cut, Floor, ends, floors, held_by
-from llava_probe.signals.measured import RESAMPLED, Measure, numbered
+from llava_probe.signals.bins import Binning, Bins, Floor, ends, floors, held_by
+from llava_probe.signals.measured import RESAMPLED, Estimate, grouped
 from llava_probe.signals.ordered import COVERAGES, Ordered, paired
 
 #: As many as in most papers since Guo et al. 2017.
 BIN_COUNT = 15
 BinCount = Annotated[int, Limits(1, 1_000)]
-_Draws = Annotated[int, Limits(2, 10_000)]
-_Coverage = Annotated[float, Limits(above=0, most=1)]
+DrawCount = Annotated[int, Limits(2, 10_000)]
+Coverage = Annotated[float, Limits(above=0, most=1)]
 _MEASURES = ("accuracy", "confidence", "ece", "ece_mass", "mce", "brier", "nll", "auroc", "risk_area")
 
 
@@ -56,15 +56,15 @@ class Calibration(Tabular):
 
     count: int
     groups: int
-    accuracy: Measure
-    confidence: Measure
-    ece: Measure
-    ece_mass: Measure
-    mce: Measure
-    brier: Measure
-    nll: Measure
-    auroc: Measure
-    risk_area: Measure
+    accuracy: Estimate
+    confidence: Estimate
+    ece: Estimate
+    ece_mass: Estimate
+    mce: Estimate
+    brier: Estimate
+    nll: Estimate
+    auroc: Estimate
+    risk_area: Estimate
     bins: Bins = field(repr=False)
     mass_bins: Bins = field(repr=False)
     coverage: FloatArray = field(repr=False)
@@ -74,11 +74,11 @@ class Calibration(Tabular):
     _answers: Ordered = field(repr=False)
 
     @property
-    def measures(self) -> dict[str, Measure]:
+    def measures(self) -> dict[str, Estimate]:
         """All of them by name."""
         return {name: getattr(self, name) for name in _MEASURES}
 
-    def accuracy_at(self, coverage: _Coverage) -> Measure:
+    def accuracy_at(self, coverage: Coverage) -> Estimate:
         """The share of right answers among the surest of them.
 
         Args:
@@ -87,7 +87,7 @@ class Calibration(Tabular):
         share = np.array([coverage])
         drawn = np.array([self._answers.risk(weights, share)[0] for weights in self._answers.resampled()])
         value = 1 - float(self._answers.risk(self._answers.once, share)[0])
-        return Measure(value, *interval(1 - drawn))
+        return Estimate(value, *interval(1 - drawn))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON; None for what is not defined."""
@@ -146,8 +146,8 @@ def calibration(
     groups: Sequence[Hashable] | None = None,
     *,
     bins: BinCount = BIN_COUNT,
-    times: _Draws = RESAMPLED,
-    draws: _Draws = 1_000,
+    times: DrawCount = RESAMPLED,
+    draws: DrawCount = 1_000,
     seed: Seed = 0,
 ) -> Calibration:
     """How far confidences can be believed, and how well they put right answers before wrong ones.
@@ -174,10 +174,10 @@ def calibration(
             neither 0 nor 1.
     """
     stated, right = paired(confidence, correct)
-    numbers, count = numbered(groups, len(stated), "answers")
+    numbers, count = grouped(groups, len(stated), "answers")
     order = np.argsort(stated, kind="stable")
     ordered = stated[order]
-    cuts = (Cut.of_width(bins, ordered), Cut.of_mass(bins, ordered))
+    cuts = (Binning.of_width(bins, ordered), Binning.of_mass(bins, ordered))
     answers = Ordered(ordered, right[order], numbers[order], count, cuts, times, seed)
     whole, drawn = answers.told(answers.once), [answers.told(weights) for weights in answers.resampled()]
     floor = floors(cuts, ordered, draws, seed)
@@ -204,21 +204,21 @@ def calibration(
 
 def _measured(
     whole: Mapping[str, float], drawn: Sequence[Mapping[str, float]], floor: Sequence[Floor]
-) -> dict[str, Measure]:
+) -> dict[str, Estimate]:
     width, mass = floor
     low = {"ece": width.ece, "ece_mass": mass.ece, "mce": width.mce}
     found = {}
     for name, value in whole.items():
         values = np.array([each[name] for each in drawn])
         span = interval(values[~np.isnan(values)])
-        found[name] = _binned(value, *span, low[name]) if name in low else Measure(value, *span)
+        found[name] = _binned(value, *span, low[name]) if name in low else Estimate(value, *span)
     return found
 
 
-def _binned(value: float, low: float, high: float, floor: FloatArray) -> Measure:
+def _binned(value: float, low: float, high: float, floor: FloatArray) -> Estimate:
     """A calibration error: resamples lie above it by as much as it lies above the truth, so they are mirrored."""
     highest = float(np.quantile(floor, LEVEL))
     bottom = 0.0 if value <= highest else max(0.0, 2 * value - high)
     if low != low:
-        return Measure(value, floor=float(floor.mean()), floor_high=highest)
-    return Measure(value, bottom, max(bottom, 2 * value - low), float(floor.mean()), highest)
+        return Estimate(value, floor=float(floor.mean()), floor_high=highest)
+    return Estimate(value, bottom, min(1.0, max(bottom, 2 * value - low)), float(floor.mean()), highest)

@@ -29,10 +29,10 @@ from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, shortened
 from llava_probe.features.sources import open_source
 from llava_probe.signals.binding import Binding
-from llava_probe.signals.coco import Files, listed, on_pictures, picture_number
-from llava_probe.signals.measured import Measure, numbered, ratio
+from llava_probe.signals.coco import CocoFiles, on_pictures, paths_of, picture_number
+from llava_probe.signals.measured import Estimate, grouped, ratio
 from llava_probe.signals.mentions import Mention, named
-from llava_probe.signals.rows import column, each_row, is_table
+from llava_probe.signals.rows import cell_of, each_row, is_looped, is_table
 from llava_probe.signals.synonyms import Synonyms
 from llava_probe.trace.trace import Trace
 
@@ -83,15 +83,15 @@ class Chair(Tabular):
         captions: of each one what it names.
     """
 
-    chair_i: Measure
-    chair_s: Measure
-    recall: Measure
-    words: Measure
+    chair_i: Estimate
+    chair_s: Estimate
+    recall: Estimate
+    words: Estimate
     settings: Mapping[str, str]
     captions: tuple[CaptionReport, ...] = field(repr=False)
 
     @property
-    def measures(self) -> dict[str, Measure]:
+    def measures(self) -> dict[str, Estimate]:
         """All four by name."""
         return {name: getattr(self, name) for name in ("chair_i", "chair_s", "recall", "words")}
 
@@ -129,8 +129,8 @@ class Chair(Tabular):
 @checked
 def chair(
     captions: Any,
-    instances: Files,
-    references: Files | None = None,
+    instances: CocoFiles,
+    references: CocoFiles | None = None,
     *,
     synonyms: str | Path | None = None,
     drop_cut: bool = False,
@@ -172,7 +172,9 @@ def chair(
         "pictures": f"{len(there)}, sha256 {_digest(sorted(there))}",
         "synonyms": f"{len(words.object_of)} words for {len(words.objects)} objects of {words.name}, "
         f"sha256 {words.digest[:_DIGITS]}",
-        "what is there": ", ".join(Path(path).name for each in (instances, references or ()) for path in listed(each)),
+        "what is there": ", ".join(
+            Path(path).name for each in (instances, references or ()) for path in paths_of(each)
+        ),
     }
     return Chair(**_measured(reports), settings=settings, captions=reports)
 
@@ -196,7 +198,7 @@ def _read(captions: Any) -> Iterator[_Read]:
         for where, row in each_row(open_source(captions)):
             yield _of_row(row, where)
         return
-    if not isinstance(captions, Iterable):
+    if not is_looped(captions):
         raise BadInput(f"captions are a file, rows, or texts or traces by picture; got {type(captions).__name__}")
     for place, entry in enumerate(captions):
         if isinstance(entry, Mapping):
@@ -209,10 +211,10 @@ def _read(captions: Any) -> Iterator[_Read]:
 
 
 def _of_row(row: Mapping[str, Any], where: str) -> _Read:
-    caption = column(row, _CAPTION, where, "caption")
+    caption = cell_of(row, _CAPTION, where, "caption")
     if not isinstance(caption, str):
         raise BadInput(f"the caption of {where} is a {type(caption).__name__} and no text")
-    return _Read(picture_number(column(row, _NUMBER, where, "picture"), where), caption)
+    return _Read(picture_number(cell_of(row, _NUMBER, where, "picture"), where), caption)
 
 
 def _of_trace(picture: int, trace: Trace) -> _Read:
@@ -253,8 +255,8 @@ def _report(picture: int, caption: str, there: frozenset[str], words: Synonyms) 
     return CaptionReport(picture, caption, mentions, tuple(one for one in mentions if one.object not in there), there)
 
 
-def _measured(reports: tuple[CaptionReport, ...]) -> dict[str, Measure]:
-    pictures, count = numbered([report.picture for report in reports], len(reports), "captions")
+def _measured(reports: tuple[CaptionReport, ...]) -> dict[str, Estimate]:
+    pictures, count = grouped([report.picture for report in reports], len(reports), "captions")
     ones = np.ones(len(reports))
     mentions, made_up, there, missed, words = np.array(
         [

@@ -18,10 +18,10 @@ from llava_probe.errors import BadInput, shortened
 from llava_probe.features.text_files import JSON_BYTES
 from llava_probe.signals.mentions import named
 from llava_probe.signals.synonyms import Synonyms
-from llava_probe.stored import read_json
+from llava_probe.stored import decoded, opened
 
 #: A file, or several, as for train and val.
-Files = str | Path | Sequence[str | Path]
+CocoFiles = str | Path | Sequence[str | Path]
 
 _NUMBER = re.compile(r"(?:.*\D)?0*(\d+)(?:\.\w+)?", re.DOTALL)
 
@@ -70,7 +70,7 @@ def picture_number(told: Any, where: str) -> int:
 
 
 def on_pictures(
-    wanted: Collection[int], instances: Files, references: Files | None, synonyms: Synonyms
+    wanted: Collection[int], instances: CocoFiles, references: CocoFiles | None, synonyms: Synonyms
 ) -> dict[int, frozenset[str]]:
     """The objects on each picture.
 
@@ -83,7 +83,7 @@ def on_pictures(
         BadInput: a file cannot be read, a category that no word names, or a picture that no file of instances has.
     """
     found: dict[int, set[str]] = {}
-    for path in listed(instances):
+    for path in paths_of(instances):
         held = _read(path, _Instances, "COCO's instances")
         categories = {each.id: _object(each.name, path, synonyms) for each in held.categories}
         for picture in held.images:
@@ -102,7 +102,7 @@ def on_pictures(
             f"no file of instances has {len(missing)} of {len(wanted)} pictures ({told}{' ...' * (len(missing) > 5)}); "
             "pass all that belong to the captions, as in [instances_train2014.json, instances_val2014.json]"
         )
-    for path in listed(references) if references is not None else ():
+    for path in paths_of(references) if references is not None else ():
         for reference in _read(path, _Captions, "COCO's captions").annotations:
             number = picture_number(reference.image_id, f"a caption of {path}")
             if number in wanted:
@@ -110,13 +110,15 @@ def on_pictures(
     return {number: frozenset(objects) for number, objects in found.items()}
 
 
-def listed(files: Files) -> Iterator[str | Path]:
+def paths_of(files: CocoFiles) -> Iterator[str | Path]:
     """One file or several, one by one."""
     yield from [files] if isinstance(files, str | Path) else files
 
 
 def _read(path: str | Path, kind: Any, what: str) -> Any:
-    return read_json(f"file of {what}", path, kind, JSON_BYTES, BadInput)
+    with opened(f"file of {what}", path, JSON_BYTES, BadInput) as file:
+        whole = file.read()
+    return decoded(f"{path} is no file of {what}, or a damaged one", whole, kind, BadInput)
 
 
 def _object(name: str, path: str | Path, synonyms: Synonyms) -> str:

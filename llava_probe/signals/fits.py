@@ -31,14 +31,14 @@ from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput
 from llava_probe.signals.binding import Binding
 from llava_probe.signals.calibration import calibration
-from llava_probe.signals.measured import numbered
+from llava_probe.signals.measured import grouped
 from llava_probe.signals.ordered import paired
 from llava_probe.stored import read_json, write_text
 
 CALIBRATOR_FORMAT = 1
 
 FitKind = Literal["temperature", "platt", "isotonic"]
-_Share = Annotated[float, Limits(above=0, most=0.9)]
+HeldOut = Annotated[float, Limits(above=0, most=0.9)]
 
 #: What float32, in which softmaxes are made, tells apart below 1: a confidence of 1 is no infinite log-odds.
 _STEP = 2.0**-24
@@ -125,7 +125,7 @@ def fit_calibrator(
     *,
     kind: FitKind = "temperature",
     groups: Sequence[Hashable] | None = None,
-    held_out: _Share = 0.5,
+    held_out: HeldOut = 0.5,
     seed: Seed = 0,
 ) -> Calibrator:
     """Fit confidences to correctness on one part of the answers and judge the fit on the other.
@@ -147,7 +147,7 @@ def fit_calibrator(
     if find_spec("sklearn") is None:
         raise BadInput("fitting needs scikit-learn: pip install 'llava_probe[probes]'; applying a saved fit does not")
     stated, right = paired(confidence, correct)
-    numbers, count = numbered(groups, len(stated), "answers")
+    numbers, count = grouped(groups, len(stated), "answers")
     binding = Binding.of(of)
     apart = np.random.default_rng(seed).permutation(count)[: max(1, round(count * held_out))]
     judged = np.isin(numbers, apart)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.border import checked
 from llava_probe.errors import BadInput
+from llava_probe.probes.labels import numbered
 from llava_probe.resampling import by_group, interval, resamples, weighed
 
 #: Resamples of an interval: an end of it rests on 25 of them.
@@ -23,7 +23,7 @@ RESAMPLED = 1_000
 
 @checked
 @dataclass(frozen=True)
-class Measure:
+class Estimate:
     """A number of a data set; ``float(measure)`` is the number alone.
 
     Attributes:
@@ -55,7 +55,7 @@ class Measure:
         return told if self.floor is None else {**told, "floor": self.floor, "floor_high": self.floor_high}
 
 
-def numbered(groups: Sequence[Hashable] | None, count: int, what: str) -> tuple[IntArray, int]:
+def grouped(groups: Sequence[Hashable] | None, count: int, what: str) -> tuple[IntArray, int]:
     """[count] the number of each answer's group, and how many groups there are; each its own where None is given.
 
     Raises:
@@ -65,16 +65,11 @@ def numbered(groups: Sequence[Hashable] | None, count: int, what: str) -> tuple[
         return np.arange(count), count
     if len(groups) != count:
         raise BadInput(f"groups= names one group, a picture say, for each of {count} {what}; got {len(groups)}")
-    numbers: dict[Hashable, int] = {}
-    found = np.array([numbers.setdefault(_key(group), len(numbers)) for group in groups], dtype=np.int64)
-    return found, len(numbers)
+    found = numbered(groups)
+    return found, int(found.max()) + 1
 
 
-def _key(group: Any) -> Any:
-    return group.item() if hasattr(group, "item") and getattr(group, "ndim", 0) == 0 else group
-
-
-def ratio(above: FloatArray, below: FloatArray, groups: IntArray, count: int, seed: int = 0) -> Measure:
+def ratio(above: FloatArray, below: FloatArray, groups: IntArray, count: int, seed: int = 0) -> Estimate:
     """A quotient of two sums over answers with its interval over groups.
 
     Args:
@@ -86,8 +81,8 @@ def ratio(above: FloatArray, below: FloatArray, groups: IntArray, count: int, se
     total = bottoms.sum()
     value = float(tops.sum() / total) if total else math.nan
     if count < 2 or not total:
-        return Measure(value)
+        return Estimate(value)
     drawn = resamples(count, RESAMPLED, seed)
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample without any: NaN, left out
         found = weighed(drawn, tops) / weighed(drawn, bottoms)
-    return Measure(value, *interval(found[~np.isnan(found)]))
+    return Estimate(value, *interval(found[~np.isnan(found)]))

@@ -30,6 +30,7 @@ from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, NotANumber
 from llava_probe.model import VLM
 from llava_probe.signals.binding import Binding
+from llava_probe.signals.rows import is_looped
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.trace import Trace
 
@@ -154,7 +155,7 @@ def multiple_choice(
     if not listed:
         raise BadInput("there is no question to weigh answers for")
     each = _each(choices, len(listed))
-    if letters and not {"{question}", "{options}"} <= set(_places(form)):
+    if letters and not ("{question}" in form and "{options}" in form):
         raise BadInput("form= has places for {question} and {options}")
     turns = [range(len(names)) if letters else range(1) for names in each]
     jobs = [(number, turn) for number, own in enumerate(turns) for turn in own]
@@ -174,7 +175,7 @@ def multiple_choice(
 
 
 def _listed(samples: Any) -> Iterable[Any]:
-    if isinstance(samples, str | bytes) or not isinstance(samples, Iterable):
+    if not is_looped(samples):
         raise BadInput(f"samples are traces, or pairs of a picture and a question; got {type(samples).__name__}")
     return samples
 
@@ -189,10 +190,6 @@ def _each(choices: Any, count: int) -> tuple[tuple[str, ...], ...]:
         if not 2 <= len(names) <= len(ascii_uppercase) or len({name.strip().casefold() for name in names}) < len(names):
             raise BadInput(f"choices are 2 to 26 different answers; got {list(names)}")
     return tuple(each)
-
-
-def _places(form: str) -> list[str]:
-    return [place for place in ("{question}", "{options}") if place in form]
 
 
 def _answered(

@@ -15,7 +15,7 @@ import numpy as np
 from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.errors import BadInput
 from llava_probe.resampling import each_resample
-from llava_probe.signals.bins import Cut, errors
+from llava_probe.signals.bins import Binning, errors
 from llava_probe.signals.ranking import auroc, risk_area, risk_at, tied
 
 #: What float64 tells apart at 1: as in scikit-learn's log_loss, a certain answer that is wrong costs 36 nats.
@@ -25,7 +25,7 @@ COVERAGES = np.arange(1, 101) / 100
 
 
 @dataclass(frozen=True)
-class Told:
+class Weighed:
     """What weights make of the answers.
 
     Attributes:
@@ -52,7 +52,7 @@ class Ordered:
     right: FloatArray
     numbers: IntArray
     groups: int
-    cuts: tuple[Cut, Cut]
+    cuts: tuple[Binning, Binning]
     times: int
     seed: int
 
@@ -67,7 +67,7 @@ class Ordered:
             for counts in each_resample(self.groups, self.times, self.seed):
                 yield counts[self.numbers].astype(np.float64)
 
-    def told(self, weights: FloatArray) -> Told:
+    def told(self, weights: FloatArray) -> Weighed:
         """Everything for weights [n]."""
         total = weights.sum()
         gaps = [cut.summed(weights * self._apart) for cut in self.cuts]
@@ -88,7 +88,9 @@ class Ordered:
             np.divide(right, size, out=np.full_like(size, np.nan), where=size > 0)
             for right, size in zip((cut.summed(weights * self.right) for cut in self.cuts), sizes, strict=True)
         )
-        return Told({name: float(value) for name, value in measures.items()}, accuracy, self.risk(weights, COVERAGES))
+        return Weighed(
+            {name: float(value) for name, value in measures.items()}, accuracy, self.risk(weights, COVERAGES)
+        )
 
     def risk(self, weights: FloatArray, coverage: FloatArray) -> FloatArray:
         """[coverages] the share of wrong answers among the surest."""

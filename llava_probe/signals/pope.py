@@ -27,7 +27,7 @@ from llava_probe.errors import BadInput
 from llava_probe.features.sources import open_source
 from llava_probe.model import VLM
 from llava_probe.signals.binding import Binding
-from llava_probe.signals.measured import numbered
+from llava_probe.signals.measured import grouped
 from llava_probe.signals.pope_files import (
     PopeAnswer,
     PopeQuestion,
@@ -171,6 +171,8 @@ def pope(
     """
     by_split = isinstance(questions, Mapping) and not {"label", "answer"} & set(questions)  # else lists by column
     parts = dict(questions) if by_split else {"": questions}
+    if not parts:
+        raise BadInput("questions= are a file or rows of POPE, or several by the name of their split; got none")
     given: Mapping[Any, Any] = dict.fromkeys(parts, answers)
     if by_split and not isinstance(answers, VLM):
         if not isinstance(answers, Mapping) or set(answers) != set(parts):
@@ -197,7 +199,7 @@ _Pair = tuple[PopeQuestion, PopeAnswer]
 def _split(name: str, pairs: Sequence[_Pair]) -> PopeSplit:
     labels = np.array([question.yes for question, _ in pairs])
     pictures = tuple(question.picture for question, _ in pairs)
-    numbers, count = numbered(pictures, len(pairs), "questions")
+    numbers, count = grouped(pictures, len(pairs), "questions")
     texts = tuple(answer.text for _, answer in pairs)
     said = np.array([says_yes(text) for text in texts])
     share = off_choice = None

@@ -26,7 +26,7 @@ from llava_probe.features.sources import open_source
 from llava_probe.features.values import picture_key
 from llava_probe.model import VLM
 from llava_probe.signals.binding import Binding
-from llava_probe.signals.rows import column, each_row, is_table
+from llava_probe.signals.rows import cell_of, each_row, is_looped
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.trace import Trace
 
@@ -86,7 +86,7 @@ def read_questions(source: Source, split: str) -> list[PopeQuestion]:
     """
     found = []
     for where, row in each_row(source):
-        label = column(row, _LABEL, where, "label")
+        label = cell_of(row, _LABEL, where, "label")
         if label not in ("yes", "no"):
             raise BadInput(f"the label of {where} is {shortened(repr(label))}; it is 'yes' or 'no'")
         key = row.get("question_id")
@@ -94,7 +94,7 @@ def read_questions(source: Source, split: str) -> list[PopeQuestion]:
         found.append(
             PopeQuestion(
                 None if key is None else str(key),
-                str(column(row, _QUESTION, where, "question")),
+                str(cell_of(row, _QUESTION, where, "question")),
                 _LABELS[label],
                 where if image is None else picture_key(image),
                 str(row.get("category") or split),
@@ -119,8 +119,7 @@ def read_answers(given: Any) -> Iterator[PopeAnswer]:
         BadInput: a row that cannot be read, or something that is none of these.
         NotCaptured: a trace without logits.
     """
-    looped = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Path)
-    if not looped or is_table(given):
+    if not is_looped(given):
         for where, row in each_row(open_source(given)):
             yield _of_row(row, where)
         return
@@ -197,7 +196,7 @@ def _by_id(answers: Sequence[PopeAnswer], questions: Sequence[PopeQuestion]) -> 
 def _of_row(row: Mapping[str, Any], where: str) -> PopeAnswer:
     key = row.get("question_id")
     asked = next((str(row[name]) for name in _ASKED if row.get(name) is not None), None)
-    said = str(column(row, _ANSWER, where, "answer"))
+    said = str(cell_of(row, _ANSWER, where, "answer"))
     return PopeAnswer(said, id=None if key is None else str(key), question=asked, where=where)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llava_probe.errors import BadInput, shortened
@@ -23,7 +24,7 @@ def each_row(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, row
 
 
-def column(row: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> Any:
+def cell_of(row: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> Any:
     """The first of these columns that is there.
 
     Raises:
@@ -34,6 +35,12 @@ def column(row: Mapping[str, Any], names: Sequence[str], where: str, what: str) 
         has = shortened(", ".join(map(str, row)))
         raise BadInput(f"{where} has no {what}, in a column {' or '.join(names)}; it has {has}")
     return found
+
+
+def is_looped(given: Any) -> bool:
+    """Whether it is looped over as it is: a list or an iterator, no text, no dict and no array without an axis."""
+    loose = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Path)
+    return loose and not is_table(given) and getattr(given, "ndim", 1) > 0
 
 
 def is_table(given: Any) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_probe.arrays import BoolArray, FloatArray, IntArray
-from llava_probe.signals.measured import Measure, ratio
+from llava_probe.signals.measured import Estimate, ratio
 
 #: As they stand, and in no other case.
 _NO = {"No", "no", "not"}
@@ -42,18 +42,18 @@ class Verdicts:
         true_yes, false_yes, true_no, false_no: how many of each.
     """
 
-    accuracy: Measure
-    precision: Measure
-    recall: Measure
-    f1: Measure
-    yes_ratio: Measure
+    accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    yes_ratio: Estimate
     true_yes: int
     false_yes: int
     true_no: int
     false_no: int
 
     @property
-    def measures(self) -> dict[str, Measure]:
+    def measures(self) -> dict[str, Estimate]:
         """Its five measures by name."""
         return {name: getattr(self, name) for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")}
 
@@ -69,7 +69,7 @@ def judged(said: BoolArray, truth: BoolArray, pictures: IntArray, count: int) ->
     tp, fp, tn, fn = (each.astype(np.float64) for each in counted)
     every = np.ones(len(said))
 
-    def share(above: FloatArray, below: FloatArray) -> Measure:
+    def share(above: FloatArray, below: FloatArray) -> Estimate:
         return ratio(above, below, pictures, count)
 
     return Verdicts(

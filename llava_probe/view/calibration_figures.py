@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from llava_probe.signals.calibration import Calibration
 
 _BAND = "#dddddd"
+#: Both axes, with room for a mark at their ends.
+_SIDES = (-0.02, 1.02)
 #: Height of the counts' panel, as a share of the other.
 _COUNTS = 0.28
 
@@ -51,7 +53,7 @@ def reliability(
     lower.bar(
         bins.low, bins.count, bins.high - bins.low, align="edge", color="C0", alpha=0.6, lw=0.4, edgecolor="white"
     )
-    lower.set(xlabel="confidence", ylabel="answers", xlim=(0, 1))
+    lower.set(xlabel="confidence", ylabel="answers", xlim=_SIDES)
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     host.legend(*upper.get_legend_handles_labels(), loc="outside lower center")
     own = f"ECE {error}\n{found.count:,} answers in {found.groups:,} groups, bins of equal {of}"
@@ -66,4 +68,4 @@ def _draw_bins(axes: Axes, bins: Bins) -> None:
     if not np.isnan(bins.accuracy_low).all():
         axes.vlines(bins.confidence, bins.accuracy_low, bins.accuracy_high, color="C0", lw=1)
     axes.plot(bins.confidence, bins.accuracy, "o-", color="C0", lw=0.8, label="share that is right, 95 % over groups")
-    axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
+    axes.set(ylabel="accuracy", xlim=_SIDES, ylim=_SIDES)

@@ -13,6 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 import llava_probe as lp
+from llava_probe import tiny
 from llava_probe.signals import Binding
 from tests.synthetic import synthetic_trace
 
@@ -123,6 +124,27 @@ def test_a_fit_is_refused_elsewhere(case):
     with pytest.raises(lp.BadInput) as refused:
         calibrator.apply(stated, of=trace_of(**changes))
     assert told in str(refused.value)
+
+
+def test_a_real_model_is_itself_and_no_other(tiny_vlm, tmp_path):
+    """What a trace tells of a model is what a fit is bound to: kept in a file, asked again, in another precision."""
+    image, little = tiny.scene(3).image, lp.Capture(attention=False, hidden_states=False)
+    ask = {"question": "Is there a star?", "max_new_tokens": 1, "capture": little}
+    trace, again = (tiny_vlm.generate(image, **ask) for _ in range(2))
+    stated, right = answers(60)
+    calibrator = lp.Calibrator.load(
+        lp.fit_calibrator(stated, right, of=trace, kind="platt").save(tmp_path / "fit.json")
+    )
+    calibrator.apply(stated, of=[again, lp.Trace.load(again.save(tmp_path / "a.trace"))])
+    with pytest.raises(lp.BadInput, match=r'dtype: "float32" \| "bfloat16"'):
+        calibrator.apply(stated, of=lp.load("tiny", dtype="bfloat16").generate(image, **ask))
+    with (
+        lp.knock_out(tiny_vlm, keys="image", queries="last", layers=[0]),
+        pytest.raises(lp.BadInput, match="knock_out"),
+    ):
+        calibrator.apply(stated, of=tiny_vlm.generate(image, **ask))
+    with pytest.raises(lp.BadInput, match="no fit for"):
+        calibrator.apply(stated, of=tiny_vlm.generate(image, **{**ask, "question": "Is there a ring?"}))
 
 
 def test_an_intervention_makes_another_model():
