@@ -168,6 +168,7 @@ def world() -> dict[str, Any]:
         "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
         "calibration": lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),
+        "told": lp.hallucination(vlm, trace, ["red", "a", "there", "is", "stop"]),
         "calibrator": lp.fit_calibrator([0.2, 0.4, 0.6, 0.9] * 9, [0, 1, 0, 1] * 9, of=trace, kind="platt"),
         **_drawn(),
     }  # fmt: skip
@@ -272,6 +273,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "lp.chair": (lp.chair, {
             "captions": {1: "a dog"}, "instances": folder / "instances.json", "references": None, "synonyms": None,
             "drop_cut": True, "prompt": "Describe.", "max_new_tokens": 9, "decoding": "greedy"}),
+        "lp.hallucination": (lp.hallucination, {"vlm": vlm, "trace": trace, "objects": list(w["told"].words)}),
+        "lp.signal_table": (lp.signal_table, {
+            "found": [w["told"]] * 2, "made_up": [[True] * len(w["told"]), [False] * len(w["told"])],
+            "pictures": ["a", "b"], "seed": 0}),
         "Calibrator.load": (lp.Calibrator.load, {"path": w["calibrator"].save(folder / "a.json")}),
         "Calibrator.save": (w["calibrator"].save, {"path": folder / "b.json"}),
         "Calibrator.apply": (w["calibrator"].apply, {"confidence": [0.2, 0.9], "of": trace}),

@@ -26,7 +26,7 @@ from llava_probe.border import Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.resampling import each_resample, interval
 from llava_probe.signals.hallucination import SIGNALS, Hallucination
-from llava_probe.signals.measured import RESAMPLED, Measure, numbered
+from llava_probe.signals.measured import RESAMPLED, Estimate, grouped
 from llava_probe.signals.ranking import auroc, tied
 
 #: Folds of what is fitted; none parts a picture.
@@ -54,8 +54,8 @@ class SignalScore:
     """
 
     name: str
-    auroc: Measure
-    less_baseline: Measure
+    auroc: Estimate
+    less_baseline: Estimate
     words: int
     made_up: int
     baseline: bool
@@ -142,7 +142,7 @@ def signal_table(
     if len(made_up) != len(found) or any(len(truth) != len(each) for truth, each in zip(made_up, found, strict=True)):
         told = ", ".join(f"{len(each)}" for each in found[:5])
         raise BadInput(f"made_up= says of each word of each answer whether it is made up: {told} ... truths")
-    numbers, count = numbered(pictures, len(found), "answers")
+    numbers, count = grouped(pictures, len(found), "answers")
     truth = np.concatenate([np.asarray(each, dtype=bool) for each in made_up])
     if truth.all() or not truth.any():
         raise BadInput(
@@ -188,11 +188,11 @@ class _Judge:
         """Of the words as they are."""
         return self._aurocs(scores, [np.ones(len(scores))])[0]
 
-    def measure(self, scores: FloatArray) -> Measure:
+    def measure(self, scores: FloatArray) -> Estimate:
         """With its interval."""
         return _measured(self.value(scores), np.array(self._aurocs(scores, self._weights)))
 
-    def difference(self, scores: FloatArray, other: FloatArray) -> Measure:
+    def difference(self, scores: FloatArray, other: FloatArray) -> Estimate:
         """Of two scores, on the words that have both."""
         both = ~np.isnan(scores) & ~np.isnan(other)
         one, two = (np.where(both, each, np.nan) for each in (scores, other))
@@ -205,9 +205,9 @@ class _Judge:
         return [auroc(each[order], truth, runs) for each in weights]
 
 
-def _measured(value: float, drawn: FloatArray) -> Measure:
+def _measured(value: float, drawn: FloatArray) -> Estimate:
     drawn = drawn[~np.isnan(drawn)]
-    return Measure(value, *interval(drawn)) if len(drawn) else Measure(value)
+    return Estimate(value, *interval(drawn)) if len(drawn) else Estimate(value)
 
 
 def _frequencies(found: Sequence[Hallucination], pictures: IntArray) -> FloatArray:
