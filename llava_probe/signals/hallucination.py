@@ -177,7 +177,7 @@ def hallucination(vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = 
     )
 
 
-def scaled(layer: int, layers: int) -> int:
+def at_depth(layer: int, layers: int) -> int:
     """A layer of a model of 32 blocks in one of another depth: hidden states, and blocks by the state they end in."""
     return round(layer * layers / _DEPTH)
 
@@ -214,7 +214,7 @@ def _of_attention(trace: Trace, rows: Sequence[int]) -> dict[str, list[float]]:
         NotCaptured: some layer or head was not kept.
     """
     layers = trace.sizes.layers
-    wanted = sorted({scaled(layer, layers) for layer in _SVAR} & set(range(layers)))
+    wanted = sorted({at_depth(layer, layers) for layer in _SVAR} & set(range(layers)))
     if not set(range(layers)) - set(trace.sizes.other_layers) <= set(trace.attention_layers):
         raise NotCaptured("SVAR and PAS need the attention of all layers; pass Capture(attention=True), the default")
     held = {layer: number for number, layer in enumerate(trace.attention_layers)}
@@ -241,7 +241,7 @@ def _of_states(vlm: VLM, trace: Trace, words: Sequence[tuple[int, ...]]) -> dict
     at_picture = [index[position] for position in visual]
     lens = torch.stack([read.probability(layer, at_picture, first) for layer in layers])  # [layers, words, N]
     depth = torch.stack([read.rank(layer, [index[row] for row in rows], first).diagonal() for layer in layers])
-    half, upper, late = inside.layers // 2, 3 * inside.layers // 4, scaled(_GLSIM_WORD, inside.layers)
+    half, upper, late = inside.layers // 2, 3 * inside.layers // 4, at_depth(_GLSIM_WORD, inside.layers)
     few = max(1, round(_GLSIM_TOP * len(visual) / _PATCHES))
     contextual, glsim = [], []
     for number, positions in enumerate(words):

@@ -9,7 +9,7 @@ import torch
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.signals.hallucination import scaled
+from llava_probe.signals.hallucination import at_depth
 from llava_probe.signals.signal_table import _frequencies
 from llava_probe.tiny.plan import SHAPES
 
@@ -62,7 +62,7 @@ def test_signals_are_their_formulae(trace, found, eager):
         assert told["probability"] == pytest.approx(float(p[range(len(own)), own].prod()), abs=1e-4)
         assert told["entropy"] == pytest.approx(float(torch.special.entr(p[0]).sum()), abs=1e-3)
         assert told["margin"] == pytest.approx(float(p[0, token] - p[0].topk(2).values[1]), abs=1e-4)
-        middle = sorted({scaled(layer, layers) for layer in range(5, 19)} & set(range(layers)))
+        middle = sorted({at_depth(layer, layers) for layer in range(5, 19)} & set(range(layers)))
         svar = sum(float(attention[layer][:, row, visual].mean(0).sum()) for layer in middle)
         assert told["svar"] == pytest.approx(svar, abs=1e-4)
         earlier = list(range(trace.prompt_length, row + 1))
@@ -72,7 +72,7 @@ def test_signals_are_their_formulae(trace, found, eager):
         word = states[3 * layers // 4][list(positions)].mean(0)
         near = torch.cosine_similarity(states[layers // 2][visual], word, dim=-1).max()
         assert told["contextual"] == pytest.approx(float(near), abs=1e-4)
-        late = scaled(31, layers)
+        late = at_depth(31, layers)
         word = states[late][list(positions)].mean(0)
         few = round(32 * len(visual) / 576)
         picked = np.array(visual)[lens(layers, visual)[:, token].topk(few).indices.numpy()]
@@ -87,8 +87,8 @@ def test_signals_are_their_formulae(trace, found, eager):
 
 
 def test_published_layers_are_scaled_to_the_depth():
-    assert [scaled(layer, 32) for layer in (5, 18, 31)] == [5, 18, 31]
-    assert [scaled(layer, 40) for layer in (5, 18, 31)] == [6, 22, 39]
+    assert [at_depth(layer, 32) for layer in (5, 18, 31)] == [5, 18, 31]
+    assert [at_depth(layer, 40) for layer in (5, 18, 31)] == [6, 22, 39]
 
 
 def test_cocos_objects_are_found_by_chairs_words(tiny_vlm, trace):
