@@ -206,8 +206,15 @@ class TunedLens:
 
         Raises:
             OutOfRange: no such layer was fitted.
+            BadInput: states of another width, or not as many marks as states.
         """
-        out = states.clone()
+        visual = torch.as_tensor(visual)
+        if states.ndim != 2 or states.shape[1] != self.width or visual.shape != states.shape[:1]:
+            raise BadInput(
+                f"this lens translates states [n, {self.width}] with n marks of visual tokens; got "
+                f"{list(states.shape)} and {list(visual.shape)}"
+            )
+        visual, out = visual.bool(), states.clone()
         for kind, (matrix, bias) in self.translator(layer).items():
             chosen = (visual if kind == "visual" else ~visual).to(states.device)
             out[chosen] = moved(states[chosen], matrix.to(states.device), bias.to(states.device))
