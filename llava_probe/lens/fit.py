@@ -120,6 +120,10 @@ def fit_lens(
         raise BadInput("an intervention is in force, so the lens would be of another model than it is bound to")
     fittable = tuple(range(inside.layers))
     numbers = sorted(kept_columns(layers, fittable, len(fittable), "a translator of layer", "layers"))
+    if named.model.dtype == torch.float16:
+        raise BadInput("the model is in float16, in which slopes vanish; load it with dtype='bfloat16' or 'float32'")
+    if not numbers:
+        raise BadInput("layers= names no layer; leave it out for all but the last")
     asking = AskingSettings(system, template_kwargs, processor_kwargs)
     ways: dict[str, Any] = {"question": question, "prompt": prompt, "columns": columns, "images": images}
     source = read_samples(samples, **ways, split=split, answers=answers, words_alone=True)
@@ -182,7 +186,7 @@ def fit_lens(
 
 def _stored_in(dtype: torch.dtype) -> torch.dtype:
     """Translators are as exact as the model's own numbers."""
-    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def split_by_picture(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

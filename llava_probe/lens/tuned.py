@@ -26,6 +26,7 @@ from llava_probe.border import checked
 from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput, OutOfRange
 from llava_probe.inside.passes import alone_with
+from llava_probe.interventions.on_states import read_tensor
 from llava_probe.model import VLM
 from llava_probe.stored import place, read_json
 from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
@@ -208,7 +209,7 @@ class TunedLens:
             OutOfRange: no such layer was fitted.
             BadInput: states of another width, or not as many marks as states.
         """
-        visual = torch.as_tensor(visual)
+        states, visual = read_tensor(states, "states="), torch.as_tensor(visual)
         if states.ndim != 2 or states.shape[1] != self.width or visual.shape != states.shape[:1]:
             raise BadInput(
                 f"this lens translates states [n, {self.width}] with n marks of visual tokens; got "
