@@ -193,8 +193,8 @@ class TunedLens:
             BadFile: the file is damaged.
         """
         if layer not in self.layers:
-            told = f"{self.layers[0]} to {self.layers[-1]}" if len(self.layers) > 1 else f"layer {self.layers[0]}"
-            raise OutOfRange(f"layer {layer} has no translator in this tuned lens, which has {told}")
+            told = ", ".join(map(str, self.layers))
+            raise OutOfRange(f"layer {layer} has no translator in this tuned lens, only {told}")
         return read_layer(layer_file(self.folder, layer), self.width)
 
     def translate(self, states: Tensor, layer: int, visual: Tensor) -> Tensor:

@@ -62,6 +62,9 @@ def test_words_and_visual_tokens_have_translators_of_their_own(tmp_path):
     inside = vlm.model.model.language_model
     logits = vlm.model.lm_head(inside.norm(tuned.translate(trace.hidden(layer=2, at=lp.ALL), 2, hand)))
     torch.testing.assert_close(read.probability[0, :, 0], logits.softmax(-1).amax(-1).detach(), atol=1e-6, rtol=1e-5)
+    assert lp.lens(vlm, trace, tuned=tuned).layers == (2, 4)  # all that it has, and the last
+    with pytest.raises(lp.OutOfRange, match="layer 1 has no translator in this tuned lens, only 2"):
+        lp.lens(vlm, trace, layers=1, tuned=tuned)
     plain = lp.lens(vlm, trace, layers=[4], at=lp.ALL)
     assert torch.equal(read.probability[1], plain.probability[0])  # the last state needs no translator
 
