@@ -117,6 +117,29 @@ def test_it_is_refused_by_another_model(fitted):
         tuned.check(halved)
 
 
+def naive(vlm, seed, layer):
+    """KL(last ‖ layer) at words and at visual tokens, mean over what is asked about one picture, from whole logits."""
+    sums, counts = {"text": 0.0, "visual": 0.0}, {"text": 0, "visual": 0}
+    for words in QUESTIONS:
+        trace = vlm.generate(photo(seed=seed), words, max_new_tokens=1, capture=lp.Capture(positions="all"))
+        head, norm = vlm.model.lm_head, vlm.model.model.language_model.norm
+        with torch.no_grad():
+            own = head(trace.hidden(layer=-1, at=lp.ALL)).double().softmax(-1)
+            said = head(norm(trace.hidden(layer=layer, at=lp.ALL))).double().softmax(-1)
+        for row, token in enumerate(trace.tokens[:-1]):
+            kind = "visual" if token.role == "image" else "text"
+            sums[kind] += float((own[row] * (own[row] / said[row]).log()).sum())
+            counts[kind] += 1
+    return [sums[kind] / counts[kind] for kind in sums]
+
+
+def test_held_out_figures_are_those_of_whole_logits(fitted):
+    """Of the one picture that was held out, whichever it is."""
+    vlm, tuned = fitted
+    told = [row.logit for row in tuned.report.rows if row.layer == 2]
+    assert any(told == pytest.approx(naive(vlm, seed, 2), rel=1e-4) for seed in (0, 1))
+
+
 def test_its_figures_are_a_table(fitted):
     _, tuned = fitted
     assert tuned.report.pictures == 1
