@@ -156,6 +156,7 @@ def world() -> dict[str, Any]:
         sweep = lp.fit_probe(features, "colour", positions="last_prompt", folds=3, bootstrap=10, draws=1)
     m = lp.attention_map(trace)
     (key,) = sweep.cells
+    fitting = {"layers": [1], "steps": 1, "batch_size": 2, "tokens": 4, "held_out": 0.5}
     return {
         "vlm": vlm, "scene": scene, "image": scene.image, "trace": trace, "m": m, "mask": mask, "folder": folder,
         "rows": rows[:1], "features": features, "sweep": sweep, "key": key, "probe": sweep.probe(*key),
@@ -170,6 +171,8 @@ def world() -> dict[str, Any]:
         "calibration": lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),
         "told": lp.hallucination(vlm, trace, ["red", "a", "there", "is", "stop"]),
         "calibrator": lp.fit_calibrator([0.2, 0.4, 0.6, 0.9] * 9, [0, 1, 0, 1] * 9, of=trace, kind="platt"),
+        "lens": lp.lens(vlm, trace, layers=[1], words="red"),
+        "tuned_lens": lp.fit_lens(vlm, rows[:4], folder / "lens", **fitting),
         **_drawn(),
     }  # fmt: skip
 
@@ -281,6 +284,22 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Calibrator.save": (w["calibrator"].save, {"path": folder / "b.json"}),
         "Calibrator.apply": (w["calibrator"].apply, {"confidence": [0.2, 0.9], "of": trace}),
         "Calibration.accuracy_at": (w["calibration"].accuracy_at, {"coverage": 0.5}),
+        "lp.lens": (lp.lens, {"vlm": vlm, "trace": trace, "layers": [1, -1], "at": lp.LAST, "top": 2, "words": ["red"],
+                              "tuned": w["tuned_lens"]}),
+        "lp.fit_lens": (lp.fit_lens, {
+            "vlm": vlm, "samples": w["rows"], "out": "OUT", "layers": [1], "question": None, "prompt": None,
+            "columns": None, "images": None, "split": None, "answers": None, "system": None, "template_kwargs": None,
+            "processor_kwargs": None, "held_out": 0.0, "epochs": 1, "steps": 1, "batch_size": 1, "tokens": 4,
+            "lr": 1e-3, "seed": 0, "progress": False}),
+        "TunedLens.load": (lp.TunedLens.load, {"folder": w["tuned_lens"].folder}),
+        "TunedLens.check": (w["tuned_lens"].check, {"vlm": vlm}),
+        "TunedLens.translator": (w["tuned_lens"].translator, {"layer": 1}),
+        "TunedLens.translate": (w["tuned_lens"].translate, {"states": w["hidden"][None], "layer": 1, "visual": [True]}),
+        "LensReport.curve": (w["tuned_lens"].report.curve, {"kind": "text", "of": "gain"}),
+        "Lens.map": (w["lens"].map, {"word": "red", "layer": 1, "image": 0}),
+        "Lens.first": (w["lens"].first, {"word": "red", "position": None}),
+        "Lens.row": (w["lens"].row, {"layer": 1}),
+        "Lens.columns": (w["lens"].columns, {"image": 0}),
         "lp.families": (lp.families, {}),
         "find_heads": (find_heads, {"vlm": vlm, "samples": [(image, "What?")], "most": 1, "tokens": lp.LAST,
                                     "validation": 0.0, "picked": 2}),
@@ -344,6 +363,9 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.causal_trace": (figures.causal_trace, {"trace": w["traced"], **drawn}),
         "figures.dose_response": (figures.dose_response, {"dose": w["dose"], **drawn}),
         "figures.attribution_patching": (figures.attribution_patching, {"found": w["patched"], **drawn}),
+        "figures.lens": (figures.lens, {"found": w["lens"], **drawn}),
+        "figures.words_on": (figures.words_on, {"found": w["lens"], "layer": 1, "image": 0, "tile": 0, **drawn}),
+        "figures.tuned_lens": (figures.tuned_lens, {"report": w["tuned_lens"].report, **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
         "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava_probe.errors import BadModel
@@ -56,33 +56,33 @@ class Ending:
         Raises:
             BadModel: states of another form than this model's.
         """
-        blocks = self._anatomy.decoder.blocks
-        put = _Put(self._anatomy, states if normed else None)
+        (*others, (last, form)), put = self._forms, _Put(self._anatomy, states if normed else None)
+        given = form if normed else _with(form, _shaped(states, _first(form)))
         with ExitStack() as standing, visiting(self._anatomy, put, apart=True):
-            for block, form in zip(blocks[:-1], self._forms, strict=False):
-                standing.enter_context(instead(block, _handing_on(form)))
-            given = self._forms[-1] if normed else _with(self._forms[-1], _shaped(states, _first(self._forms[-1])))
-            standing.enter_context(instead(blocks[-1], lambda *_, **__: given))
+            for block, own in others:
+                standing.enter_context(instead(block, _handing_on(own)))
+            standing.enter_context(instead(last, lambda *_, **__: given))
             logits = self._run(len(states))
         if logits.shape[:-1] != (1, len(states)):
             raise BadModel(f"{type(self._model).__name__} gives no logits of single states, so a lens cannot read it")
         return logits[0].to(torch.promote_types(logits.dtype, torch.float32))
 
     @cached_property
-    def _forms(self) -> Sequence[Any]:
-        """What each block gives: a tensor of states, or that and more, in a form of its own."""
-        forms: list[Any] = []
+    def _forms(self) -> Sequence[tuple[nn.Module, Any]]:
+        """The blocks that run over words alone, and what each gives: states, or these and more in a form of its own."""
+        forms: list[tuple[nn.Module, Any]] = []
 
-        def noting(inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            forms.append(inside(*args, **kwargs))
-            return forms[-1]
+        def noted_at(block: nn.Module) -> Callable[..., Any]:
+            def noting(inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                forms.append((block, inside(*args, **kwargs)))
+                return forms[-1][1]
+
+            return noting
 
         with ExitStack() as standing, visiting(self._anatomy, apart=True), torch.no_grad():
             for block in self._anatomy.decoder.blocks:
-                standing.enter_context(instead(block, noting))
+                standing.enter_context(instead(block, noted_at(block)))
             self._run(_SHOWN)
-        if len(forms) != len(self._anatomy.decoder.blocks):
-            raise BadModel(f"{type(self._model).__name__} does not run its blocks one after the other")
         return forms
 
     @property

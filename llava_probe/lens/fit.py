@@ -115,43 +115,28 @@ def fit_lens(
     if isinstance(vlm, VLM) and load_kwargs:
         raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
     named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
-    inside = named.anatomy
-    if in_force(inside):
-        raise BadInput("an intervention is in force, so the lens would be of another model than it is bound to")
-    fittable = tuple(range(inside.layers))
-    numbers = sorted(kept_columns(layers, fittable, len(fittable), "a translator of layer", "layers"))
+    numbers = _fittable(named, layers)
     asking = AskingSettings(system, template_kwargs, processor_kwargs)
     ways: dict[str, Any] = {"question": question, "prompt": prompt, "columns": columns, "images": images}
-    source = read_samples(samples, **ways, split=split, answers=answers, words_alone=True)
-    everything = list(source)
+    everything = list(read_samples(samples, **ways, split=split, answers=answers, words_alone=True))
     sound = [sample for sample in everything if sample.fault is None]
     if not sound:
-        raise BadInput(everything[0].fault or "the data has no rows" if everything else "the data has no rows")
+        raise BadInput((everything[0].fault if everything else None) or "the data has no rows")
     fitted, apart = split_by_picture(sound, held_out, seed)
     sharing = sharing_of(named, fitted[:LOOKED_AT], asking, unpacked=_APART, batch_size=batch_size)
     total = steps or epochs * -(-len(fitted) // batch_size)
-    settings: dict[str, Any] = {
-        "model": model_of(inside, named.model),
-        "processor": processor_of(named.processor),
+    way = {"steps": total, "batch_size": batch_size, "tokens": tokens, "lr": lr, "seed": seed, "held_out": held_out}
+    settings = {
+        **_of_model(named),
         "data": digest(sound),
         "layers": numbers,
         **{name: value for name, value in asdict(asking).items() if value},
-        "held_out": held_out,
-        "steps": total,
-        "batch_size": batch_size,
-        "tokens": tokens,
-        "lr": lr,
-        "seed": seed,
+        **way,
         "unbatched": sharing.unbatched,
-        "versions": {
-            "llava_probe": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
     }
-    settings = json.loads(json.dumps(settings))  # as it is read again
+    record = TunedRecord(format=RECORD_FORMAT, settings=_as_read(settings), layers=numbers, width=named.anatomy.width)
     folder = made_folder("tuned lens", out)
-    if begin_fit(folder, settings, numbers, inside.width):
+    if begin_fit(folder, record):
         return TunedLens.load(folder)
     passes = Passes(named, asking, sharing, numbers, tokens, seed)
     fitting = Fitting(passes, folder, lr, total)
@@ -161,28 +146,56 @@ def fit_lens(
     for layer, translator in zip(numbers, translators, strict=True):
         write_layer(layer_file(folder, layer), *translator)
     report, pictures = figures_of(passes, translators, apart, batch_size, seed)
-    told = [f"row {sample.row}: {sample.fault}" for sample in everything if sample.fault is not None]
-    record = TunedRecord(
-        format=RECORD_FORMAT,
-        settings=settings,
-        layers=numbers,
-        width=translators[0][1].shape[1],
-        finished=True,
-        pictures=pictures,
-        report=report,
-        losses=losses,
-        left_out=[*told, *passes.left_out],
-    )
-    write_record(folder, record)
+    faults = [f"row {sample.row}: {sample.fault}" for sample in everything if sample.fault is not None]
+    left_out = [*faults, *passes.left_out]
+    told: dict[str, Any] = {"report": report, "pictures": pictures, "losses": losses, "left_out": left_out}
+    width = translators[0][1].shape[1]
+    write_record(folder, msgspec.structs.replace(record, width=width, finished=True, **told))
     fitting.clean()
-    if record.left_out:
-        warnings.warn(f"{len(record.left_out):,} samples were left out, the first: {record.left_out[0]}", stacklevel=2)
+    if left_out:
+        warnings.warn(f"{len(left_out):,} samples were left out, the first: {left_out[0]}", stacklevel=2)
     return TunedLens.load(folder)
+
+
+def _fittable(vlm: VLM, layers: int | Sequence[int] | None) -> list[int]:
+    """The hidden states that get a translator, in order.
+
+    Raises:
+        BadInput: none, or a model that no lens can be fitted to as it is.
+        OutOfRange: one that is not there, or the last.
+    """
+    if in_force(vlm.anatomy):
+        raise BadInput("an intervention is in force, so the lens would be of another model than it is bound to")
+    if vlm.model.dtype == torch.float16:
+        raise BadInput("the model is in float16, in which slopes vanish; load it with dtype='bfloat16' or 'float32'")
+    there = tuple(range(vlm.anatomy.layers))
+    numbers = sorted({*kept_columns(layers, there, len(there), "a translator of layer", "layers")})
+    if not numbers:
+        raise BadInput("layers= names no layer; leave it out for all but the last")
+    return numbers
+
+
+def _of_model(vlm: VLM) -> dict[str, Any]:
+    """Which model is fitted, and with what."""
+    return {
+        "model": model_of(vlm.anatomy, vlm.model),
+        "processor": processor_of(vlm.processor),
+        "versions": {
+            "llava_probe": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a file."""
+    return dict(json.loads(json.dumps(settings)))
 
 
 def _stored_in(dtype: torch.dtype) -> torch.dtype:
     """Translators are as exact as the model's own numbers."""
-    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def split_by_picture(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -215,7 +228,7 @@ def steps_over(samples: int, size: int, steps: int, seed: int) -> list[list[int]
     return found[:steps]
 
 
-def begin_fit(folder: Path, settings: Mapping[str, Any], layers: Sequence[int], width: int) -> bool:
+def begin_fit(folder: Path, record: TunedRecord) -> bool:
     """Begin a run in a folder or go on with the one there; whether it was finished.
 
     Raises:
@@ -226,12 +239,10 @@ def begin_fit(folder: Path, settings: Mapping[str, Any], layers: Sequence[int], 
     if TUNED_LENS not in there:
         if there:
             raise BadInput(f"{folder} holds other things ({', '.join(there[:4])}); choose an empty folder")
-        write_record(
-            folder, TunedRecord(format=RECORD_FORMAT, settings=dict(settings), layers=list(layers), width=width)
-        )
+        write_record(folder, record)
         return False
     held = read_record(folder)
-    if others := differences(held.settings, settings):
+    if others := differences(held.settings, record.settings):
         raise BadInput(f"{folder} holds another run: {'; '.join(others)}; give its settings, or choose an empty folder")
     return held.finished
 

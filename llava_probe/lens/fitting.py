@@ -136,7 +136,12 @@ class Fitting:
         if self._adam is None:
             return
         tensors = self._adam.tensors()
-        told = {"step": self._step, "losses": self._losses, "left_out": self._passes.left_out}
+        told = {
+            "step": self._step,
+            "taken": self._adam.taken,
+            "losses": self._losses,
+            "left_out": self._passes.left_out,
+        }
         header = json.dumps(told)
         named = {"llava_probe.fit": str(_CHECKPOINT_FORMAT), "fit": header, "digest": checksum(header, tensors)}
         write_tensors("checkpoint", self._path, tensors, named)
@@ -146,7 +151,7 @@ class Fitting:
             return
         held = read_tensors("checkpoint", self._path, key="llava_probe.fit", header="fit", newest=_CHECKPOINT_FORMAT)
         told = decoded(f"the header of {held.source} is damaged", held.header, _Told)
-        self._adam = Adam.from_tensors(held.tensors, told.step)
+        self._adam = Adam.from_tensors(held.tensors, told.taken)
         self._step, self._losses = told.step, [*told.losses]
         self._passes.left_out[:] = told.left_out
 
@@ -155,6 +160,7 @@ class _Told(Stored, frozen=True):
     """What a checkpoint says besides its tensors."""
 
     step: int
+    taken: int
     losses: list[dict[str, float | None]]
     left_out: list[str]
 

@@ -222,7 +222,8 @@ def lens(
     Args:
         vlm: the model of the trace.
         trace: whose tokens are read.
-        layers: hidden states by transformers' index, negative from the end; all when None.
+        layers: hidden states by transformers' index, negative from the end; when None all, or all that ``tuned``
+            has and the last.
         at: the tokens, as ``trace.positions`` reads them; every visual one by default.
         top: how many of the likeliest tokens to keep of each.
         words: to be weighed everywhere. A word counts in every spelling that is one token, with or without a space, in
@@ -237,6 +238,8 @@ def lens(
     """
     inside = vlm.anatomy
     total = inside.layers + 1
+    if layers is None and tuned is not None:
+        layers = [*tuned.layers, inside.layers]
     numbers = tuple(dict.fromkeys(kept_columns(layers, tuple(range(total)), total, "hidden state", "layers")))
     fed = tuple(range(len(trace.tokens) - 1))
     positions = tuple(dict.fromkeys(kept_rows(trace, at, fed, "hidden states", "positions")))

@@ -10,7 +10,7 @@ import torch
 from llava_probe.features.samples import Sample
 from llava_probe.lens.fitting import Translator, by_kind, divergence, translated
 from llava_probe.lens.sampled import Passes
-from llava_probe.lens.tuned import POSITION_KINDS, HeldOut
+from llava_probe.lens.tuned import POSITION_KINDS, HeldOutKL
 from llava_probe.resampling import interval, resamples, weighed
 
 #: Draws of the pictures behind an interval.
@@ -22,7 +22,7 @@ _LOGIT, _TUNED = 0, 1
 
 def figures_of(
     passes: Passes, translators: Sequence[Translator], samples: Sequence[Sample], size: int, seed: int
-) -> tuple[list[HeldOut], int]:
+) -> tuple[list[HeldOutKL], int]:
     """Held-out figures of each layer and kind of position, and how many pictures they are of; none without samples.
 
     Args:
@@ -58,13 +58,13 @@ def figures_of(
     return found, int((counts.sum(1) > 0).sum())
 
 
-def _figures(layer: int, kind: str, sums: np.ndarray, counts: np.ndarray, draws: np.ndarray) -> HeldOut:
+def _figures(layer: int, kind: str, sums: np.ndarray, counts: np.ndarray, draws: np.ndarray) -> HeldOutKL:
     """Of [pictures, 2] sums and [pictures] positions."""
     logit, tuned = (sums.sum(0) / counts.sum()).tolist()
     with np.errstate(invalid="ignore", divide="ignore"):
         gains = weighed(draws, sums[:, _LOGIT] - sums[:, _TUNED]) / weighed(draws, counts)
     low, high = interval(gains)
-    return HeldOut(layer, kind, int(counts.sum()), logit, tuned, logit - tuned, low, high)
+    return HeldOutKL(layer, kind, int(counts.sum()), logit, tuned, logit - tuned, low, high)
 
 
 def _picture(sample: Sample) -> str:

@@ -1,6 +1,6 @@
 """What is kept of a vocabulary of logits for each token, a block of tokens at a time: never all of them at once.
 
-At LLaVA-1.5-7B's shape the logits of 576 patches in 33 layers are 2.4 GB; a block of them is 32 MB, and what is kept of
+At LLaVA-1.5-7B's shape the logits of 576 patches in 33 layers are 2.4 GB; a block of them is 16 MB, and what is kept of
 it (the likeliest words, the entropy, some chosen words) a few numbers a token.
 """
 
@@ -16,7 +16,7 @@ from llava_probe.errors import NotANumber, OutOfRange
 from llava_probe.inside.ending import Ending
 
 #: Bytes of float32 logits at once.
-BLOCK_BYTES = 32_000_000
+BLOCK_BYTES = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,11 +96,12 @@ class Passes:
             owners += [number] * len(columns[-1])
         reading = ActivationChoice((*self.layers, inside.layers), columns)
         states = read(inside, self.vlm.model, batch, reading).states
-        layers = {layer: states[layer].clone() for layer in self.layers}  # outside inference mode: of a graph, later
+        device = states[inside.layers].device
+        # copies: what is made in inference mode can be in no graph
+        layers = {layer: states[layer].to(device, copy=True) for layer in self.layers}
         if any(rows.ndim != 2 for rows in layers.values()):
             name = type(inside.decoder.owner).__name__
             raise BadModel(f"the layers of {name} carry several streams, which no one translator reads")
-        device = states[inside.layers].device
         told = torch.tensor(kinds, device=device), torch.tensor(owners, device=device)
         return States(layers, states[inside.layers].clone(), *told, batch.samples)
 

@@ -26,6 +26,7 @@ from llava_probe.border import checked
 from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput, OutOfRange
 from llava_probe.inside.passes import alone_with
+from llava_probe.interventions.on_states import read_tensor
 from llava_probe.model import VLM
 from llava_probe.stored import place, read_json
 from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
@@ -38,7 +39,7 @@ RECORD_FORMAT = "llava_probe.tuned_lens"
 _TENSORS_FORMAT = 1
 
 
-class HeldOut(Stored, frozen=True):
+class HeldOutKL(Stored, frozen=True):
     """What one layer says at one kind of position of pictures that were not fitted, KL in nats a position.
 
     Attributes:
@@ -74,7 +75,7 @@ class TunedRecord(Stored, frozen=True, kw_only=True):
     width: int
     finished: bool = False
     pictures: int = 0
-    report: list[HeldOut] = msgspec.field(default_factory=list)
+    report: list[HeldOutKL] = msgspec.field(default_factory=list)
     losses: list[dict[str, float | None]] = msgspec.field(default_factory=list)
     left_out: list[str] = msgspec.field(default_factory=list)
 
@@ -89,7 +90,7 @@ class LensReport(Tabular):
         pictures: how many were held out; none, and there are no rows.
     """
 
-    rows: tuple[HeldOut, ...]
+    rows: tuple[HeldOutKL, ...]
     pictures: int
 
     def curve(self, kind: str, of: str = "tuned") -> list[tuple[int, float]]:
@@ -119,7 +120,7 @@ class LensReport(Tabular):
         return self._columns().html(f"KL in nats a position, {self.pictures} held-out pictures")
 
     def _columns(self) -> Table:
-        names = HeldOut.__struct_fields__
+        names = HeldOutKL.__struct_fields__
         return Table({name: [getattr(row, name) for row in self.rows] for name in names})
 
 
@@ -192,8 +193,8 @@ class TunedLens:
             BadFile: the file is damaged.
         """
         if layer not in self.layers:
-            told = f"{self.layers[0]} to {self.layers[-1]}" if len(self.layers) > 1 else f"layer {self.layers[0]}"
-            raise OutOfRange(f"layer {layer} has no translator in this tuned lens, which has {told}")
+            told = ", ".join(map(str, self.layers))
+            raise OutOfRange(f"layer {layer} has no translator in this tuned lens, only {told}")
         return read_layer(layer_file(self.folder, layer), self.width)
 
     def translate(self, states: Tensor, layer: int, visual: Tensor) -> Tensor:
@@ -206,8 +207,15 @@ class TunedLens:
 
         Raises:
             OutOfRange: no such layer was fitted.
+            BadInput: states of another width, or not as many marks as states.
         """
-        out = states.clone()
+        states, visual = read_tensor(states, "states="), torch.as_tensor(visual)
+        if states.ndim != 2 or states.shape[1] != self.width or visual.shape != states.shape[:1]:
+            raise BadInput(
+                f"this lens translates states [n, {self.width}] with n marks of visual tokens; got "
+                f"{list(states.shape)} and {list(visual.shape)}"
+            )
+        visual, out = visual.bool(), states.clone()
         for kind, (matrix, bias) in self.translator(layer).items():
             chosen = (visual if kind == "visual" else ~visual).to(states.device)
             out[chosen] = moved(states[chosen], matrix.to(states.device), bias.to(states.device))

@@ -77,6 +77,16 @@ def test_a_head_that_nobody_can_read_is_called():
         assert torch.equal(Ending(vlm.anatomy, WORD).logits(block), logits)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_on_the_head_is_part_of_it():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["lm_head", "down_proj"], init_lora_weights=False)
+    vlm = lp.VLM(peft.get_peft_model(random_llava(), config).eval(), llava_processor())
+    block, _, logits = passed(vlm)
+    with torch.no_grad():
+        assert torch.equal(Ending(vlm.anatomy, WORD).logits(block), logits)
+
+
 def test_a_slope_goes_through_it():
     """By finite differences; the norm of this family is in float32 whatever the rest is."""
     vlm = lp.VLM(random_llava().double(), llava_processor())
