@@ -7,13 +7,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import llava_probe as lp
-from llava_probe.lens.tuned import HeldOut, LensReport
+from llava_probe.lens.tuned import HeldOutKL, LensReport
 from tests import torchvision_half, zoo
 from tests.models import llava_processor, photo, random_llava
 
 REPORT = LensReport(
     tuple(
-        HeldOut(layer, kind, 40, logit=3.0 - layer + own, tuned=1.0 - layer / 4, gain=1.0, low=0.5, high=1.5)
+        HeldOutKL(layer, kind, 40, logit=3.0 - layer + own, tuned=1.0 - layer / 4, gain=1.0, low=0.5, high=1.5)
         for layer in range(3)
         for own, kind in enumerate(("text", "visual"))
     ),
