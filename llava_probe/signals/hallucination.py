@@ -133,9 +133,9 @@ class Hallucination(Tabular):
         return self._columns().without("positions").html()
 
     def _columns(self) -> Table:
-        there = {name: column for name, column in self.values.items() if not np.isnan(column).all()}
-        told = {"word": list(self.words), "object": list(self.objects), "positions": list(map(list, self.positions))}
-        return Table(told | {name: column.tolist() for name, column in there.items()})
+        told: dict[str, list[Any]] = {"word": list(self.words), "object": list(self.objects)}
+        told["positions"] = list(map(list, self.positions))
+        return Table(told | {name: each.tolist() for name, each in self.values.items() if not np.isnan(each).all()})
 
 
 @checked
