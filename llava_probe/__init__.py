@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
+    from llava_probe.lens.bank import WordBank as WordBank
+    from llava_probe.lens.word_bank import word_bank as word_bank
     from llava_probe.loading import load as load
     from llava_probe.maps.maps import ImageMap as ImageMap
     from llava_probe.model import VLM as VLM
@@ -100,6 +102,8 @@ _NAMES = {
     "fit_probe": "probes",
     "finetune": "finetune.finetune",
     "Probe": "probes",
+    "word_bank": "lens.word_bank",
+    "WordBank": "lens.bank",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
     "reweight": "interventions.reweight",
