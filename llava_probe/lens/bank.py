@@ -197,8 +197,11 @@ class WordBank:
 
         Raises:
             OutOfRange: the word is in no sentence of the bank.
+            BadInput: states of another width.
         """
-        rows = torch.tensor(self.rows(word))
+        rows, states, width = torch.tensor(self.rows(word)), torch.as_tensor(states), self._states[0].shape[1]
+        if states.ndim != 2 or states.shape[1] != width:
+            raise BadInput(f"this bank is of hidden states [N, {width}]; got {list(states.shape)}")
         layers = zip(self._states, self._lengths, strict=True)
         found = [similarity(states, layer[rows], lengths[rows]).amax(1) for layer, lengths in layers]
         return torch.stack(found).amax(0).clamp(-1, 1)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from llava_probe.analyzers.table import rounded
 from llava_probe.border import CountFromZero
 from llava_probe.errors import BadInput
 from llava_probe.lens.bank import BANK_LIMITS
@@ -48,6 +49,8 @@ _ACROSS, _DOWN = 0.94, 0.8
 _WHITE = 0.55
 #: Grey of the least sure word; the surest is black.
 _FAINT = 0.5
+#: Inches above a photograph, for a title.
+_ABOVE = 0.45
 #: Points and colour of what stands under a figure.
 _NOTE, _NOTE_COLOUR = 6.0, "#555555"
 
@@ -78,12 +81,12 @@ def contextual_words(
     layout, photograph = placed(found.trace, image), found.trace.images[image]
     shown = _view(layout, tile)
     across, down = layout.size
-    axes = on_axes(ax, width, inches(width) * down / across + 0.25)
+    axes = on_axes(ax, width, inches(width) * down / across + _ABOVE)
     words = [found.texts[column][0] for column in columns]
     near = found.similarity[columns, 0].numpy()
     low, high = near[shown].min(), near[shown].max()
     write_words(axes, photograph, layout, words, (near - low) / max(high - low, 1e-6), shown)
-    own = f"nearest contextual word to each patch of layer {found.layer} (cosine {low:.2f} to {high:.2f})"
+    own = f"nearest contextual words, layer {found.layer} (cosine {rounded(low, 2)} to {rounded(high, 2)})"
     return noted(axes, finished(axes, title, own), BANK_LIMITS)
 
 

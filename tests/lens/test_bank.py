@@ -109,6 +109,7 @@ def test_another_process_may_move_on_with_it(bank, trace):
         (lambda bank, trace: bank.words(trace, layer=1).map("stop sign"), lp.OutOfRange, "looked for one by one"),
         (lambda bank, trace: bank.words(trace, layer=1).map(" "), lp.BadInput, "a word is meant"),
         (lambda bank, trace: bank.words(trace, layer=1, at=lp.LAST).map("dog"), lp.BadInput, "at=lp.IMAGE"),
+        (lambda bank, trace: bank.similarity("dog", torch.ones(2, 3)), lp.BadInput, r"states \[N, 64\]; got \[2, 3\]"),
         (lambda bank, trace: bank.states(2), lp.OutOfRange, r"no layer 2; it has 1, 3: word_bank\(..., layers=\[2\]\)"),
     ],
     ids=[
@@ -120,6 +121,7 @@ def test_another_process_may_move_on_with_it(bank, trace):
         "two-words",
         "empty-word",
         "not-image",
+        "width",
         "no-layer",
     ],
 )

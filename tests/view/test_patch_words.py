@@ -31,7 +31,7 @@ def test_each_patch_has_its_word_and_the_nearest_is_darkest(found):
     greys = np.array([to_rgb(text.get_color())[0] for text in axes.texts])
     assert np.argmin(greys) == int(found.similarity[:, 0].argmax()) and greys.min() == 0
     assert "layer 3" in texts(figure) and BANK_LIMITS[:40] in texts(figure).replace("\n", " ")
-    assert not cut_off(figure)
+    assert not cut_off(figure) and not cut_off(lp.figures.contextual_words(found, width="column"))
 
 
 def test_a_word_fits_its_patch():
