@@ -25,8 +25,9 @@ from torch import Tensor
 from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.asking.identity import differences, in_brief, other_model
 from llava_probe.border import Count, checked
-from llava_probe.errors import BadFile, BadInput, NotANumber, NotCaptured, OutOfRange
+from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.features.reading import Features, Ragged
+from llava_probe.lens.bank_index import ContextualWord, no_bank, read_contexts
 from llava_probe.lens.nearest import lengths_of, nearest, similarity
 from llava_probe.maps.maps import ImageMap
 from llava_probe.trace.explained import FUNCTION_WORDS, IMAGE, At, placed
@@ -47,26 +48,6 @@ _NO_TOKEN = -1
 _LISTED = 20
 
 
-@dataclass(frozen=True)
-class ContextualWord:
-    """A word as it stands in a sentence of a bank.
-
-    Attributes:
-        word: without punctuation around it.
-        sentence: as the model read it; ``start``, ``stop``: of the word in it.
-    """
-
-    word: str
-    sentence: str
-    start: int
-    stop: int
-
-    @property
-    def marked(self) -> str:
-        """The sentence with the word between brackets; only what stands before it was read."""
-        return f"{self.sentence[: self.start]}[{self.word}]{self.sentence[self.stop :]}"
-
-
 @checked
 class WordBank:
     """Contextual states of words, as ``lp.word_bank`` keeps them; ``lp.Features`` reads the same folder.
@@ -85,8 +66,8 @@ class WordBank:
             raise BadFile(f"the run in {self.folder} did not end; the same word_bank call goes on with it")
         held = {key: self.features[key] for key in self.features.keys()}  # noqa: SIM118 - no mapping
         states = {what: one for (what, position), one in held.items() if position == AT and isinstance(one, Ragged)}
-        if not states or len(states) < len(held):
-            raise BadFile(_no_bank(self.folder))
+        if not states or len(states) < len(held) or any(one.values.ndim != 2 for one in states.values()):
+            raise BadFile(no_bank(self.folder))
         self.layers = tuple(int(what.removeprefix("layer_")) for what in states)
         self._states: tuple[Tensor, ...] = tuple(one.values for one in states.values())
         self._spans: Tensor = next(iter(states.values())).spans
@@ -108,24 +89,7 @@ class WordBank:
         Raises:
             BadFile: the words do not fit the states.
         """
-        columns = ["sentence", "words", "starts", "stops"]
-        try:
-            table = self.features.table(columns).to_pydict()
-        except NotCaptured:
-            raise BadFile(_no_bank(self.folder)) from None
-        found: list[ContextualWord | None] = [None] * len(self)
-        for (first, last), sentence, *listed in zip(
-            self._spans.tolist(), *(table[name] for name in columns), strict=True
-        ):
-            if any(len(each) != last - first for each in listed):
-                raise BadFile(
-                    f"{self.folder} is damaged: a sentence has {last - first} states and other numbers of words"
-                )
-            for place, parts in enumerate(zip(*listed, strict=True), start=first):
-                found[place] = ContextualWord(parts[0], sentence, *parts[1:])
-        if None in found:
-            raise BadFile(f"{self.folder} is damaged: some of its states are of no word")
-        return tuple(found)  # type: ignore[arg-type]
+        return read_contexts(self.features, self._spans, len(self))
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -383,10 +347,6 @@ class ContextualWords(Tabular):
                 "start": [each.start for each in found],
             }
         )
-
-
-def _no_bank(folder: Path) -> str:
-    return f"{folder} is a store of features and no bank of words; lp.word_bank(...) makes one"
 
 
 def _by(words: Iterator[str]) -> dict[str, list[int]]:

@@ -82,12 +82,9 @@ def word_bank(
     )
     if not len(features):
         raise BadInput(f"the model read none of the sentences: {features.errors()['reason'][0].as_py()}")
-    bank = WordBank(out)
-    if bank.states(bank.layers[0]).ndim != 2:
-        raise BadModel(
-            f"the layers of {type(named.anatomy.model).__name__} carry several streams, which have no one word"
-        )
-    return bank
+    if features[features.keys()[0]].values.ndim != 2:  # type: ignore[union-attr]
+        raise BadModel(f"the layers of {type(named.anatomy.model).__name__} carry several streams, and no single state")
+    return WordBank(out)
 
 
 def spread(anatomy: Anatomy) -> list[int]:

@@ -160,3 +160,19 @@ def test_another_store_is_no_bank(vlm, tmp_path):
     lp.extract(vlm, [row], tmp_path / "g", layers=[1], positions="at", columns={"image": None})
     with pytest.raises(lp.BadFile, match="store of features and no bank of words"):
         _ = WordBank(tmp_path / "g").contexts
+
+
+@pytest.mark.parametrize("change", [{"words": ["a"]}, {"words": 7}, {"starts": None}], ids=["few", "number", "none"])
+def test_a_damaged_index_is_told(vlm, tmp_path, change):
+    row = {
+        "prompt": "a dog on",
+        "at": [1, 2],
+        "sentence": "a dog",
+        "words": ["a", "dog"],
+        "starts": [0, 2],
+        "stops": [1, 5],
+    }
+    folder = tmp_path / "f"
+    lp.extract(vlm, [{**row, **change}], folder, layers=[1], positions="at", columns={"image": None})
+    with pytest.raises(lp.BadFile, match="is no bank of words, or a damaged one"):
+        _ = WordBank(folder).contexts
