@@ -48,8 +48,10 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
+    from llava_probe.lens.bank import WordBank as WordBank
     from llava_probe.lens.fit import fit_lens as fit_lens
     from llava_probe.lens.tuned import TunedLens as TunedLens
+    from llava_probe.lens.word_bank import word_bank as word_bank
     from llava_probe.loading import load as load
     from llava_probe.maps.maps import ImageMap as ImageMap
     from llava_probe.model import VLM as VLM
@@ -117,6 +119,8 @@ _NAMES = {
     "lens": "lens",
     "fit_lens": "lens.fit",
     "TunedLens": "lens.tuned",
+    "word_bank": "lens.word_bank",
+    "WordBank": "lens.bank",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
     "reweight": "interventions.reweight",

@@ -155,10 +155,12 @@ def world() -> dict[str, Any]:
         warnings.simplefilter("ignore")
         sweep = lp.fit_probe(features, "colour", positions="last_prompt", folds=3, bootstrap=10, draws=1)
     m = lp.attention_map(trace)
+    bank = lp.word_bank(vlm, ["There is a red star."], folder / "bank", layers=[1])
     (key,) = sweep.cells
     fitting = {"layers": [1], "steps": 1, "batch_size": 2, "tokens": 4, "held_out": 0.5}
     return {
         "vlm": vlm, "scene": scene, "image": scene.image, "trace": trace, "m": m, "mask": mask, "folder": folder,
+        "bank": bank, "nearest": bank.words(trace, layer=1),
         "rows": rows[:1], "features": features, "sweep": sweep, "key": key, "probe": sweep.probe(*key),
         "confidence": lp.confidence(trace), "heads": lp.heads(trace), "sinks": lp.sinks(trace),
         "case": next(iter(evaluate.tiny_cases([34]))), "layout": trace.layouts[0],
@@ -250,6 +252,13 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "image_attention": False, "max_new_tokens": None, "batch_size": 1, "shard_rows": 4, "pack": True,
             "strict": False, "engine": "local", "cluster": None, "progress": False}),
         "lp.Features": (lp.Features, {"folder": folder / "features"}),
+        "lp.word_bank": (lp.word_bank, {
+            "vlm": vlm, "sentences": ["There is a red star."], "out": "OUT", "layers": [1], "column": None,
+            "contexts": 5, "most": 50, "batch_size": 1, "progress": False}),
+        "WordBank.states": (w["bank"].states, {"layer": 1}),
+        "WordBank.rows": (w["bank"].rows, {"word": "red"}),
+        "WordBank.similarity": (w["bank"].similarity, {"word": "red", "states": trace.hidden(layer=1, at=lp.IMAGE)}),
+        "WordBank.words": (w["bank"].words, {"trace": trace, "layer": 1, "at": lp.IMAGE, "top": 2, "among": ["red"]}),
         "lp.fit_probe": (lp.fit_probe, {
             "features": w["features"], "label": "colour", "layers": "layer_1", "positions": "last_prompt", "kind": None,
             "task": None, "groups": "picture", "types": None, "folds": 3, "seed": 0, "balance": True,
@@ -366,6 +375,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.lens": (figures.lens, {"found": w["lens"], **drawn}),
         "figures.words_on": (figures.words_on, {"found": w["lens"], "layer": 1, "image": 0, "tile": 0, **drawn}),
         "figures.tuned_lens": (figures.tuned_lens, {"report": w["tuned_lens"].report, **drawn}),
+        "figures.contextual_words": (figures.contextual_words, {
+            "found": w["nearest"], "image": 0, "tile": 0, **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
         "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
@@ -451,7 +462,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         each[f"lp.attribute, {name}"] = lp.attribute, {**attributing, "method": name, **options}
     whole = (trace, m, w["layout"], w["confidence"], w["heads"], w["sinks"], w["probe"], w["ragged"], w["case"],
              w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
-             w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
+             w["nearest"], w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
     for value in whole:
         assert is_dataclass(value)
         each[type(value).__name__] = type(value), {field.name: getattr(value, field.name) for field in fields(value)}

@@ -13,6 +13,7 @@ import typer
 
 from llava_probe.cli.app import app as app_verb
 from llava_probe.cli.attribute import attribute
+from llava_probe.cli.bank import bank
 from llava_probe.cli.bundles import as_command
 from llava_probe.cli.check import check
 from llava_probe.cli.demo import demo
@@ -36,8 +37,8 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, finetune,
-    models,
+    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, bank,
+    finetune, models,
 )  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate

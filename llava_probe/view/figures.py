@@ -14,6 +14,7 @@ from llava_probe.view.finetune_figures import losses
 from llava_probe.view.head_figures import layers, layers_heads
 from llava_probe.view.lens_figures import lens, tuned_lens, words_on
 from llava_probe.view.map_figures import compare, head_maps, maps
+from llava_probe.view.patch_words import contextual_words
 from llava_probe.view.probe_figures import confusion, probes
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
 from llava_probe.view.trace_figures import confidence, tokens
@@ -24,6 +25,7 @@ __all__ = [
     "compare",
     "confidence",
     "confusion",
+    "contextual_words",
     "dose_response",
     "features",
     "head_maps",
