@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
+    from llava_probe.lens.parts import written_by as written_by
     from llava_probe.loading import load as load
     from llava_probe.maps.maps import ImageMap as ImageMap
     from llava_probe.model import VLM as VLM
@@ -93,6 +94,7 @@ _NAMES = {
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
     "attribute": "attribution",
+    "written_by": "lens.parts",
     "METHODS": "attribution",
     "extract": "features.extract",
     "Cluster": "features.engines",

@@ -1,0 +1,1 @@
+"""What each layer knows, and which part of it wrote a word."""
