@@ -52,8 +52,8 @@ GRADIENTS: Mapping[torch.dtype, float] = {
 #: The parts of a logit beside the logit, relative to the largest of them: a sum of all that the layers wrote, each part
 #: rounded where it was added, and its slope where it was multiplied.
 SUMS: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-4,
+    torch.float64: 1e-6,
     torch.float32: 1e-4,
-    torch.bfloat16: 0.1,
-    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
 }

@@ -19,29 +19,26 @@ would have done without it is not asked (``lp.ablate`` asks that). How one pass 
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 
 from llava_probe.analyzers.sinks import FIRST_LAYER, massive
 from llava_probe.attribution.engine.forward import frozen
 from llava_probe.attribution.engine.target import continued, prompt_of, targets, visual_positions, warn_of_another
-from llava_probe.border import Limits, checked
+from llava_probe.border import checked
 from llava_probe.errors import BadInput, BadModel, NotANumber, OutOfRange
 from llava_probe.inside.passes import alone_with, in_force, visiting
 from llava_probe.lens.parts_pass import Parts
 from llava_probe.lens.parts_sum import split_of
 from llava_probe.lens.written import Written
 from llava_probe.model import VLM
-from llava_probe.trace.explained import QUESTION, At, positions, spans
+from llava_probe.trace.explained import QUESTION, Place, positions, spans
 from llava_probe.trace.trace import Trace
-
-#: A word, or a token's id.
-Other = Annotated[str, Limits(0, 200)] | int | None
 
 
 @checked
-def written_by(vlm: VLM, trace: Trace, token: At | None = None, contrast: Other = None) -> Written:
+def written_by(
+    vlm: VLM, trace: Trace, token: int | str | Place | None = None, contrast: str | int | None = None
+) -> Written:
     """Split the logit of a generated token into what each part of the model wrote.
 
     Args:
@@ -88,25 +85,32 @@ def written_by(vlm: VLM, trace: Trace, token: At | None = None, contrast: Other 
 # --- what is asked ---
 
 
-def _asked(vlm: VLM, trace: Trace, token: At | None, contrast: Other) -> tuple[int, list[int], str | None]:
+def _asked(
+    vlm: VLM, trace: Trace, token: int | str | Place | None, contrast: str | int | None
+) -> tuple[int, list[int], str | None]:
     """The step that is explained, its token's id and the other's, and what the other is called."""
     words = spans(trace, token)
     if not words or not words[0]:
         raise BadInput(f"token={token!r} names no token; leave it out for the first content word of the answer")
-    found, _ = targets(vlm, trace, [words[0]], contrast if isinstance(contrast, str) else None)
-    own = found[0].terms[0]
+    said = trace.tokens[words[0][0]]
+    if said.role != "generated":
+        raise OutOfRange(
+            f"token={token!r} names {said.text!r} at position {said.position}, in the prompt; only what the model said "
+            f"was written by it ({trace.answer!r}, from {trace.prompt_length} on)"
+        )
+    step = said.position - trace.prompt_length
     if contrast is None:
-        return own.step, [own.token], None
+        return step, [said.id], None
     if isinstance(contrast, str):
-        other, told = next(term.token for term in found[0].terms if term.sign < 0), contrast.strip()
+        weighed = targets(vlm, trace, [words[0]], contrast)[0][0]
+        other, told = next(term.token for term in weighed.terms if term.sign < 0), contrast.strip()
     elif 0 <= contrast < vlm.anatomy.vocabulary:
         other, told = contrast, vlm.processor.tokenizer.decode([contrast]).strip()
     else:
         raise OutOfRange(f"contrast={contrast} is no token: this model has ids 0 to {vlm.anatomy.vocabulary - 1}")
-    if other == own.token:
-        said = trace.generated[own.step].text
-        raise BadInput(f"contrast={contrast!r} begins with {said!r}, as the word does; give one that begins otherwise")
-    return own.step, [own.token, other], told
+    if other == said.id:
+        raise BadInput(f"contrast={contrast!r} begins with {said.text!r}, as the word itself does; give another word")
+    return step, [said.id, other], told
 
 
 def _pass(vlm: VLM, trace: Trace, answer: tuple[int, ...]) -> Parts:

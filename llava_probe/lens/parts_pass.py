@@ -25,9 +25,6 @@ from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.rows import Call
 
-#: Of each [..., rows, D] and of what heads give, [B, rows, H, d]: which axis holds the rows.
-_ROWS, _ROWS_OF_HEADS = -2, 1
-
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
@@ -37,7 +34,7 @@ class Leaf:
         layer: of which block; -1 before the first, L behind the last.
         kind: ``"embedding"``, ``"heads"``, ``"attention"`` (without heads that could be told apart), ``"mlp"``,
             ``"other"`` or ``"bias"``.
-        value: [D], or [H, d] of heads.
+        value: [D], [H, d] of heads, or [streams, D].
         module: that gave it.
     """
 
@@ -111,7 +108,7 @@ class Parts(Visitor):
 
     def state(self, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
         """The graph begins with what enters the first block; and some states are kept."""
-        if layer in self._kept:
+        if layer in self._kept and hidden.ndim == 3:  # of several streams none is the state
             self.states[layer] = hidden[0, self._places].detach()
         if layer:
             return None
@@ -144,7 +141,7 @@ class Parts(Visitor):
 
     def _written(self, module: nn.Module, output: Any) -> Any:
         given = output if isinstance(output, Tensor) else output[0]
-        if given.requires_grad:  # its heads are in the graph
+        if given.requires_grad or given.shape[-1] != self._anatomy.width:  # its heads are in the graph; a gate
             return output
         layer, kind = self._parts[module]
         made = self._leaf(given, layer, kind, module)
@@ -163,17 +160,16 @@ class Parts(Visitor):
             return output
         leaf = bias.detach().clone().requires_grad_()
         self._note(Leaf(layer, "bias", leaf, module))
-        return _Row.apply(output, leaf, _ROWS)  # type: ignore[no-any-return, no-untyped-call]
+        return _Row.apply(output, leaf)  # type: ignore[no-any-return, no-untyped-call]
 
     def _leaf(
         self, value: Tensor, layer: int, kind: str, module: nn.Module | None = None, read: Reading | None = None
     ) -> Tensor:
         """``value`` with its last row as a leaf of the graph, and the rest outside it."""
-        value, rows = value.detach(), _ROWS if read is None else _ROWS_OF_HEADS
-        last = value.select(rows, -1)
-        leaf = last.reshape(last.shape[-1:] if read is None else last.shape[-2:]).clone().requires_grad_()
+        value = value.detach()
+        leaf = _last(value).clone().requires_grad_()
         self._note(Leaf(layer, kind, leaf, module), read)
-        return _Row.apply(value, leaf, rows)  # type: ignore[no-any-return, no-untyped-call]
+        return _Row.apply(value, leaf)  # type: ignore[no-any-return, no-untyped-call]
 
     def _note(self, leaf: Leaf, read: Reading | None = None) -> None:
         self.leaves.append(leaf)
@@ -232,17 +228,22 @@ def _constant(given: Any) -> Any:
 # --- operations of ours ---
 
 
+def _last(value: Tensor) -> Tensor:
+    """What belongs to the last position of [1, P, ...], or of [P, D]."""
+    return value[0, -1] if value.ndim > 2 else value[-1]
+
+
 class _Row(torch.autograd.Function):
-    """A value whose last row came from a leaf, and the rest from wherever it did: the leaf gets the row's slope."""
+    """A value whose last row came from a leaf, or is a sum with one, and the rest from wherever it did."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, leaf: Tensor, rows: int) -> Tensor:
-        ctx.rows, ctx.shape = rows, leaf.shape
+    def forward(ctx: Any, value: Tensor, leaf: Tensor) -> Tensor:
+        ctx.shape = leaf.shape
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0], grads[0].select(ctx.rows, -1).reshape(ctx.shape), None
+        return grads[0], _last(grads[0]).sum_to_size(ctx.shape)
 
 
 class _Scaled(torch.autograd.Function):
@@ -251,14 +252,15 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, rest: Tensor | None) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
-        given, kept = (one.narrow(_ROWS, one.shape[_ROWS] - 1, 1).to(exact) for one in (x, value))
+        given, kept = (_last(one).to(exact) for one in (x, value))
         kept = kept if rest is None else kept - rest.to(exact)
         ctx.save_for_backward(torch.where(given == 0, 0, kept / given))
-        ctx.rows, ctx.dtype = x.shape[_ROWS], x.dtype
+        ctx.dtype = x.dtype
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (factor,) = ctx.saved_tensors
-        last = (grads[0].narrow(_ROWS, ctx.rows - 1, 1) * factor).to(ctx.dtype)
-        return nn.functional.pad(last, (0, 0, ctx.rows - 1, 0)), None, None
+        slope = torch.zeros_like(grads[0], dtype=ctx.dtype)
+        _last(slope).copy_(_last(grads[0]) * factor)
+        return slope, None, None

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import Anatomy
+from llava_probe.inside.passes import in_force
 from llava_probe.inside.tolerance import SUMS
 from llava_probe.lens.parts_pass import Leaf, Parts, Reading
 
@@ -48,63 +49,113 @@ def split_of(anatomy: Anatomy, parts: Parts, ids: Sequence[int], fed: int) -> Sp
 
     Raises:
         BadModel: the model's residual stream is no sum of its parts.
+        BadInput: the model rules one of the words out.
     """
-    name, blocks, wide = type(anatomy.model).__name__, anatomy.layers, anatomy.heads
-    logit, slopes, capped = _slopes(name, parts, ids)
-    sums = {kind: torch.zeros(blocks + 1, dtype=torch.float64) for kind in set(_COUNTS.values())}
-    heads, keys, kinds = {}, {}, {}
-    embedding = 0.0
+    logit, slopes, capped = _slopes(anatomy, parts, ids)
+    found = _Shares(anatomy, fed, changed=bool(in_force(anatomy)))
     for leaf, slope, reading in zip(parts.leaves, slopes, parts.readings, strict=True):
-        if slope is None:
-            _may_be_unused(name, leaf)
-            continue
-        gave = (leaf.value.detach().double() * slope.double()).sum(-1).cpu()
-        if reading is not None:
-            if leaf.layer in heads:
-                raise BadModel(f"{name}: block {leaf.layer} attends more than once, so its heads have no one number")
-            heads[leaf.layer] = _filled(gave, wide)
-            keys[leaf.layer] = _filled(_by_key(reading, slope, fed), wide)
-        elif leaf.kind == "embedding":
-            embedding = float(gave)
-        else:
-            sums[_COUNTS[leaf.kind]][leaf.layer] += gave
-            if _COUNTS[leaf.kind] == "other":
-                kinds[leaf.layer] = type(leaf.module).__name__
-    layers = tuple(sorted(heads))
-    nothing = torch.zeros(0, wide, dtype=torch.float64)
-    by_head = torch.stack([heads[layer] for layer in layers]) if layers else nothing
-    by_key = torch.stack([keys[layer] for layer in layers]) if layers else nothing[..., None].expand(0, wide, fed)
-    everything = torch.cat([torch.tensor([embedding]), by_head.flatten(), *sums.values()])
+        found.add(leaf, slope, reading)
+    heads, keys = found.by_head(), found.by_key()  # [A, H], [A, H, K]
+    everything = torch.cat([torch.tensor([found.embedding]), heads.flatten(), *found.sums.values()])
     scale = max(abs(logit), float(everything.abs().max()))
-    missed = {
-        "the logit": abs(float(everything.sum()) - logit) / scale,
-        "what their heads give": float((by_key.sum(-1) - by_head).abs().max()) / scale if layers else 0.0,
-    }
-    residual = max(missed.values())
-    if not residual <= SUMS[anatomy.model.dtype]:
-        what = max(missed, key=lambda each: missed[each])
-        raise BadModel(
-            f"the parts of {name} miss {what} by {residual:.1%} of the largest of them: something else is between them "
-            "(an intervention on hidden states, perhaps), so the logit cannot be split; lp.attribute explains it still"
-        )
+    off = (keys.sum(-1) - heads).abs() / scale
+    if found.changed:
+        keys[off > SUMS[anatomy.model.dtype]] = 0.0
+        off[off > SUMS[anatomy.model.dtype]] = 0.0
+    missed = {"the logit": abs(float(everything.sum()) - logit) / scale, "what heads give": float(off.sum())}
+    for what, share in missed.items():
+        if not share <= SUMS[anatomy.model.dtype]:
+            raise BadModel(_missing(anatomy, what, share))
     return Split(
         logit=logit,
         capped=capped,
-        embedding=embedding,
-        heads=by_head,
-        mlp=sums["mlp"][:-1],
-        other=sums["other"][:-1],
-        biases=sums["biases"],
-        keys=by_key,
-        layers=layers,
-        kinds=kinds,
-        residual=residual,
+        embedding=found.embedding,
+        heads=heads,
+        mlp=found.sums["mlp"][:-1],
+        other=found.sums["other"][:-1],
+        biases=found.sums["biases"],
+        keys=keys,
+        layers=tuple(sorted(found.heads)),
+        kinds=found.kinds,
+        residual=max(missed.values()),
     )
 
 
-def _slopes(name: str, parts: Parts, ids: Sequence[int]) -> tuple[float, list[Tensor | None], float | None]:
+class _Shares:
+    """What each part gave, as it is added up; ``changed``: under interventions, which put something in parts' places.
+
+    Attributes:
+        embedding: of what entered the first block.
+        heads, keys: [H] and [H, K] by block; ``sums``: [L + 1] by kind; ``kinds``: what stands for heads elsewhere.
+    """
+
+    def __init__(self, anatomy: Anatomy, fed: int, *, changed: bool) -> None:
+        self._name, self._wide, self._fed, self.changed = type(anatomy.model).__name__, anatomy.heads, fed, changed
+        self.embedding = 0.0
+        self.heads: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
+        self.sums = {
+            kind: torch.zeros(anatomy.layers + 1, dtype=torch.float64) for kind in dict.fromkeys(_COUNTS.values())
+        }
+        self.kinds: dict[int, str] = {}
+
+    def add(self, leaf: Leaf, slope: Tensor | None, reading: Reading | None) -> None:
+        """One part's share; one without a slope feeds another part and not the residual stream."""
+        if slope is None:
+            if leaf.kind in ("heads", "attention") and not self.changed:
+                raise BadModel(
+                    f"what {type(leaf.module).__name__} of block {leaf.layer} gives is made into something else before "
+                    f"it is added to the residual stream of {self._name}, so no logit can be split"
+                )
+            return
+        gave = (leaf.value.detach().double() * slope.double()).cpu()
+        if leaf.kind == "embedding":
+            self.embedding = float(gave.sum())
+        elif reading is None:
+            self.sums[_COUNTS[leaf.kind]][leaf.layer] += gave.sum()
+            if _COUNTS[leaf.kind] == "other":
+                self.kinds[leaf.layer] = type(leaf.module).__name__
+        elif leaf.layer in self.heads:
+            raise BadModel(f"{self._name}: block {leaf.layer} attends more than once, so its heads have no one number")
+        else:
+            self.heads[leaf.layer] = self._filled(gave.sum(-1))
+            self.keys[leaf.layer] = self._filled(_by_key(reading, slope, self._fed))
+
+    def by_head(self) -> Tensor:
+        """[A, H] what each head gave."""
+        return self._stacked(self.heads, ())
+
+    def by_key(self) -> Tensor:
+        """[A, H, K] what it read for it."""
+        return self._stacked(self.keys, (self._fed,))
+
+    def _stacked(self, found: Mapping[int, Tensor], rest: tuple[int, ...]) -> Tensor:
+        nothing = torch.zeros(0, self._wide, *rest, dtype=torch.float64)
+        return torch.stack([found[layer] for layer in sorted(found)]) if found else nothing
+
+    def _filled(self, gave: Tensor) -> Tensor:
+        """The same with nothing for heads that a block does not have."""
+        return torch.cat([gave, gave.new_zeros(self._wide - len(gave), *gave.shape[1:])])
+
+
+def _missing(anatomy: Anatomy, what: str, share: float) -> str:
+    name = type(anatomy.model).__name__
+    if in_force(anatomy):
+        return (
+            f"the parts of {name} miss {what} by {share:.1%} of the largest of them: an intervention puts something "
+            "into the residual stream that no part wrote; cut edges, heads or MLPs (lp.knock_out, lp.ablate) instead"
+        )
+    return (
+        f"the parts of {name} miss {what} by {share:.1%} of the largest of them: something that no part wrote is in "
+        "its residual stream, so no logit can be split; lp.attribute explains it still"
+    )
+
+
+def _slopes(anatomy: Anatomy, parts: Parts, ids: Sequence[int]) -> tuple[float, list[Tensor | None], float | None]:
     """The logit (or the difference), its slope at each leaf, and what it is behind a cap where the model has one."""
     assert parts.logits is not None and parts.scores is not None
+    if bool((parts.logits[list(ids)] <= torch.finfo(parts.logits.dtype).min / 2).any()):
+        raise BadInput("the model rules this word out, whatever its parts say (it never says a picture's tokens, say)")
     final = _value(parts.logits, ids)
     for value in (final, _value(parts.scores, ids)):
         if not value.requires_grad:
@@ -115,8 +166,8 @@ def _slopes(name: str, parts: Parts, ids: Sequence[int]) -> tuple[float, list[Te
             capped = None if value is final else float(final.detach())
             return float(value.detach()), list(slopes), capped
     raise BadModel(
-        f"the residual stream of {name} is no sum of its parts: what becomes of one depends on others, so no logit can "
-        "be split; lp.attribute(vlm, trace) explains it still"
+        f"the residual stream of {type(anatomy.model).__name__} is no sum of its parts: what becomes of one depends on "
+        "others, so no logit can be split; lp.attribute explains it still"
     )
 
 
@@ -126,15 +177,6 @@ def _value(logits: Tensor, ids: Sequence[int]) -> Tensor:
     return chosen[0] - chosen[1:].sum()
 
 
-def _may_be_unused(name: str, leaf: Leaf) -> None:
-    """Refuse a part of attention that reaches the logit by no way that we see; others may feed a part beside them."""
-    if leaf.kind in ("heads", "attention"):
-        raise BadModel(
-            f"what {type(leaf.module).__name__} of block {leaf.layer} gives is made into something else before it is "
-            f"added to the residual stream of {name}, so no logit can be split"
-        )
-
-
 def _by_key(reading: Reading, slope: Tensor, fed: int) -> Tensor:
     """[H, K] what each head gave from each position: A_k (v_k · slope)."""
     groups = len(slope) // len(reading.values)
@@ -142,8 +184,3 @@ def _by_key(reading: Reading, slope: Tensor, fed: int) -> Tensor:
     worth = torch.einsum("ngd,nkd->ngk", slope.to(exact).unflatten(0, (-1, groups)), reading.values.to(exact))
     gave = (worth.flatten(0, 1) * reading.weights.to(exact)).double().cpu()
     return torch.nn.functional.pad(gave, (reading.first, fed - reading.first - gave.shape[1]))
-
-
-def _filled(gave: Tensor, heads: int) -> Tensor:
-    """The same with nothing for heads that a block does not have."""
-    return torch.cat([gave, gave.new_zeros(heads - len(gave), *gave.shape[1:])])

@@ -68,7 +68,7 @@ def rule_of(module: nn.Module, like: Tensor) -> Rule | None:
     probe = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(like)
     nothing = compute(torch.zeros_like(probe))
     plain = next(module.parameters(), None) is None and width > 1 and not nothing.any()
-    if plain and _same(compute(probe[1:2, : width // 2]), compute(probe)[1:2, : width // 2]):
+    if plain and _apart(compute, probe):
         return Rule()
     probe = probe * _LONG
     value = compute(probe)
@@ -79,6 +79,13 @@ def rule_of(module: nn.Module, like: Tensor) -> Rule | None:
     factor = factor / factor.norm(dim=-1, keepdim=True)
     alike = _same(factor[:1], factor[1:2])
     return Rule(True, centred, nothing[0] if nothing.any() else None) if alike else None
+
+
+def _apart(compute: Callable[[Tensor], Tensor], probe: Tensor) -> bool:
+    """Whether each half of a row that comes out depends on that half of this row alone."""
+    first = torch.arange(probe.shape[1], device=probe.device) < probe.shape[1] // 2
+    row, value = probe[1:2], compute(probe)[1:2]
+    return all(_same(compute(torch.where(half, row, _LONG * row))[:, half], value[:, half]) for half in (first, ~first))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
