@@ -27,7 +27,7 @@ from torch.autograd.graph import Node
 
 from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.rules import Rules
+from llava_probe.attribution.engine.rules import ModuleRules
 from llava_probe.attribution.engine.target import Task
 from llava_probe.border import checked
 from llava_probe.errors import BadModel
@@ -164,7 +164,7 @@ class _Ruled:
     """Gives modules that no graph can tell their own rule."""
 
     def __init__(self) -> None:
-        self._rules = Rules()
+        self._rules = ModuleRules()
 
     def applied(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """``output`` with the gradient that the module's rule gives it, where it has one."""

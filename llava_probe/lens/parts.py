@@ -27,7 +27,7 @@ from llava_probe.attribution.engine.target import continued, prompt_of, targets,
 from llava_probe.border import checked
 from llava_probe.errors import BadInput, BadModel, NotANumber, OutOfRange
 from llava_probe.inside.passes import alone_with, in_force, visiting
-from llava_probe.lens.parts_pass import Parts
+from llava_probe.lens.parts_pass import PartsPass
 from llava_probe.lens.parts_sum import split_of
 from llava_probe.lens.written import Written
 from llava_probe.model import VLM
@@ -113,13 +113,13 @@ def _asked(
     return step, [said.id, other], told
 
 
-def _pass(vlm: VLM, trace: Trace, answer: tuple[int, ...]) -> Parts:
+def _pass(vlm: VLM, trace: Trace, answer: tuple[int, ...]) -> PartsPass:
     """One pass over the prompt and the answer up to its last token, split into its parts."""
     inputs = dict(continued(vlm, trace, [answer])[0].inputs)
     if "logits_to_keep" in inputs:
         inputs["logits_to_keep"] = 1
     middle = range(FIRST_LAYER, vlm.anatomy.layers)
-    parts = Parts(vlm.anatomy, middle, [0, *visual_positions(trace)])
+    parts = PartsPass(vlm.anatomy, middle, [0, *visual_positions(trace)])
     with visiting(vlm.anatomy, parts, prompts=[prompt_of(trace, answer)]), torch.no_grad():
         vlm.model(**inputs)
     if parts.logits is None or parts.scores is None:
@@ -151,7 +151,7 @@ def _sources(trace: Trace) -> tuple[str, ...]:
     return tuple(source(token.position) for token in trace.tokens)
 
 
-def _sinks(trace: Trace, parts: Parts) -> tuple[int, ...]:
+def _sinks(trace: Trace, parts: PartsPass) -> tuple[int, ...]:
     """Positions of the visual tokens that are massive where the first token is."""
     visual = visual_positions(trace)
     if not parts.states or not visual:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_probe.attribution.engine.rules import Rules, is_small
+from llava_probe.attribution.engine.rules import ModuleRules, is_small
 from llava_probe.errors import BadModel
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor
@@ -45,7 +45,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class HeadsRead:
     """What the heads of one block read at that row.
 
     Attributes:
@@ -58,7 +58,7 @@ class Reading:
     first: int
 
 
-class Parts(Visitor):
+class PartsPass(Visitor):
     """Comes with one pass over one sequence, whose last row predicts the token.
 
     Attributes:
@@ -75,14 +75,14 @@ class Parts(Visitor):
     changes = True
 
     def __init__(self, anatomy: Anatomy, layers: Sequence[int] = (), places: Sequence[int] = ()) -> None:
-        self._anatomy, self._rules = anatomy, Rules()
+        self._anatomy, self._rules = anatomy, ModuleRules()
         self._kept, self._places = frozenset(layers), list(places)
-        self._parts = dict(parts_of(anatomy.decoder))
+        self._parts = dict(writers_of(anatomy.decoder))
         self._blocks = {
             module: layer for layer, block in enumerate(anatomy.decoder.blocks) for module in block.modules()
         }
         self.leaves: list[Leaf] = []
-        self.readings: list[Reading | None] = []
+        self.readings: list[HeadsRead | None] = []
         self.states: dict[int, Tensor] = {}
         self.scores: Tensor | None = None
         self.logits: Tensor | None = None
@@ -124,7 +124,7 @@ class Parts(Visitor):
         if output is None or call.unread or not torch.is_grad_enabled():
             return None
         last = torch.tensor([call.queries - 1], device=call.device)
-        read = Reading(call.rows(last)[0, :, 0].detach(), call.value[0].detach(), call.first_key)
+        read = HeadsRead(call.rows(last)[0, :, 0].detach(), call.value[0].detach(), call.first_key)
         return self._leaf(output, call.layer, "heads", call.module, read)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -163,7 +163,7 @@ class Parts(Visitor):
         return _Row.apply(output, leaf)  # type: ignore[no-any-return, no-untyped-call]
 
     def _leaf(
-        self, value: Tensor, layer: int, kind: str, module: nn.Module | None = None, read: Reading | None = None
+        self, value: Tensor, layer: int, kind: str, module: nn.Module | None = None, read: HeadsRead | None = None
     ) -> Tensor:
         """``value`` with its last row as a leaf of the graph, and the rest outside it."""
         value = value.detach()
@@ -171,7 +171,7 @@ class Parts(Visitor):
         self._note(Leaf(layer, kind, leaf, module), read)
         return _Row.apply(value, leaf)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _note(self, leaf: Leaf, read: Reading | None = None) -> None:
+    def _note(self, leaf: Leaf, read: HeadsRead | None = None) -> None:
         self.leaves.append(leaf)
         self.readings.append(read)
 
@@ -183,7 +183,7 @@ class Parts(Visitor):
 # --- which modules are parts ---
 
 
-def parts_of(stack: Stack) -> Iterator[tuple[nn.Module, tuple[int, str]]]:
+def writers_of(stack: Stack) -> Iterator[tuple[nn.Module, tuple[int, str]]]:
     """Each module of the blocks that writes into the residual stream, its block and its kind."""
     for layer, block in enumerate(stack.blocks):
         for module in _within(block, stack):

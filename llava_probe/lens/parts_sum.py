@@ -16,7 +16,7 @@ from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import Anatomy
 from llava_probe.inside.passes import in_force
 from llava_probe.inside.tolerance import SUMS
-from llava_probe.lens.parts_pass import Leaf, Parts, Reading
+from llava_probe.lens.parts_pass import HeadsRead, Leaf, PartsPass
 
 #: What a leaf that has no heads counts as.
 _COUNTS = {"mlp": "mlp", "other": "other", "attention": "other", "bias": "biases"}
@@ -39,7 +39,7 @@ class Split:
     residual: float
 
 
-def split_of(anatomy: Anatomy, parts: Parts, ids: Sequence[int], fed: int) -> Split:
+def split_of(anatomy: Anatomy, parts: PartsPass, ids: Sequence[int], fed: int) -> Split:
     """Split a logit, or the difference of two.
 
     Args:
@@ -99,7 +99,7 @@ class _Shares:
         }
         self.kinds: dict[int, str] = {}
 
-    def add(self, leaf: Leaf, slope: Tensor | None, reading: Reading | None) -> None:
+    def add(self, leaf: Leaf, slope: Tensor | None, reading: HeadsRead | None) -> None:
         """One part's share; one without a slope feeds another part and not the residual stream."""
         if slope is None:
             if leaf.kind in ("heads", "attention") and not self.changed:
@@ -151,7 +151,7 @@ def _missing(anatomy: Anatomy, what: str, share: float) -> str:
     )
 
 
-def _slopes(anatomy: Anatomy, parts: Parts, ids: Sequence[int]) -> tuple[float, list[Tensor | None], float | None]:
+def _slopes(anatomy: Anatomy, parts: PartsPass, ids: Sequence[int]) -> tuple[float, list[Tensor | None], float | None]:
     """The logit (or the difference), its slope at each leaf, and what it is behind a cap where the model has one."""
     assert parts.logits is not None and parts.scores is not None
     if bool((parts.logits[list(ids)] <= torch.finfo(parts.logits.dtype).min / 2).any()):
@@ -177,7 +177,7 @@ def _value(logits: Tensor, ids: Sequence[int]) -> Tensor:
     return chosen[0] - chosen[1:].sum()
 
 
-def _by_key(reading: Reading, slope: Tensor, fed: int) -> Tensor:
+def _by_key(reading: HeadsRead, slope: Tensor, fed: int) -> Tensor:
     """[H, K] what each head gave from each position: A_k (v_k · slope)."""
     groups = len(slope) // len(reading.values)
     exact = torch.promote_types(slope.dtype, torch.float32)

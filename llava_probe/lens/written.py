@@ -23,7 +23,7 @@ SOURCES = ("image", "question", "template", "first", "answer")
 
 
 @dataclass(frozen=True)
-class Part:
+class WrittenPart:
     """One part and what it gave to the logit.
 
     Attributes:
@@ -154,7 +154,7 @@ class Written(Tabular):
             self.images[image],
             (self.token,),
             "written",
-            marked=marked,
+            marked=marked if self.sinks else None,
             about={
                 "unit": "logit, by what was read",
                 "image": image % len(self.images),
@@ -168,18 +168,18 @@ class Written(Tabular):
             text_tokens=others,
         )
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[WrittenPart, ...]:
         """Every part, in the order in which they wrote."""
         rows = {layer: self.heads[row].tolist() for row, layer in enumerate(self.layers)}
-        found = [Part("embedding", None, None, self.embedding)]
+        found = [WrittenPart("embedding", None, None, self.embedding)]
         for layer, (mlp, other, bias) in enumerate(zip(self.mlp, self.other, self.biases, strict=False)):
-            found += [Part("head", layer, head, value) for head, value in enumerate(rows.get(layer, []))]
+            found += [WrittenPart("head", layer, head, value) for head, value in enumerate(rows.get(layer, []))]
             each = {"other": float(other), "mlp": float(mlp), "bias": float(bias)}
-            found += [Part(kind, layer, None, value) for kind, value in each.items() if value]
+            found += [WrittenPart(kind, layer, None, value) for kind, value in each.items() if value]
         behind = float(self.biases[-1])
-        return (*found, Part("bias", None, None, behind)) if behind else tuple(found)
+        return (*found, WrittenPart("bias", None, None, behind)) if behind else tuple(found)
 
-    def top(self, k: Count = 10) -> tuple[Part, ...]:
+    def top(self, k: Count = 10) -> tuple[WrittenPart, ...]:
         """The ``k`` parts that gave most, for the word or against it."""
         return tuple(sorted(self.parts(), key=lambda part: -abs(part.value))[:k])
 
@@ -250,7 +250,7 @@ class Written(Tabular):
         }
         return Table(lines)
 
-    def _sources(self, part: Part) -> dict[str, float]:
+    def _sources(self, part: WrittenPart) -> dict[str, float]:
         if part.head is None or part.layer is None:
             return dict.fromkeys((*SOURCES, "sinks"), 0.0)
         at = self.layers.index(part.layer), part.head

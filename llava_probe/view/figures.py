@@ -15,6 +15,7 @@ from llava_probe.view.map_figures import compare, head_maps, maps
 from llava_probe.view.probe_figures import confusion, probes
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
 from llava_probe.view.trace_figures import confidence, tokens
+from llava_probe.view.written_figures import written, written_from
 
 __all__ = [
     "attribution_patching",
@@ -34,6 +35,8 @@ __all__ = [
     "probes",
     "save",
     "tokens",
+    "written",
+    "written_from",
 ]
 
 

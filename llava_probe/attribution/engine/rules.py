@@ -1,6 +1,6 @@
 """What a module without parts does, told from what it does to a probe: a norm, an activation, or neither.
 
-    rule = Rules().of(module, args, output)     # y = x ⊙ c + rest, where c may depend on x; None where it is no such
+    rule = ModuleRules().of(module, args, output)  # y = x ⊙ c + rest, c of x; None where it is no such thing
 
 No class is named: RMSNorm, LayerNorm and their relatives are recognised in every family by how they behave.
 """
@@ -19,7 +19,7 @@ _LONG, _ALIKE = 64.0, 0.05
 
 
 @dataclass(frozen=True)
-class Rule:
+class ModuleRule:
     """What a module without parts does: y = x ⊙ c + rest, where c may depend on x.
 
     Attributes:
@@ -33,13 +33,13 @@ class Rule:
     rest: Tensor | None = None
 
 
-class Rules:
+class ModuleRules:
     """The rules of modules that no graph can tell, each told once."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, int], Rule | None] = {}
+        self._found: dict[tuple[int, int], ModuleRule | None] = {}
 
-    def of(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Rule | None:
+    def of(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> ModuleRule | None:
         """The rule of a module that was given ``args`` and gave ``output``, where it has one and a graph goes on."""
         x = args[0] if len(args) == 1 else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not output.requires_grad:
@@ -61,7 +61,7 @@ def is_small(module: nn.Module, width: int | None = None) -> bool:
     )
 
 
-def rule_of(module: nn.Module, like: Tensor) -> Rule | None:
+def rule_of(module: nn.Module, like: Tensor) -> ModuleRule | None:
     """The rule of an activation of single numbers or of a norm; None for anything else."""
     compute: Callable[[Tensor], Tensor] = module.forward
     width = like.shape[-1]
@@ -69,7 +69,7 @@ def rule_of(module: nn.Module, like: Tensor) -> Rule | None:
     nothing = compute(torch.zeros_like(probe))
     plain = next(module.parameters(), None) is None and width > 1 and not nothing.any()
     if plain and _apart(compute, probe):
-        return Rule()
+        return ModuleRule()
     probe = probe * _LONG
     value = compute(probe)
     if not _same(compute(2 * probe), value) or not _same(compute(probe[1:2]), value[1:2]):
@@ -78,7 +78,7 @@ def rule_of(module: nn.Module, like: Tensor) -> Rule | None:
     factor = (value - nothing) / (probe - probe.mean(-1, keepdim=True) if centred else probe)
     factor = factor / factor.norm(dim=-1, keepdim=True)
     alike = _same(factor[:1], factor[1:2])
-    return Rule(True, centred, nothing[0] if nothing.any() else None) if alike else None
+    return ModuleRule(True, centred, nothing[0] if nothing.any() else None) if alike else None
 
 
 def _apart(compute: Callable[[Tensor], Tensor], probe: Tensor) -> bool:
