@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models written notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -117,6 +117,10 @@ leaderboard-smol: $(VENV)/.dev
 # Which findings hold on both models that ship, on 40 held-out scenes of each kind: half an hour on two cores.
 two-models: $(VENV)/.dev
 	$(BIN)/python figures/two_models.py
+
+# Which parts of the tiny model write a colour, and whether they read it off the object, on 200 held-out scenes.
+written: $(VENV)/.dev
+	$(BIN)/python figures/written_by.py
 
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev
