@@ -105,7 +105,7 @@ def _asked(
         weighed = targets(vlm, trace, [words[0]], contrast)[0][0]
         other, told = next(term.token for term in weighed.terms if term.sign < 0), contrast.strip()
     elif 0 <= contrast < vlm.anatomy.vocabulary:
-        other, told = contrast, vlm.processor.tokenizer.decode([contrast]).strip()
+        other, told = contrast, vlm.processor.tokenizer.decode([contrast]).strip() or f"id {contrast}"
     else:
         raise OutOfRange(f"contrast={contrast} is no token: this model has ids 0 to {vlm.anatomy.vocabulary - 1}")
     if other == said.id:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import Anatomy
@@ -58,13 +58,16 @@ def split_of(anatomy: Anatomy, parts: PartsPass, ids: Sequence[int], fed: int) -
     heads, keys = found.by_head(), found.by_key()  # [A, H], [A, H, K]
     everything = torch.cat([torch.tensor([found.embedding]), heads.flatten(), *found.sums.values()])
     scale = max(abs(logit), float(everything.abs().max()))
-    off = (keys.sum(-1) - heads).abs() / scale
-    if found.changed:
-        keys[off > SUMS[anatomy.model.dtype]] = 0.0
-        off[off > SUMS[anatomy.model.dtype]] = 0.0
-    missed = {"the logit": abs(float(everything.sum()) - logit) / scale, "what heads give": float(off.sum())}
+    rounding = SUMS[anatomy.model.dtype]
+    off = (keys.sum(-1) - heads).abs() / scale  # [A, H]
+    if found.changed:  # a head in whose place something was put read nothing of it
+        keys[off > rounding], off[off > rounding] = 0.0, 0.0
+    missed = {
+        "the logit": abs(float(everything.sum()) - logit) / scale,
+        "what a head gives": max(off.flatten().tolist(), default=0.0),
+    }
     for what, share in missed.items():
-        if not share <= SUMS[anatomy.model.dtype]:
+        if not share <= rounding:
             raise BadModel(_missing(anatomy, what, share))
     return Split(
         logit=logit,
@@ -183,4 +186,4 @@ def _by_key(reading: HeadsRead, slope: Tensor, fed: int) -> Tensor:
     exact = torch.promote_types(slope.dtype, torch.float32)
     worth = torch.einsum("ngd,nkd->ngk", slope.to(exact).unflatten(0, (-1, groups)), reading.values.to(exact))
     gave = (worth.flatten(0, 1) * reading.weights.to(exact)).double().cpu()
-    return torch.nn.functional.pad(gave, (reading.first, fed - reading.first - gave.shape[1]))
+    return nn.functional.pad(gave, (reading.first, fed - reading.first - gave.shape[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -122,15 +123,13 @@ class Written(Tabular):
         Raises:
             BadInput: there is no such source.
         """
-        if name == "sinks":
-            return self.keys[..., list(self.sinks)].sum(-1)
-        if name not in SOURCES:
+        if name not in self._by_source:
             raise BadInput(f"what heads read is one of {', '.join(SOURCES)} or sinks; got {name!r}")
-        return self.keys[..., [place for place, source in enumerate(self.sources) if source == name]].sum(-1)
+        return self._by_source[name]
 
     def read(self) -> dict[str, float]:
         """What all heads together gave from each of ``SOURCES``, and from sinks, which count in the image's too."""
-        return {name: float(self.part(name).sum()) for name in (*SOURCES, "sinks")}
+        return {name: float(gave.sum()) for name, gave in self._by_source.items()}
 
     def map(self, layer: int | None = None, head: int | None = None, image: int = 0) -> ImageMap:
         """What heads read off a picture, visual token by visual token, signed: sums to their part of it.
@@ -201,11 +200,17 @@ class Written(Tabular):
             "embedding": self.embedding,
             "layers": list(self.layers),
             **{name: getattr(self, name).tolist() for name in ("heads", "mlp", "other", "biases")},
-            **{name: self.part(name).tolist() for name in (*SOURCES, "sinks")},
+            **{name: gave.tolist() for name, gave in self._by_source.items()},
             "residual": self.residual,
         }
 
     # --- details ---
+
+    @cached_property
+    def _by_source(self) -> dict[str, Tensor]:
+        """[A, H] what each head gave from each of ``SOURCES``, and from sinks."""
+        places = {name: [place for place, own in enumerate(self.sources) if own == name] for name in SOURCES}
+        return {name: self.keys[..., own].sum(-1) for name, own in (places | {"sinks": list(self.sinks)}).items()}
 
     def _repr_html_(self) -> str:
         return self._table(10).html(
@@ -222,14 +227,12 @@ class Written(Tabular):
         return list(rows), slice(None) if head is None else [head % width] * len(rows)
 
     def _table(self, k: int) -> Table:
-        top = self.top(k)
+        top, everything, count = self.top(k), self.read(), len(self.parts())
         rows = [(str(part), part.value, self._sources(part)) for part in top]
-        everything = self.read()
-        sums = [(name, self.logit, everything) for name in (f"all {len(self.parts())} parts",)]
         left = self.logit - sum(part.value for part in top)
-        rest = {name: everything[name] - sum(read[name] for _, _, read in rows) for name in everything}
-        shown = [*rows, ("the rest", left, rest), *sums] if len(top) < len(self.parts()) else [*rows, *sums]
-        return self._lines(shown)
+        rest = {name: value - sum(read[name] for _, _, read in rows) for name, value in everything.items()}
+        others = [("the rest", left, rest)] if len(top) < count else []
+        return self._lines([*rows, *others, (f"all {count} parts", self.logit, everything)])
 
     def _columns(self) -> Table:
         """A line for each part."""
@@ -242,7 +245,7 @@ class Written(Tabular):
         return Table(numbers | self._lines([(str(part), part.value, self._sources(part)) for part in parts]).data)
 
     def _lines(self, rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Table:
-        names = [name for name in (*SOURCES, "sinks") if name != "sinks" or self.sinks]
+        names = [name for name in self._by_source if name != "sinks" or self.sinks]
         lines: dict[str, list[Any]] = {
             "part": [name for name, _, _ in rows],
             "logit": [value for _, value, _ in rows],
@@ -252,6 +255,6 @@ class Written(Tabular):
 
     def _sources(self, part: WrittenPart) -> dict[str, float]:
         if part.head is None or part.layer is None:
-            return dict.fromkeys((*SOURCES, "sinks"), 0.0)
+            return dict.fromkeys(self._by_source, 0.0)
         at = self.layers.index(part.layer), part.head
-        return {name: float(self.part(name)[at]) for name in (*SOURCES, "sinks")}
+        return {name: float(gave[at]) for name, gave in self._by_source.items()}

@@ -290,6 +290,7 @@ NORMS = {
     "Gemma3RMSNorm": Gemma3RMSNorm(16),
     "Cohere2LayerNorm": Cohere2LayerNorm(16),
     "Llama4TextL2Norm": Llama4TextL2Norm(),
+    "RMSNorm without weights": nn.RMSNorm(16, elementwise_affine=False),
 }
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "tanh", "mish")
 
@@ -302,6 +303,7 @@ def test_a_norm_is_told_by_what_it_does(name, dtype):
         nn.init.normal_(weight)
     rule = rule_of(norm, torch.randn(1, 3, 16, dtype=dtype))
     assert rule is not None
+    assert rule.norm
     assert rule.centred == name.endswith("LayerNorm")
     assert (rule.rest is not None) == (name == "LayerNorm")
 
@@ -327,7 +329,9 @@ def test_a_norm_is_a_linear_layer_once_its_length_is_known(name):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_told_by_what_it_does(name):
-    assert rule_of(ACT2FN[name], torch.randn(1, 3, 16)) is not None
+    rule = rule_of(ACT2FN[name], torch.randn(1, 3, 16))
+    assert rule is not None
+    assert not rule.norm
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,25 @@ def test_each_position_is_read_from_one_source(vlm, trace):
     torch.testing.assert_close(summed, written.keys.sum(-1))
 
 
+def test_a_member_of_a_batch_is_split_as_it_is_alone(vlm, tmp_path):
+    """From a file too: the prompt of the member is prepared again."""
+    asked_for = [(photo(), "what is this"), (photo(seed=1), "what is the text on the stop sign")]
+    member = vlm.generate_batch(asked_for, max_new_tokens=3, capture=LEAN)[0]
+    alone = vlm.generate(*asked_for[0], max_new_tokens=3, capture=LEAN)
+    kept = lp.Trace.load(member.save(tmp_path / "member.trace"))
+    for trace in (member, kept):
+        written = lp.written_by(vlm, trace, -1)
+        torch.testing.assert_close(written.keys, lp.written_by(vlm, alone, -1).keys)
+        assert written.logit == pytest.approx(float(member.logits[-1, written.token.id]), abs=1e-4)
+
+
+def test_beams_are_split_along_what_they_said(vlm):
+    trace = vlm.generate(photo(), "what is this", max_new_tokens=4, num_beams=3, num_return_sequences=2, capture=LEAN)
+    for each in (trace, *trace.alternatives):
+        written = lp.written_by(vlm, each, -1)
+        assert written.logit == pytest.approx(float(each.logits[-1, written.token.id]), abs=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_parts_sum_in_half_precision_within_its_rounding(dtype):
     vlm = lp.VLM(random_llava().to(dtype), llava_processor())
@@ -269,6 +288,18 @@ def test_a_head_whose_output_is_anothers_read_nothing(vlm, trace):
 def test_what_no_part_wrote_is_refused(vlm, trace):
     with lp.steer(vlm, torch.ones(64), layers=[2]), pytest.raises(lp.BadModel, match="that no part wrote"):
         lp.written_by(vlm, trace, asked(trace))
+
+
+def test_a_stream_that_is_mixed_by_what_is_in_it_is_refused_though_its_slopes_sum_up(random_vlm):
+    """Scaled by its own direction it is still homogeneous, so leaves times slopes give the logit (Euler), wrongly."""
+
+    def mix(_module, _args, output):
+        return output * (1 + output[..., :1] / output.norm(dim=-1, keepdim=True))
+
+    random_vlm.model.model.language_model.layers[1].register_forward_hook(mix)
+    trace = random_vlm.generate(photo(), prompt=PROMPT, max_new_tokens=1, capture=LEAN)
+    with pytest.raises(lp.BadModel, match="no sum of its parts"):
+        lp.written_by(random_vlm, trace, -1)
 
 
 def test_nothing_is_left_of_it(vlm, trace):
