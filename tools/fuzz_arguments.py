@@ -358,6 +358,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "HeadShares.table": (w["heads"].table, {"k": 3, "of": "image", "row": 0}),
         "HeadShares.part": (w["heads"].part, {"name": "image"}),
         "HeadShares.share": (w["heads"].share, {"name": "image", "row": 0}),
+        "Written.part": (w["written"].part, {"name": "image"}),
+        "Written.map": (w["written"].map, {"layer": 1, "head": 0, "image": 0}),
+        "Written.top": (w["written"].top, {"k": 3}),
+        "Written.table": (w["written"].table, {"k": 3}),
         "Features[...]": (w["features"].__getitem__, {"key": ("layer_1", "text")}),
         "Features.numpy": (w["features"].numpy, {"what": "layer_1", "position": "last_prompt", "rows": [0]}),
         "Features.batches": (_used_up(w["features"].batches), {"what": "layer_1", "position": "last_prompt",
@@ -402,7 +406,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         attributing["tokens"] = [trace.prompt_length]
         each[f"lp.attribute, {name}"] = lp.attribute, {**attributing, "method": name, **options}
     whole = (trace, m, w["layout"], w["confidence"], w["heads"], w["sinks"], w["probe"], w["ragged"], w["case"],
-             w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
+             w["written"], w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
              w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
     for value in whole:
         assert is_dataclass(value)
