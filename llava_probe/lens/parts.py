@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 
 from llava_probe.analyzers.sinks import FIRST_LAYER, massive
-from llava_probe.attribution.engine.forward import frozen
+from llava_probe.attribution.engine.forward import UncutProjections, frozen
 from llava_probe.attribution.engine.target import continued, prompt_of, targets, visual_positions, warn_of_another
 from llava_probe.border import checked
 from llava_probe.errors import BadInput, BadModel, NotANumber, OutOfRange
@@ -120,7 +120,8 @@ def _pass(vlm: VLM, trace: Trace, answer: tuple[int, ...]) -> PartsPass:
         inputs["logits_to_keep"] = 1
     middle = range(FIRST_LAYER, vlm.anatomy.layers)
     parts = PartsPass(vlm.anatomy, middle, [0, *visual_positions(trace)])
-    with visiting(vlm.anatomy, parts, prompts=[prompt_of(trace, answer)]), torch.no_grad():
+    uncut, prompt = UncutProjections(), prompt_of(trace, answer)
+    with visiting(vlm.anatomy, parts, uncut, prompts=[prompt]), torch.no_grad():
         vlm.model(**inputs)
     if parts.logits is None or parts.scores is None:
         raise BadModel(f"{type(vlm.anatomy.model).__name__} gives its logits past its output embedding")

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from llava_probe.attribution.engine.rules import ModuleRules, is_small
 from llava_probe.errors import BadModel
+from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Others, Visitor
 from llava_probe.inside.rows import Call
+
+_CUT = "no slope comes back from {}'s {}, so no logit can be split; load the model unquantised"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,8 @@ class PartsPass(Visitor):
         elif isinstance(output, Tensor) and output.requires_grad:
             output = self._beside(module, args, output)
         if module is self._head:
+            if seam.is_cut(output):
+                raise BadModel(_CUT.format(type(module).__module__.split(".")[0], type(module).__name__))
             self.scores = output[0, -1]
         return output
 

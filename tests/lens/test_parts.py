@@ -248,6 +248,20 @@ def test_an_adapter_counts_as_the_weights_that_it_is_merged_into():
     torch.testing.assert_close(written.mlp, plain.mlp, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [("o_proj", "lets no gradient"), ("lm_head", "no slope comes back")],
+    ids=["of attention", "of the vocabulary"],
+)
+def test_projections_without_a_slope_are_refused(random_vlm, part, sentence):
+    trace = random_vlm.generate(photo(), prompt=PROMPT, max_new_tokens=1, capture=LEAN)
+    names = {name for name, _ in random_vlm.model.named_modules() if name.rpartition(".")[2] == part}
+    model = torch.ao.quantization.quantize_dynamic(random_vlm.model, names, dtype=torch.qint8)
+    with pytest.raises(lp.BadModel, match=sentence):
+        lp.written_by(lp.VLM(model, random_vlm.processor), trace, -1)
+
+
 def test_sinks_are_named(random_vlm):
     """Massive in one dimension, as the first token is: planted behind the second block."""
     places = [0, 7, 20]
