@@ -115,6 +115,11 @@ class PartsPass(Visitor):
             self.states[layer] = hidden[0, self._places].detach()
         if layer:
             return None
+        if any(seam.recomputes(block) for block in stack.blocks):
+            raise BadModel(
+                "gradient checkpointing computes blocks again when nobody splits them any more; call "
+                "model.gradient_checkpointing_disable(), or model.eval()"
+            )
         torch.set_grad_enabled(True)  # until the context of the pass ends
         return self._leaf(hidden, -1, "embedding")
 

@@ -262,6 +262,17 @@ def test_projections_without_a_slope_are_refused(random_vlm, part, sentence):
         lp.written_by(lp.VLM(model, random_vlm.processor), trace, -1)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_that_are_computed_again_are_refused(random_vlm):
+    trace = random_vlm.generate(photo(), prompt=PROMPT, max_new_tokens=1, capture=LEAN)
+    random_vlm.model.gradient_checkpointing_enable()
+    random_vlm.model.train()
+    with pytest.raises(lp.BadModel, match="gradient checkpointing"):
+        lp.written_by(random_vlm, trace, -1)
+    random_vlm.model.eval()
+    assert lp.written_by(random_vlm, trace, -1).residual < SUMS[torch.float32]
+
+
 def test_sinks_are_named(random_vlm):
     """Massive in one dimension, as the first token is: planted behind the second block."""
     places = [0, 7, 20]
