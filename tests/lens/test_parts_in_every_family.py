@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 
 import llava_probe as lp
 from llava_probe.inside.tolerance import SUMS
 from tests import zoo
-from tests.models import photo
+from tests.attribution.test_every_family import asked
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,13 +28,6 @@ OTHERS = {
 
 #: A token of an answer that stands for a picture where it is read again.
 FIRST = ("ovis2",)
-
-
-@cache
-def asked(name: str) -> lp.Trace:
-    return zoo.vlm(name).generate(
-        photo(96, 64), "What is this?", max_new_tokens=2, capture=lp.Capture(hidden_states=False, attention=False)
-    )
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
