@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models signals lens notebooks
+.PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol benchmark figures leaderboard interventions leaderboard-smol two-models signals lens written notebooks
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-probe demo
@@ -126,6 +126,10 @@ signals: $(VENV)/.dev
 # What lenses read at the patches of objects in the tiny model, on 300 held-out scenes: some minutes on two cores.
 lens: $(VENV)/.dev
 	$(BIN)/python figures/lens.py
+
+# Which parts of the tiny model write a colour, and whether they read it off the object, on 200 held-out scenes.
+written: $(VENV)/.dev
+	$(BIN)/python figures/written_by.py
 
 # Run the notebooks again and keep their outputs.
 notebooks: $(VENV)/.dev

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.layout.family_table import families as families
     from llava_probe.lens.bank import WordBank as WordBank
     from llava_probe.lens.fit import fit_lens as fit_lens
+    from llava_probe.lens.parts import written_by as written_by
     from llava_probe.lens.tuned import TunedLens as TunedLens
     from llava_probe.lens.word_bank import word_bank as word_bank
     from llava_probe.loading import load as load
@@ -109,6 +110,7 @@ _NAMES = {
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
     "attribute": "attribution",
+    "written_by": "lens.parts",
     "METHODS": "attribution",
     "extract": "features.extract",
     "Cluster": "features.engines",

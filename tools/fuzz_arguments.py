@@ -163,6 +163,7 @@ def world() -> dict[str, Any]:
         "bank": bank, "nearest": bank.words(trace, layer=1),
         "rows": rows[:1], "features": features, "sweep": sweep, "key": key, "probe": sweep.probe(*key),
         "confidence": lp.confidence(trace), "heads": lp.heads(trace), "sinks": lp.sinks(trace),
+        "written": lp.written_by(vlm, trace),
         "case": next(iter(evaluate.tiny_cases([34]))), "layout": trace.layouts[0],
         "hidden": trace.hidden(layer=1, at=lp.LAST), "ragged": features["layer_1", "text"],
         "found": find_heads(vlm, [(scene.image, "What?")], validation=0.0), "agreement": evaluate.agreement({"a": m}),
@@ -203,6 +204,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                     "reduce": "mean"}),
         "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST, "mask": mask, "image": 0}),
         "lp.sinks": (lp.sinks, {"trace": trace, "image": 0, "threshold": 20.0}),
+        "lp.written_by": (lp.written_by, {"vlm": vlm, "trace": trace, "token": -1, "contrast": "red"}),
         "lp.knock_out": (_entered(lp.knock_out), {"vlm": vlm, "keys": "image", "queries": "last", "layers": [0],
                                                    "heads": [0], "uniform": False, "phase": "both",
                                                    "allow_nothing": False}),
@@ -377,6 +379,9 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.tuned_lens": (figures.tuned_lens, {"report": w["tuned_lens"].report, **drawn}),
         "figures.contextual_words": (figures.contextual_words, {
             "found": w["nearest"], "image": 0, "tile": 0, **drawn}),
+        "figures.written": (figures.written, {
+            "written": w["written"], "of": "image", "cmap": "heat", "highest": 1.0, **panel}),
+        "figures.written_from": (figures.written_from, {"written": w["written"], "highest": 1.0, **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
         "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
@@ -417,6 +422,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "HeadShares.table": (w["heads"].table, {"k": 3, "of": "image", "row": 0}),
         "HeadShares.part": (w["heads"].part, {"name": "image"}),
         "HeadShares.share": (w["heads"].share, {"name": "image", "row": 0}),
+        "Written.part": (w["written"].part, {"name": "image"}),
+        "Written.map": (w["written"].map, {"layer": 1, "head": 0, "image": 0}),
+        "Written.top": (w["written"].top, {"k": 3}),
+        "Written.table": (w["written"].table, {"k": 3}),
         "Features[...]": (w["features"].__getitem__, {"key": ("layer_1", "text")}),
         "Features.numpy": (w["features"].numpy, {"what": "layer_1", "position": "last_prompt", "rows": [0]}),
         "Features.batches": (_used_up(w["features"].batches), {"what": "layer_1", "position": "last_prompt",
@@ -461,7 +470,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         attributing["tokens"] = [trace.prompt_length]
         each[f"lp.attribute, {name}"] = lp.attribute, {**attributing, "method": name, **options}
     whole = (trace, m, w["layout"], w["confidence"], w["heads"], w["sinks"], w["probe"], w["ragged"], w["case"],
-             w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
+             w["written"], w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
              w["nearest"], w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
     for value in whole:
         assert is_dataclass(value)

@@ -18,6 +18,7 @@ from llava_probe.view.patch_words import contextual_words
 from llava_probe.view.probe_figures import confusion, probes
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
 from llava_probe.view.trace_figures import confidence, tokens
+from llava_probe.view.written_figures import written, written_from
 
 __all__ = [
     "attribution_patching",
@@ -42,6 +43,8 @@ __all__ = [
     "tokens",
     "tuned_lens",
     "words_on",
+    "written",
+    "written_from",
 ]
 
 

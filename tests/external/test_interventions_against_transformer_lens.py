@@ -113,6 +113,10 @@ def test_the_model_is_the_same(vlm, hooked):
         torch.testing.assert_close(vlm.model(**inputs).logits[0], truth, atol=by_hand.CLOSE, rtol=0)
 
 
+def test_parts_of_a_logit_are_what_is_read_there(vlm, hooked):
+    by_hand.check_parts(vlm, hooked)
+
+
 @pytest.mark.parametrize("name", by_hand.TOKENS)
 def test_tokens_taken_away_are_replaced_where_they_enter(vlm, hooked, name):
     by_hand.check(by_hand.TOKENS[name], vlm, hooked)

@@ -18,6 +18,7 @@ from tests.synthetic import TEXTS, causal, synthetic_trace
 from tests.view.drawn import cut_off, texts
 from tests.view.test_finetune_figures import RUN
 from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
+from tests.view.test_written_figures import made
 
 figures = lp.figures
 
@@ -54,6 +55,8 @@ def drawings(trace):
         "dose_response": (figures.dose_response, (DOSE,)),
         "attribution_patching": (figures.attribution_patching, (PATCHING,)),
         "losses": (figures.losses, (RUN,)),
+        "written": (figures.written, (made(),)),
+        "written_from": (figures.written_from, (made(),)),
     }
 
 
