@@ -64,11 +64,9 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.signals.fits import Calibrator as Calibrator
     from llava_probe.signals.fits import fit_calibrator as fit_calibrator
     from llava_probe.signals.hallucination import SIGNALS as SIGNALS
-    from llava_probe.signals.hallucination import Hallucination as Hallucination
     from llava_probe.signals.hallucination import hallucination as hallucination
     from llava_probe.signals.multiple_choice import multiple_choice as multiple_choice
     from llava_probe.signals.pope import pope as pope
-    from llava_probe.signals.signal_table import SignalTable as SignalTable
     from llava_probe.signals.signal_table import signal_table as signal_table
     from llava_probe.sweeps.attribution_patching import attribution_patching as attribution_patching
     from llava_probe.sweeps.causal_trace import causal_trace as causal_trace
@@ -136,9 +134,7 @@ _NAMES = {
     "information_flow": "sweeps.information_flow",
     "calibration": "signals.calibration",
     "SIGNALS": "signals.hallucination",
-    "Hallucination": "signals.hallucination",
     "hallucination": "signals.hallucination",
-    "SignalTable": "signals.signal_table",
     "signal_table": "signals.signal_table",
     "fit_calibrator": "signals.fits",
     "Calibrator": "signals.fits",
