@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import BadModel, first_line
 from llava_probe.inside import seam
 from llava_probe.inside.anatomy import Anatomy, Stack
 from llava_probe.inside.passes import Visitor, instead, visiting
@@ -56,12 +56,17 @@ class Ending:
         Raises:
             BadModel: states of another form than this model's.
         """
-        (*others, (last, form)), put = self._forms, _Put(self._anatomy, states if normed else None)
-        given = form if normed else _with(form, _shaped(states, _first(form)))
+        put, instead_of = (
+            _Put(self._anatomy, states if normed else None),
+            [_handing_on(form) for _, form in self._forms],
+        )
+        if not normed:
+            form = self._forms[-1][1]
+            given = _with(form, _shaped(states, _first(form)))
+            instead_of[-1] = lambda *_, **__: given
         with ExitStack() as standing, visiting(self._anatomy, put, apart=True):
-            for block, own in others:
-                standing.enter_context(instead(block, _handing_on(own)))
-            standing.enter_context(instead(last, lambda *_, **__: given))
+            for (block, _), give in zip(self._forms, instead_of, strict=True):
+                standing.enter_context(instead(block, give))
             logits = self._run(len(states))
         if logits.shape[:-1] != (1, len(states)):
             raise BadModel(f"{type(self._model).__name__} gives no logits of single states, so a lens cannot read it")
@@ -82,7 +87,11 @@ class Ending:
         with ExitStack() as standing, visiting(self._anatomy, apart=True), torch.no_grad():
             for block in self._anatomy.decoder.blocks:
                 standing.enter_context(instead(block, noted_at(block)))
-            self._run(_SHOWN)
+            try:
+                self._run(_SHOWN)
+            except (TypeError, ValueError) as error:
+                told = f"{type(self._model).__name__} does not run on words alone, so no lens reads its layers"
+                raise BadModel(f"{told} ({first_line(error)})") from error
         return forms
 
     @property
