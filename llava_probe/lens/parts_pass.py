@@ -221,7 +221,7 @@ def _may_be_a_norm(module: nn.Module) -> bool:
 
 
 def _biased(module: nn.Module) -> bool:
-    return isinstance(vars(module).get("_parameters", {}).get("bias"), Tensor)
+    return any(name == "bias" for name, _ in module.named_parameters(recurse=False))
 
 
 def _constant(given: Any) -> Any:

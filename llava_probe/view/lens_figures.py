@@ -10,13 +10,11 @@ Under each stands what a lens does not tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from llava_probe.border import CountFromZero
@@ -24,9 +22,6 @@ from llava_probe.errors import BadInput
 from llava_probe.lens.lens import LENS_LIMITS
 from llava_probe.trace.explained import placed
 from llava_probe.view.canvas import (
-    LINE,
-    Canvas,
-    Host,
     Title,
     Width,
     drawable,
@@ -34,30 +29,16 @@ from llava_probe.view.canvas import (
     hosted,
     inches,
     on_axes,
-    room_of,
     styled,
-    text_width,
-    wrapped,
 )
+from llava_probe.view.patch_words import ABOVE, noted, view_of, write_words
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from llava_probe.arrays import BoolArray, FloatArray
-    from llava_probe.layout import ImageLayout
     from llava_probe.lens.lens import Lens
     from llava_probe.lens.tuned import LensReport
 
-#: Points of a word on a patch: no larger than the rest of a figure, no smaller than a magnifying glass reads.
-_LARGEST, _SMALLEST = 6.5, 2.2
-#: Of a patch's width a word takes so much, and so many of the words are whole; so much white lies over the photograph.
-_FILLED, _WHOLE, _WHITE = 0.94, 0.9, 0.55
-#: The grey of a word that is not sure at all.
-_PALEST = 0.45
 #: What a small divergence does not tell.
 _AGREEMENT = "a small divergence says that layers agree, not that they are right"
-#: Points and colour of what stands under a figure.
-_NOTE, _NOTE_COLOUR = 6.0, "#555555"
 
 
 @styled
@@ -87,23 +68,13 @@ def words_on(
     """
     columns, row = found.columns(image), found.row(layer)
     layout, photograph = placed(found.trace, image), found.trace.images[image]
-    chosen = _view(layout, tile)
     across, down = layout.size
-    axes = on_axes(ax, width, inches(width) * down / across + 0.25)
-    _faded(axes, photograph)
-    inch = room_of(axes)[0] / across  # of a pixel
-    places = [token for token in np.flatnonzero(chosen).tolist() if _area(layout, token) > 0]
-    boxes = layout.boxes[places].clip(0, [across, down, across, down]) * inch
-    texts = [drawable(found.texts[row][columns[token]][0]) for token in places]
-    points = _points(texts, boxes)
-    for token, text, (x0, y0, x1, y1) in zip(places, texts, boxes, strict=True):
-        sure = float(found.probability[row, columns[token], 0])
-        drawn = axes.text((x0 + x1) / 2 / inch, (y0 + y1) / 2 / inch, _cut(text, points, x1 - x0), fontsize=points,
-                          ha="center", va="center", color=str(_PALEST * (1 - sure)), clip_on=True)  # fmt: skip
-        drawn.set_path_effects([withStroke(linewidth=0.16 * points, foreground="white", alpha=0.7)])
-    own = f"{found.kind}, layer {found.layers[row]}: the likeliest word at each patch"
-    _noted(axes, LENS_LIMITS)
-    return finished(axes, title, own)
+    axes = on_axes(ax, width, inches(width) * down / across + ABOVE)
+    words = [found.texts[row][column][0] for column in columns]
+    write_words(axes, photograph, layout, words, found.probability[row, columns, 0].numpy(), view_of(layout, tile))
+    figure = finished(axes, title, f"{found.kind}, layer {found.layers[row]}: the likeliest word at each patch")
+    noted(axes, LENS_LIMITS)
+    return figure
 
 
 @styled
@@ -142,7 +113,7 @@ def lens(found: Lens, *, ax: Axes | None = None, width: Width = "column", title:
     grid[-1, 0].set_xlabel("layer")
     grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     host.align_labels()
-    _noted(host, LENS_LIMITS)
+    noted(host, LENS_LIMITS)
     return finished(host, title, f"{found.kind} at {len(found.positions)} tokens")
 
 
@@ -170,59 +141,5 @@ def tuned_lens(report: LensReport, *, ax: Axes | None = None, width: Width = "co
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    _noted(axes, _AGREEMENT)
+    noted(axes, _AGREEMENT)
     return finished(axes, title, f"how far from the model's last word, {report.pictures} held-out pictures")
-
-
-def _view(layout: ImageLayout, tile: int | None) -> BoolArray:
-    """[N] bool: the tokens of one view of the photograph."""
-    there = sorted(set(layout.tiles.tolist()))
-    if tile is not None and tile not in there:
-        raise BadInput(f"tile={tile} is not there: this picture is seen in {', '.join(map(str, there))}")
-    if tile is None and there[0]:
-        return np.ones(len(layout), dtype=bool)
-    return np.asarray(layout.tiles == (tile or 0), dtype=bool)
-
-
-def _faded(axes: Axes, photograph: Image.Image) -> None:
-    across, down = photograph.size
-    pixels = np.asarray(photograph.convert("RGB"), dtype=np.float64) / 255
-    axes.imshow(pixels * (1 - _WHITE) + _WHITE, extent=(0, across, down, 0))
-    axes.set_axis_off()
-
-
-def _area(layout: ImageLayout, token: int) -> float:
-    """Pixels of a token's box on the photograph."""
-    x0, y0, x1, y1 = layout.boxes[token].clip(0, [*layout.size, *layout.size])
-    return float(max(0, x1 - x0) * max(0, y1 - y0))
-
-
-def _points(texts: Sequence[str], boxes: FloatArray) -> float:
-    """One size for all, at which most of the words fit into their boxes, given in inches."""
-    widths = np.array([max(text_width(text, _LARGEST), 1e-6) for text in texts])
-    room = np.minimum(_FILLED * (boxes[:, 2] - boxes[:, 0]) / widths, 0.8 * 72 * (boxes[:, 3] - boxes[:, 1]) / _LARGEST)
-    return float(np.clip(_LARGEST * np.quantile(room, 1 - _WHOLE), _SMALLEST, _LARGEST))
-
-
-def _cut(text: str, points: float, room: float) -> str:
-    """A word without the end that would not fit."""
-    while len(text) > 2 and text_width(text, points) > room:
-        text = f"{text[:-2]}…"
-    return text
-
-
-def _noted(drawn: Host | Axes, note: str) -> None:
-    """What a lens does not tell, under a figure of our own, or under the axes that was given."""
-    host = drawn.get_figure(root=False) if isinstance(drawn, Axes) else drawn
-    figure = host.get_figure(root=True)  # type: ignore[union-attr]
-    if isinstance(drawn, Axes) and not isinstance(figure, Canvas):
-        label = "\n".join(filter(None, [drawn.get_xlabel(), wrapped(note, room_of(drawn)[0], _NOTE)]))
-        if drawn.axison:
-            drawn.set_xlabel(label)
-        else:
-            drawn.text(0.5, -0.02, label, transform=drawn.transAxes, ha="center", va="top", fontsize=_NOTE)
-        return
-    lines = wrapped(note, figure.get_figwidth() - 0.1, _NOTE)  # type: ignore[union-attr]
-    if isinstance(figure, Canvas):
-        figure.set_figheight(figure.get_figheight() + LINE * (lines.count("\n") + 1))
-    host.supxlabel(lines, fontsize=_NOTE, color=_NOTE_COLOUR)  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ from llava_probe.trace.explained import placed
 from llava_probe.view.canvas import (
     LINE,
     Canvas,
+    Host,
     Title,
     Width,
     drawable,
@@ -50,7 +51,7 @@ _WHITE = 0.55
 #: Grey of the least sure word; the surest is black.
 _FAINT = 0.5
 #: Inches above a photograph, for a title.
-_ABOVE = 0.45
+ABOVE = 0.45
 #: Points and colour of what stands under a figure.
 _NOTE, _NOTE_COLOUR = 6.0, "#555555"
 
@@ -79,24 +80,34 @@ def contextual_words(
     """
     columns = found.columns(image)
     layout, photograph = placed(found.trace, image), found.trace.images[image]
-    shown = _view(layout, tile)
+    shown = view_of(layout, tile)
     across, down = layout.size
-    axes = on_axes(ax, width, inches(width) * down / across + _ABOVE)
+    axes = on_axes(ax, width, inches(width) * down / across + ABOVE)
     words = [found.texts[column][0] for column in columns]
     near = found.similarity[columns, 0].numpy()
     low, high = near[shown].min(), near[shown].max()
     write_words(axes, photograph, layout, words, (near - low) / max(high - low, 1e-6), shown)
     own = f"nearest contextual words, layer {found.layer} (cosine {rounded(low, 2)} to {rounded(high, 2)})"
-    return noted(axes, finished(axes, title, own), BANK_LIMITS)
-
-
-def noted(axes: Axes, figure: Figure, note: str) -> Figure:
-    """A figure of our own with a note under it: what it does not tell."""
-    if isinstance(figure, Canvas):
-        lines = wrapped(note, room_of(axes)[0], _NOTE)
-        figure.set_figheight(figure.get_figheight() + LINE * (lines.count("\n") + 1))
-        figure.supxlabel(lines, fontsize=_NOTE, color=_NOTE_COLOUR)
+    figure = finished(axes, title, own)
+    noted(axes, BANK_LIMITS)
     return figure
+
+
+def noted(drawn: Host | Axes, note: str) -> None:
+    """What a lens does not tell, under a figure of our own, or under the axes that was given."""
+    host = drawn.get_figure(root=False) if isinstance(drawn, Axes) else drawn
+    figure = host.get_figure(root=True)  # type: ignore[union-attr]
+    if isinstance(drawn, Axes) and not isinstance(figure, Canvas):
+        label = "\n".join(filter(None, [drawn.get_xlabel(), wrapped(note, room_of(drawn)[0], _NOTE)]))
+        if drawn.axison:
+            drawn.set_xlabel(label)
+        else:
+            drawn.text(0.5, -0.02, label, transform=drawn.transAxes, ha="center", va="top", fontsize=_NOTE)
+        return
+    lines = wrapped(note, figure.get_figwidth() - 0.1, _NOTE)  # type: ignore[union-attr]
+    if isinstance(figure, Canvas):
+        figure.set_figheight(figure.get_figheight() + LINE * (lines.count("\n") + 1))
+    host.supxlabel(lines, fontsize=_NOTE, color=_NOTE_COLOUR)  # type: ignore[union-attr]
 
 
 def write_words(
@@ -133,7 +144,7 @@ def write_words(
         drawn.set(clip_on=True, path_effects=[withStroke(linewidth=0.16 * points, foreground="white", alpha=0.7)])
 
 
-def _view(layout: ImageLayout, tile: int | None) -> np.ndarray:
+def view_of(layout: ImageLayout, tile: int | None) -> np.ndarray:
     """[N] bool: the tokens of one view of the photograph."""
     there = sorted(set(layout.tiles.tolist()))
     if tile is not None and tile not in there:
