@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: test_names.py compares the two
     from llava_probe import evaluate as evaluate
+    from llava_probe import lens as lens
     from llava_probe import view as view
     from llava_probe.agreement import check as check
     from llava_probe.analyzers.attention import attention_map as attention_map
@@ -47,12 +48,26 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.interventions.steer import steer as steer
     from llava_probe.layout import ImageLayout as ImageLayout
     from llava_probe.layout.family_table import families as families
+    from llava_probe.lens.bank import WordBank as WordBank
+    from llava_probe.lens.fit import fit_lens as fit_lens
+    from llava_probe.lens.parts import written_by as written_by
+    from llava_probe.lens.tuned import TunedLens as TunedLens
+    from llava_probe.lens.word_bank import word_bank as word_bank
     from llava_probe.loading import load as load
     from llava_probe.maps.maps import ImageMap as ImageMap
     from llava_probe.model import VLM as VLM
     from llava_probe.pictures.images import open_image as open_image
     from llava_probe.probes import Probe as Probe
     from llava_probe.probes import fit_probe as fit_probe
+    from llava_probe.signals.calibration import calibration as calibration
+    from llava_probe.signals.chair import chair as chair
+    from llava_probe.signals.fits import Calibrator as Calibrator
+    from llava_probe.signals.fits import fit_calibrator as fit_calibrator
+    from llava_probe.signals.hallucination import SIGNALS as SIGNALS
+    from llava_probe.signals.hallucination import hallucination as hallucination
+    from llava_probe.signals.multiple_choice import multiple_choice as multiple_choice
+    from llava_probe.signals.pope import pope as pope
+    from llava_probe.signals.signal_table import signal_table as signal_table
     from llava_probe.sweeps.attribution_patching import attribution_patching as attribution_patching
     from llava_probe.sweeps.causal_trace import causal_trace as causal_trace
     from llava_probe.sweeps.dose_response import dose_response as dose_response
@@ -93,6 +108,7 @@ _NAMES = {
     "heads": "analyzers.heads",
     "sinks": "analyzers.sinks",
     "attribute": "attribution",
+    "written_by": "lens.parts",
     "METHODS": "attribution",
     "extract": "features.extract",
     "Cluster": "features.engines",
@@ -100,6 +116,11 @@ _NAMES = {
     "fit_probe": "probes",
     "finetune": "finetune.finetune",
     "Probe": "probes",
+    "lens": "lens",
+    "fit_lens": "lens.fit",
+    "TunedLens": "lens.tuned",
+    "word_bank": "lens.word_bank",
+    "WordBank": "lens.bank",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
     "reweight": "interventions.reweight",
@@ -111,6 +132,15 @@ _NAMES = {
     "causal_trace": "sweeps.causal_trace",
     "dose_response": "sweeps.dose_response",
     "information_flow": "sweeps.information_flow",
+    "calibration": "signals.calibration",
+    "SIGNALS": "signals.hallucination",
+    "hallucination": "signals.hallucination",
+    "signal_table": "signals.signal_table",
+    "fit_calibrator": "signals.fits",
+    "Calibrator": "signals.fits",
+    "pope": "signals.pope",
+    "chair": "signals.chair",
+    "multiple_choice": "signals.multiple_choice",
     "evaluate": "evaluate",
     "page": "view.page",
     "view": "view",
@@ -136,7 +166,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "view"}
+_MODULES = {"evaluate", "figures", "lens", "view"}
 
 __all__ = list(_NAMES)
 

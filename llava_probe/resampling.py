@@ -9,6 +9,7 @@ intervals (Efron and Tibshirani 1993, chapter 13), and for two of the same pictu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,17 @@ Counts = npt.NDArray[np.uint16]
 
 def resamples(group_count: int, times: int, seed: int) -> Counts:
     """[times, groups] how often each picture was drawn."""
-    generator = np.random.default_rng(seed)
     counts = np.empty((times, group_count), dtype=np.uint16)
-    for row in counts:
-        row[:] = np.bincount(generator.integers(0, group_count, group_count), minlength=group_count)
+    for row, drawn in zip(counts, each_resample(group_count, times, seed), strict=True):
+        row[:] = drawn
     return counts
+
+
+def each_resample(group_count: int, times: int, seed: int) -> Iterator[IntArray]:
+    """The same, [groups] at a time: for measures that are no sums."""
+    generator = np.random.default_rng(seed)
+    for _ in range(times):
+        yield np.bincount(generator.integers(0, group_count, group_count), minlength=group_count)
 
 
 def interval(values: FloatArray) -> tuple[float, float]:

@@ -45,6 +45,7 @@ EXCEPT: dict[str, dict[str, str]] = {
         "minimax_m3_vl": "anchors its key blocks at places with padding: plain generate differs too",
     },
     "two": dict.fromkeys(("blip", "blip-2", "instructblip", "git", "kosmos-2", "kosmos-2.5", "fuyu"), _BESIDE),
+    "lens": {"idefics": "its language model does not run on words alone; refused in one sentence"},
     "score": {
         "blip": "its own generate leaves out the prompt's last token and writes over its first; its forward does not"
     },
@@ -347,3 +348,18 @@ def test_an_encoder_decoder_is_refused_in_one_sentence():
 
 def test_the_families_whose_heads_differ_are_those_listed():
     assert {name for name in zoo.NAMES if len(set(vlm(name).anatomy.head_counts.values())) > 1} == set(HEADS_DIFFER)
+
+
+@families("lens")
+def test_the_last_layer_of_a_lens_is_what_the_model_says(name):
+    """Whatever a family does behind its last block; and the layer before it can be read as well."""
+    given, trace = vlm(name), asked(name)
+    last = lp.lens(given, trace, layers=-1, at=lp.PREDICTING, top=3, words=[trace.spellings.text(40)])
+    logprobs = torch.log_softmax(trace.logits.double(), -1)
+    best = logprobs.topk(3)
+    torch.testing.assert_close(last.probability[0], best.values.exp().float(), atol=0, rtol=1e-5)
+    torch.testing.assert_close(logprobs.gather(1, last.ids[0]), best.values, atol=1e-6, rtol=1e-5)
+    entropy = torch.special.entr(logprobs.exp()).sum(-1).float()
+    torch.testing.assert_close(last.entropy[0], entropy, atol=1e-6, rtol=1e-5)
+    before = lp.lens(given, trace, layers=-2, at=lp.LAST)
+    assert torch.isfinite(before.entropy).all() and before.probability.sum() > 0

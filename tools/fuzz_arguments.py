@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import random
 import resource
@@ -145,17 +146,24 @@ def world() -> dict[str, Any]:
     mask = np.zeros((scene.image.height, scene.image.width), dtype=bool)
     mask[40:200, 40:200] = True
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    instances = {"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 1}],
+                 "categories": [{"id": 1, "name": "dog"}]}  # fmt: skip
+    (folder / "instances.json").write_text(json.dumps(instances))
     rows = [{"image": tiny.scene(n).image, "question": "What?", "colour": ("red", "blue")[n % 2]} for n in range(12)]
     features = lp.extract(vlm, rows, folder / "features", layers=[1], positions=["last_prompt", "text"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sweep = lp.fit_probe(features, "colour", positions="last_prompt", folds=3, bootstrap=10, draws=1)
     m = lp.attention_map(trace)
+    bank = lp.word_bank(vlm, ["There is a red star."], folder / "bank", layers=[1])
     (key,) = sweep.cells
+    fitting = {"layers": [1], "steps": 1, "batch_size": 2, "tokens": 4, "held_out": 0.5}
     return {
         "vlm": vlm, "scene": scene, "image": scene.image, "trace": trace, "m": m, "mask": mask, "folder": folder,
+        "bank": bank, "nearest": bank.words(trace, layer=1),
         "rows": rows[:1], "features": features, "sweep": sweep, "key": key, "probe": sweep.probe(*key),
         "confidence": lp.confidence(trace), "heads": lp.heads(trace), "sinks": lp.sinks(trace),
+        "written": lp.written_by(vlm, trace),
         "case": next(iter(evaluate.tiny_cases([34]))), "layout": trace.layouts[0],
         "hidden": trace.hidden(layer=1, at=lp.LAST), "ragged": features["layer_1", "text"],
         "found": find_heads(vlm, [(scene.image, "What?")], validation=0.0), "agreement": evaluate.agreement({"a": m}),
@@ -163,6 +171,11 @@ def world() -> dict[str, Any]:
         "asked": vlm.generate(scene.image, "What?", max_new_tokens=1, capture=lp.Capture(positions="prompt")),
         "direction": lp.Direction(torch.ones(vlm.anatomy.width)), "region": lp.Region((40, 40, 200, 200)),
         "score": evaluate.summary([1.0, 0.0], ["a", "b"], times=5), "picked": trace.save(folder / "a.trace"),
+        "calibration": lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),
+        "told": lp.hallucination(vlm, trace, ["red", "a", "there", "is", "stop"]),
+        "calibrator": lp.fit_calibrator([0.2, 0.4, 0.6, 0.9] * 9, [0, 1, 0, 1] * 9, of=trace, kind="platt"),
+        "lens": lp.lens(vlm, trace, layers=[1], words="red"),
+        "tuned_lens": lp.fit_lens(vlm, rows[:4], folder / "lens", **fitting),
         **_drawn(),
     }  # fmt: skip
 
@@ -191,6 +204,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                     "reduce": "mean"}),
         "lp.heads": (lp.heads, {"trace": trace, "tokens": lp.LAST, "mask": mask, "image": 0}),
         "lp.sinks": (lp.sinks, {"trace": trace, "image": 0, "threshold": 20.0}),
+        "lp.written_by": (lp.written_by, {"vlm": vlm, "trace": trace, "token": -1, "contrast": "red"}),
         "lp.knock_out": (_entered(lp.knock_out), {"vlm": vlm, "keys": "image", "queries": "last", "layers": [0],
                                                    "heads": [0], "uniform": False, "phase": "both",
                                                    "allow_nothing": False}),
@@ -240,6 +254,13 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "image_attention": False, "max_new_tokens": None, "batch_size": 1, "shard_rows": 4, "pack": True,
             "strict": False, "engine": "local", "cluster": None, "progress": False}),
         "lp.Features": (lp.Features, {"folder": folder / "features"}),
+        "lp.word_bank": (lp.word_bank, {
+            "vlm": vlm, "sentences": ["There is a red star."], "out": "OUT", "layers": [1], "column": None,
+            "contexts": 5, "most": 50, "batch_size": 1, "progress": False}),
+        "WordBank.states": (w["bank"].states, {"layer": 1}),
+        "WordBank.rows": (w["bank"].rows, {"word": "red"}),
+        "WordBank.similarity": (w["bank"].similarity, {"word": "red", "states": trace.hidden(layer=1, at=lp.IMAGE)}),
+        "WordBank.words": (w["bank"].words, {"trace": trace, "layer": 1, "at": lp.IMAGE, "top": 2, "among": ["red"]}),
         "lp.fit_probe": (lp.fit_probe, {
             "features": w["features"], "label": "colour", "layers": "layer_1", "positions": "last_prompt", "kind": None,
             "task": None, "groups": "picture", "types": None, "folds": 3, "seed": 0, "balance": True,
@@ -251,6 +272,45 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             "split": None, "held_out": 0.0, "epochs": 1, "steps": 1, "batch_size": 1, "micro_batch": 1, "lr": 1e-3,
             "rank": 1, "max_length": 300, "checkpointing": False, "seed": 0, "skip_bad": False, "dry_run": True,
             "progress": False}),
+        "lp.calibration": (lp.calibration, {
+            "confidence": [0.2, 0.9], "correct": [0, 1], "groups": ["a", "b"], "bins": 5, "times": 5, "draws": 5,
+            "seed": 0}),
+        "lp.fit_calibrator": (lp.fit_calibrator, {
+            "confidence": [0.2, 0.4, 0.6, 0.9] * 9, "correct": [0, 1, 0, 1] * 9, "of": trace, "kind": "platt",
+            "groups": None, "held_out": 0.5, "seed": 0}),
+        "lp.multiple_choice": (lp.multiple_choice, {
+            "vlm": vlm, "samples": [(image, "What?")], "choices": ["red", "blue"], "letters": True,
+            "form": "{question} {options}", "batch_size": 2, "progress": False}),
+        "lp.pope": (lp.pope, {
+            "questions": [{"image": "a.png", "text": "Is there?", "label": "no"}], "answers": ["no"], "images": None,
+            "max_new_tokens": 2, "batch_size": 1, "progress": False}),
+        "lp.chair": (lp.chair, {
+            "captions": {1: "a dog"}, "instances": folder / "instances.json", "references": None, "synonyms": None,
+            "drop_cut": True, "prompt": "Describe.", "max_new_tokens": 9, "decoding": "greedy"}),
+        "lp.hallucination": (lp.hallucination, {"vlm": vlm, "trace": trace, "objects": list(w["told"].words)}),
+        "lp.signal_table": (lp.signal_table, {
+            "found": [w["told"]] * 2, "made_up": [[True] * len(w["told"]), [False] * len(w["told"])],
+            "pictures": ["a", "b"], "seed": 0}),
+        "Calibrator.load": (lp.Calibrator.load, {"path": w["calibrator"].save(folder / "a.json")}),
+        "Calibrator.save": (w["calibrator"].save, {"path": folder / "b.json"}),
+        "Calibrator.apply": (w["calibrator"].apply, {"confidence": [0.2, 0.9], "of": trace}),
+        "Calibration.accuracy_at": (w["calibration"].accuracy_at, {"coverage": 0.5}),
+        "lp.lens": (lp.lens, {"vlm": vlm, "trace": trace, "layers": [1, -1], "at": lp.LAST, "top": 2, "words": ["red"],
+                              "tuned": w["tuned_lens"]}),
+        "lp.fit_lens": (lp.fit_lens, {
+            "vlm": vlm, "samples": w["rows"], "out": "OUT", "layers": [1], "question": None, "prompt": None,
+            "columns": None, "images": None, "split": None, "answers": None, "system": None, "template_kwargs": None,
+            "processor_kwargs": None, "held_out": 0.0, "epochs": 1, "steps": 1, "batch_size": 1, "tokens": 4,
+            "lr": 1e-3, "seed": 0, "progress": False}),
+        "TunedLens.load": (lp.TunedLens.load, {"folder": w["tuned_lens"].folder}),
+        "TunedLens.check": (w["tuned_lens"].check, {"vlm": vlm}),
+        "TunedLens.translator": (w["tuned_lens"].translator, {"layer": 1}),
+        "TunedLens.translate": (w["tuned_lens"].translate, {"states": w["hidden"][None], "layer": 1, "visual": [True]}),
+        "LensReport.curve": (w["tuned_lens"].report.curve, {"kind": "text", "of": "gain"}),
+        "Lens.map": (w["lens"].map, {"word": "red", "layer": 1, "image": 0}),
+        "Lens.first": (w["lens"].first, {"word": "red", "position": None}),
+        "Lens.row": (w["lens"].row, {"layer": 1}),
+        "Lens.columns": (w["lens"].columns, {"image": 0}),
         "lp.families": (lp.families, {}),
         "find_heads": (find_heads, {"vlm": vlm, "samples": [(image, "What?")], "most": 1, "tokens": lp.LAST,
                                     "validation": 0.0, "picked": 2}),
@@ -314,7 +374,16 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.causal_trace": (figures.causal_trace, {"trace": w["traced"], **drawn}),
         "figures.dose_response": (figures.dose_response, {"dose": w["dose"], **drawn}),
         "figures.attribution_patching": (figures.attribution_patching, {"found": w["patched"], **drawn}),
+        "figures.lens": (figures.lens, {"found": w["lens"], **drawn}),
+        "figures.words_on": (figures.words_on, {"found": w["lens"], "layer": 1, "image": 0, "tile": 0, **drawn}),
+        "figures.tuned_lens": (figures.tuned_lens, {"report": w["tuned_lens"].report, **drawn}),
+        "figures.contextual_words": (figures.contextual_words, {
+            "found": w["nearest"], "image": 0, "tile": 0, **drawn}),
+        "figures.written": (figures.written, {
+            "written": w["written"], "of": "image", "cmap": "heat", "highest": 1.0, **panel}),
+        "figures.written_from": (figures.written_from, {"written": w["written"], "highest": 1.0, **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
+        "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
         "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),
@@ -353,6 +422,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "HeadShares.table": (w["heads"].table, {"k": 3, "of": "image", "row": 0}),
         "HeadShares.part": (w["heads"].part, {"name": "image"}),
         "HeadShares.share": (w["heads"].share, {"name": "image", "row": 0}),
+        "Written.part": (w["written"].part, {"name": "image"}),
+        "Written.map": (w["written"].map, {"layer": 1, "head": 0, "image": 0}),
+        "Written.top": (w["written"].top, {"k": 3}),
+        "Written.table": (w["written"].table, {"k": 3}),
         "Features[...]": (w["features"].__getitem__, {"key": ("layer_1", "text")}),
         "Features.numpy": (w["features"].numpy, {"what": "layer_1", "position": "last_prompt", "rows": [0]}),
         "Features.batches": (_used_up(w["features"].batches), {"what": "layer_1", "position": "last_prompt",
@@ -397,8 +470,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         attributing["tokens"] = [trace.prompt_length]
         each[f"lp.attribute, {name}"] = lp.attribute, {**attributing, "method": name, **options}
     whole = (trace, m, w["layout"], w["confidence"], w["heads"], w["sinks"], w["probe"], w["ragged"], w["case"],
-             w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
-             w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
+             w["written"], w["found"], w["agreement"], w["overlap"], w["curve"], w["token"], w["score"], w["scene"],
+             w["nearest"], w["scene"].questions[0], w["scene"].objects[0], lp.Capture(), lp.Cluster())  # fmt: skip
     for value in whole:
         assert is_dataclass(value)
         each[type(value).__name__] = type(value), {field.name: getattr(value, field.name) for field in fields(value)}

@@ -113,27 +113,49 @@ def sinks(trace: Trace, image: int = 0, *, threshold: Positive | None = None) ->
             f"these {len(at)} were not kept; {_CAPTURE}"
         )
     states = trace.hidden(layer=layers, at=at).float()  # [1 + N, layers, D]
-    if threshold is None:
-        threshold = min(THRESHOLD, sqrt(ENERGY * states.shape[-1]))
-    normed = states.abs() / states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-    massive = normed[0] > threshold  # [layers, D]
-    chosen = massive.any(0)
-    strength = normed[1:][..., chosen].amax(-1).T if bool(chosen.any()) else normed.new_zeros(len(layers), len(layout))
-    strength = strength * massive.any(1)[:, None]
-    marked = torch.zeros(len(layout), dtype=torch.bool)
-    if bool(chosen.any()):
-        marked = (strength > threshold).sum(0) >= PERSISTENCE * massive.any(1).sum()
-    attention, share = _drawn(trace, torch.from_numpy(layout.positions), marked)
+    found = massive(states, threshold)
+    attention, share = _drawn(trace, torch.from_numpy(layout.positions), found.marked)
     return Sinks(
-        marked=marked,
-        positions=layout.positions[marked.numpy()],
-        strength=strength,
-        dimensions=tuple(chosen.nonzero().flatten().tolist()),
+        marked=found.marked,
+        positions=layout.positions[found.marked.numpy()],
+        strength=found.strength,
+        dimensions=found.dimensions,
         layers=tuple(layers),
-        threshold=threshold,
+        threshold=found.threshold,
         attention=attention,
         share=share,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Massive:
+    """Which tokens are massive where the first one is, and why; the fields are those of ``Sinks``."""
+
+    marked: Tensor
+    strength: Tensor
+    dimensions: tuple[int, ...]
+    threshold: float
+
+
+def massive(states: Tensor, threshold: float | None = None) -> Massive:
+    """The rule itself.
+
+    Args:
+        states: [1 + N, layers, D] of the first token and of N others, in middle layers, float32.
+        threshold: τ; see above when None.
+    """
+    if threshold is None:
+        threshold = min(THRESHOLD, sqrt(ENERGY * states.shape[-1]))
+    normed = states.abs() / states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+    large = normed[0] > threshold  # [layers, D]
+    chosen, held = large.any(0), large.any(1)
+    count, layers = len(states) - 1, states.shape[1]
+    strength = normed[1:][..., chosen].amax(-1).T if bool(chosen.any()) else normed.new_zeros(layers, count)
+    strength = strength * held[:, None]
+    marked = torch.zeros(count, dtype=torch.bool)
+    if bool(chosen.any()):
+        marked = (strength > threshold).sum(0) >= PERSISTENCE * held.sum()
+    return Massive(marked, strength, tuple(chosen.nonzero().flatten().tolist()), threshold)
 
 
 def _middle(trace: Trace) -> Sequence[int]:

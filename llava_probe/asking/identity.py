@@ -85,6 +85,11 @@ def model_of(anatomy: Anatomy, held: Any, *, in_full: bool = False) -> dict[str,
     return told
 
 
+def in_brief(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``model_of`` tells in full, as it tells it otherwise: the two can be compared."""
+    return {**told, "config": _digest(told["config"])} if isinstance(told.get("config"), Mapping) else dict(told)
+
+
 def processor_of(processor: Any, *, in_full: bool = False) -> str:
     """A digest of what turns pictures and words into inputs: all settings and the template.
 

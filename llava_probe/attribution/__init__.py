@@ -13,7 +13,6 @@ Each method is one file with its equation and its source. Which of them to trust
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.asking.identity import model_of, other_model
 from llava_probe.attribution.attention import attention, relative_attention
 from llava_probe.attribution.attention_gradient import attention_gradient
 from llava_probe.attribution.attnlrp import attnlrp
 from llava_probe.attribution.cam import llava_cam
 from llava_probe.attribution.engine.found import Found
-from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Target, Task, targets
+from llava_probe.attribution.engine.target import QUANTITIES, Contrast, Target, Task, targets, warn_of_another
 from llava_probe.attribution.gradient import gradient, input_x_gradient
 from llava_probe.attribution.integrated import integrated_gradients
 from llava_probe.attribution.localisation import LocalisationHeads, find_heads, localisation_heads
@@ -38,7 +36,7 @@ from llava_probe.attribution.rollout import rollout
 from llava_probe.attribution.tam import tam
 from llava_probe.border import checked
 from llava_probe.errors import BadInput, NotANumber
-from llava_probe.inside.passes import alone_with, in_force
+from llava_probe.inside.passes import in_force
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
@@ -169,22 +167,10 @@ def prepared(
     if text is not None:
         trace = vlm.rerun(trace, answer=text, capture=Capture(hidden_states=False, attention=False, logits=False))
         tokens = ANSWER if tokens is None else tokens
-    _warn_of_another(vlm, trace)
+    warn_of_another(vlm, trace)
     layout = seen(trace, image)
     found, answers = targets(vlm, trace, tokens, contrast)
     return Task(vlm, trace, layout, image % len(trace.images), found, answers, of, told(tokens))
-
-
-def _warn_of_another(vlm: VLM, trace: Trace) -> None:
-    """Say so where the trace is not of this model: an adapter was switched, a weight changed, or it is another one."""
-    with alone_with(vlm.anatomy.model):
-        here = model_of(vlm.anatomy, vlm.model)
-    if other := other_model(trace.provenance, here):
-        warnings.warn(
-            f"another model made this trace ({'; '.join(other)}): what this one makes of its answer is explained; "
-            "vlm.rerun(trace, answer=trace.generated_ids) gives this model's own trace of it",
-            stacklevel=4,
-        )
 
 
 @checked

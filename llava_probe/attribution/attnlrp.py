@@ -17,8 +17,8 @@ does what a softmax keeps of its logits' relevance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch.autograd.graph import Node
 
 from llava_probe.attribution.engine.forward import forward
 from llava_probe.attribution.engine.found import Found
+from llava_probe.attribution.engine.rules import ModuleRules
 from llava_probe.attribution.engine.target import Task
 from llava_probe.border import checked
 from llava_probe.errors import BadModel
@@ -37,9 +38,6 @@ from llava_probe.inside.rows import Call
 
 #: Operations of ours, with a gradient of their own.
 RULED = {"_Held", "_Shared"}
-
-#: Probes of a norm are so long that its ε does not show, and agree to what bfloat16 can tell.
-_LONG, _ALIKE = 64.0, 0.05
 
 
 @checked
@@ -74,7 +72,7 @@ class Propagating(Visitor):
     changes = True
 
     def __init__(self) -> None:
-        self._graph, self._rules = _Graph(), _Rules()
+        self._graph, self._rules = _Graph(), _Ruled()
 
     def stacks(self, anatomy: Anatomy) -> tuple[Stack | None, ...]:
         """All attention, in a stack or not."""
@@ -162,70 +160,19 @@ def _halved(given: Any) -> Any:
     return given
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What a module without parts does: y = x ⊙ c + rest, where c may depend on x.
-
-    Attributes:
-        centred: whether the mean of x is taken off first.
-        rest: what it gives for x = 0, where that is something.
-    """
-
-    centred: bool = False
-    rest: Tensor | None = None
-
-
-class _Rules:
-    """The rules of modules that no graph can tell, each told once from what the module does to a probe."""
+class _Ruled:
+    """Gives modules that no graph can tell their own rule."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, int], _Rule | None] = {}
+        self._rules = ModuleRules()
 
     def applied(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """``output`` with the gradient that the module's rule gives it, where it has one."""
-        x = args[0] if len(args) == 1 else None
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not output.requires_grad:
-            return output
-        if output is x or output.shape != x.shape or not _small(module, x.shape[-1]):
-            return output
-        place = id(module), x.shape[-1]
-        if place not in self._found:
-            with torch.no_grad():
-                self._found[place] = _rule(module, x)
-        rule = self._found[place]
+        rule = self._rules.of(module, args, output)
         if rule is None:
             return output
-        x = x - x.mean(-1, keepdim=True) if rule.centred else x
+        x = args[0] - args[0].mean(-1, keepdim=True) if rule.centred else args[0]
         return _Held.apply(x, output.detach(), rule.rest)  # type: ignore[no-untyped-call]
-
-
-def _small(module: nn.Module, width: int) -> bool:
-    """Whether a module has no parts, and no weights but some for each feature."""
-    own = module.parameters(recurse=False)
-    return next(module.children(), None) is None and all(weight.shape == (width,) for weight in own)
-
-
-def _rule(module: nn.Module, like: Tensor) -> _Rule | None:
-    """The rule of an activation of single numbers or of a norm; None for anything else."""
-    compute: Callable[[Tensor], Tensor] = module.forward
-    width = like.shape[-1]
-    probe = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(like)
-    nothing = compute(torch.zeros_like(probe))
-    plain = next(module.parameters(), None) is None and width > 1 and not nothing.any()
-    if plain and _same(compute(probe[1:2, : width // 2]), compute(probe)[1:2, : width // 2]):
-        return _Rule()
-    probe = probe * _LONG
-    value = compute(probe)
-    if not _same(compute(2 * probe), value) or not _same(compute(probe[1:2]), value[1:2]):
-        return None
-    centred = _same(compute(probe + _LONG), value)
-    factor = (value - nothing) / (probe - probe.mean(-1, keepdim=True) if centred else probe)
-    factor = factor / factor.norm(dim=-1, keepdim=True)
-    return _Rule(centred, nothing[0] if nothing.any() else None) if _same(factor[:1], factor[1:2]) else None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= _ALIKE * other.norm())
 
 
 # --- what has a rule ---

@@ -13,11 +13,13 @@ import typer
 
 from llava_probe.cli.app import app as app_verb
 from llava_probe.cli.attribute import attribute
+from llava_probe.cli.bank import bank
 from llava_probe.cli.bundles import as_command
 from llava_probe.cli.check import check
 from llava_probe.cli.demo import demo
 from llava_probe.cli.extract import extract
 from llava_probe.cli.finetune import finetune
+from llava_probe.cli.fit_lens import fit_lens
 from llava_probe.cli.fit_probe import fit_probe
 from llava_probe.cli.flow import flow
 from llava_probe.cli.interventions import InOrder
@@ -35,7 +37,8 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, finetune, models,
+    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, bank,
+    finetune, models,
 )  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate

@@ -112,8 +112,8 @@ def extract(
         out: the folder of the store; one that holds part of the same run is finished.
         layers: hidden states by transformers' index, ``"vision_3"``, ``"projector"``; the language model's by default.
         positions: ``last_prompt``, ``prompt``, ``text``, ``answer``, ``predicting``, ``image``, ``image_in_mask``,
-            ``word`` (of a column), ``word:stop sign``, ``patches`` (of the vision tower), each also with ``_mean``
-            behind it, and prompt positions as numbers.
+            ``word`` (of a column), ``word:stop sign``, ``at`` (numbers in a column of that name), ``patches`` (of the
+            vision tower), each also with ``_mean`` behind it, and prompt positions as numbers.
         store_dtype: as the model computed them by default.
         confidence: how sure the model was of its answer, in the index.
         image_attention: each head's share of attention on the picture from the last prompt token.

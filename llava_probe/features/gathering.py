@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError
+from llava_probe.errors import BadInput, OutOfRange, ProbeError, shortened
 from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import ActivationChoice, Activations, by_block
 from llava_probe.features.places import FeatureChoice, FeaturePosition
@@ -243,6 +243,8 @@ def _positions(vlm: VLM, place: FeaturePosition, pack: Pack, branch: Branch) -> 
             return pack.visual
         case "image_in_mask":
             return _in_mask(pack, branch.sample)
+        case "at":
+            return _listed(branch)
     return _of_word(vlm, place, branch)
 
 
@@ -256,6 +258,16 @@ def _of_word(vlm: VLM, place: FeaturePosition, branch: Branch) -> TokenPlaces:
     if not found:
         raise BadInput(f"no position {place.name!r}: {word!r} is neither in the answer nor in the prompt")
     return found
+
+
+def _listed(branch: Branch) -> TokenPlaces:
+    """The positions that the sample's own column ``at`` lists, in order, each once."""
+    at, fed = branch.sample.columns.get("at"), len(branch.prompt) + max(0, len(branch.answer) - 1)
+    if not isinstance(at, list) or not at or any(type(position) is not int for position in at):
+        raise BadInput(f"no position 'at': the sample's column at lists whole numbers; got {shortened(repr(at))}")
+    if wrong := [position for position in at if not -fed <= position < fed]:
+        raise OutOfRange(f"position {wrong[0]} of the column at is not in a sequence of {fed} tokens")
+    return tuple(sorted({position % fed for position in at}))
 
 
 def _in_mask(pack: Pack, sample: Sample) -> TokenPlaces:

@@ -18,8 +18,8 @@ from typing import Any
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.anatomy import Anatomy
 
-#: Positions of several tokens; ``patches`` are the vision tower's own.
-SEVERAL = ("prompt", "text", "answer", "predicting", "image", "image_in_mask", "word", "patches")
+#: Positions of several tokens; ``at`` are those of the sample's own column, ``patches`` the vision tower's.
+SEVERAL = ("prompt", "text", "answer", "predicting", "image", "image_in_mask", "word", "at", "patches")
 
 #: What lies on a picture, so that the projector has it.
 ON_PICTURE = ("image", "image_in_mask")

@@ -151,11 +151,11 @@ def entered(anatomy: Anatomy, embeddings: Tensor | None, length: int | None = No
 @contextmanager
 def instead(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
     """Let ``around(inside, *args, **kwargs)`` answer for a module's ``forward``, in this context alone."""
-    ours: ContextVar[bool] = ContextVar("llava_probe_instead", default=False)
+    ours = object()
     inside, held = module.forward, module.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return around(inside, *args, **kwargs) if ours.get() else inside(*args, **kwargs)
+        return around(inside, *args, **kwargs) if ours in _answering.get() else inside(*args, **kwargs)
 
     def put_back() -> None:
         if held is None:
@@ -164,8 +164,12 @@ def instead(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
             module.forward = held  # type: ignore[method-assign]
 
     with undoing() as undo:
-        undo(lambda: ours.set(False))
-        ours.set(True)
+        undo(lambda: _answering.set(_answering.get() - {ours}))
+        _answering.set(_answering.get() | {ours})
         undo(put_back)
         module.forward = forward  # type: ignore[method-assign]
         yield
+
+
+#: The contexts of ``instead`` that a caller is in. One variable for all: a context never forgets one that it has set.
+_answering: ContextVar[frozenset[object]] = ContextVar("llava_probe_answering", default=frozenset())

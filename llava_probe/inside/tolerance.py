@@ -48,3 +48,13 @@ GRADIENTS: Mapping[torch.dtype, float] = {
     torch.bfloat16: 0.1,
     torch.float16: 5e-2,
 }
+
+#: The parts of a logit beside the logit, relative to the largest of them: a sum of all that the layers wrote, each part
+#: rounded where it was added, and its slope where it was multiplied. Over 32 random layers it comes to 3e-7, 8e-3 and
+#: 2e-3; a part that is left out, to its share.
+SUMS: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}

@@ -73,7 +73,7 @@ At = int | str | Place | Region | Sequence[int | str | Place | Region | Sequence
 Tokens = At | None
 
 
-class Written(Protocol):
+class InTokens(Protocol):
     """Anything written in tokens: a trace, or a prompt that was not answered yet."""
 
     @property
@@ -109,7 +109,7 @@ class Pictured(Protocol):
         """With what it was made."""
 
 
-def positions(written: Written, at: Tokens) -> list[int]:
+def positions(written: InTokens, at: Tokens) -> list[int]:
     """The positions that ``at`` names.
 
     Args:
@@ -126,7 +126,7 @@ def positions(written: Written, at: Tokens) -> list[int]:
     return [place for span in spans(written, at) for place in span]
 
 
-def spans(written: Written, tokens: Tokens) -> list[list[int]]:
+def spans(written: InTokens, tokens: Tokens) -> list[list[int]]:
     """The same with the positions of each word together.
 
     A word is one list for each time that it stands there, ``ANSWER`` is one for the whole answer, and a list of
@@ -152,7 +152,7 @@ def spans(written: Written, tokens: Tokens) -> list[list[int]]:
     return found
 
 
-def explained(written: Written, tokens: Tokens = None) -> tuple[tuple[Token, ...], list[list[int]]]:
+def explained(written: InTokens, tokens: Tokens = None) -> tuple[tuple[Token, ...], list[list[int]]]:
     """What each row of a result is about: a token for each of ``spans``, which stands for all its span, and the spans.
 
     Raises:
@@ -165,7 +165,7 @@ def explained(written: Written, tokens: Tokens = None) -> tuple[tuple[Token, ...
     return tuple(as_one(written, span) for span in found), found
 
 
-def as_one(written: Written, positions: Sequence[int]) -> Token:
+def as_one(written: InTokens, positions: Sequence[int]) -> Token:
     """One token that stands for several: the first one's place, all their text."""
     parts = [written.tokens[position] for position in positions]
     return replace(parts[0], text="".join(part.text for part in parts))
@@ -187,7 +187,7 @@ def place_named(at: Any) -> Place | None:
     return PLACES.get(at) if isinstance(at, str) else at if isinstance(at, Place) else None
 
 
-def queries(written: Written, positions: Iterable[int]) -> list[int]:
+def queries(written: InTokens, positions: Iterable[int]) -> list[int]:
     """The position whose row explains each token: for a generated one the position that predicted it, else its own."""
     return [position - (position >= written.prompt_length) for position in positions]
 
@@ -238,7 +238,7 @@ def _numbered(numbers: Sequence[int], most: int = 8) -> str:
 # --- names ---
 
 
-def _named(written: Written, name: str | Place | Region) -> list[list[int]]:
+def _named(written: InTokens, name: str | Place | Region) -> list[list[int]]:
     if isinstance(name, Region):
         layout = seen(written, name.image)  # type: ignore[arg-type]
         return [[int(layout.positions[token])] for token in name.tokens(layout)]
@@ -256,7 +256,7 @@ def _named(written: Written, name: str | Place | Region) -> list[list[int]]:
     return _at_place(written, place)
 
 
-def _at_place(written: Written, place: Place) -> list[list[int]]:
+def _at_place(written: InTokens, place: Place) -> list[list[int]]:
     if place == ANSWER:
         return [_answer(written)]
     first, fed = written.prompt_length - 1, max(written.prompt_length, len(written.tokens) - 1)
@@ -272,7 +272,7 @@ def _at_place(written: Written, place: Place) -> list[list[int]]:
     return [[position] for position in found]
 
 
-def _question(written: Written) -> range:
+def _question(written: InTokens) -> range:
     """The last place of the prompt where the question stands as it was asked."""
     if written.question is None:
         raise BadInput(
@@ -288,7 +288,7 @@ def _question(written: Written) -> range:
     return range(found[0], found[-1] + 1)  # a token that is part of a letter spells nothing by itself
 
 
-def _spelled(written: Written, name: str) -> list[list[int]]:
+def _spelled(written: InTokens, name: str) -> list[list[int]]:
     """The times that the answer says something, or else the prompt."""
     found = _times(written, name)
     if not found and (counted := re.fullmatch(r"(.*\S)#(-?[1-9]\d{0,8})", name.strip(), re.DOTALL)):
@@ -305,7 +305,7 @@ def _spelled(written: Written, name: str) -> list[list[int]]:
     raise OutOfRange(f"{name!r} is {where} a place ({names})")
 
 
-def _times(written: Written, name: str) -> list[list[int]]:
+def _times(written: InTokens, name: str) -> list[list[int]]:
     for role in ("generated", None):
         found: list[list[int]] = []
         while places := find(written.tokens, name, role, occurrence=len(found)):
@@ -315,7 +315,7 @@ def _times(written: Written, name: str) -> list[list[int]]:
     return []
 
 
-def _position(written: Written, given: Any) -> int:
+def _position(written: InTokens, given: Any) -> int:
     if isinstance(given, bool) or not hasattr(given, "__index__"):
         raise BadInput(f"a position is named by a whole number; got {given!r}")
     try:
@@ -336,7 +336,7 @@ def _single(given: Any) -> bool:
 # --- words of the answer ---
 
 
-def _answer(written: Written) -> list[int]:
+def _answer(written: InTokens) -> list[int]:
     """The generated tokens but those that end it; where nothing else was said, the first of them."""
     end = len(written.tokens)
     while end > written.prompt_length + 1 and written.tokens[end - 1].id in written.ends:
@@ -344,7 +344,7 @@ def _answer(written: Written) -> list[int]:
     return list(range(written.prompt_length, end))
 
 
-def _content(written: Written) -> list[list[int]]:
+def _content(written: InTokens) -> list[list[int]]:
     """The answer's content words; where it has none all its words, where it has no word all of it."""
     first = written.prompt_length
     said = written.tokens[first:]
@@ -366,5 +366,5 @@ def _letters(said: Sequence[Token], steps: Sequence[int]) -> str:
     return "".join(letter for letter in text if letter.isalnum()).casefold()
 
 
-def _said(written: Written) -> str:
+def _said(written: InTokens) -> str:
     return "".join(written.tokens[place].text for place in _answer(written)).strip()

@@ -24,8 +24,8 @@ from llava_probe.trace.explained import (
     PROMPT,
     TEXT,
     At,
+    InTokens,
     Place,
-    Written,
     place_named,
     positions,
 )
@@ -38,7 +38,7 @@ _KEPT_AS: dict[Place | None, str] = {each: each.name for each in (PREDICTING, AL
 _KEPT_AS[LAST] = "last_prompt"
 
 
-def kept_rows(written: Written, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
+def kept_rows(written: InTokens, at: At, kept: tuple[int, ...], what: str, field_name: str) -> list[int]:
     """Where the positions that ``at`` names stand along an axis that holds the positions ``kept``.
 
     Args:

@@ -138,6 +138,11 @@ def find(tokens: Sequence[Token], text: str, role: str | None = None, occurrence
     return tuple(sorted({owners[place] for match in matches for place in range(*match.span())}))
 
 
+def parts_words(text: str) -> bool:
+    """Whether every letter and digit of a text is of a script that writes space between its words."""
+    return all(re.match(_PARTED, letter) is not None for letter in text if letter.isalnum())
+
+
 def divided(tokens: Sequence[Token], special: Collection[int]) -> list[list[int]]:
     """Indices of the tokens of each word; ``special`` ids belong to none.
 

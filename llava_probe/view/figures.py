@@ -7,14 +7,18 @@ drawn among your own, ``width=`` (``"column"``, ``"page"`` or inches) and ``titl
 also ``cmap=`` and ``highest=``, and ``lp.figures.mappable`` gives their colours for a colour bar of your own.
 """
 
+from llava_probe.view.calibration_figures import reliability
 from llava_probe.view.canvas import mappable, save
 from llava_probe.view.feature_figures import features
 from llava_probe.view.finetune_figures import losses
 from llava_probe.view.head_figures import layers, layers_heads
+from llava_probe.view.lens_figures import lens, tuned_lens, words_on
 from llava_probe.view.map_figures import compare, head_maps, maps
+from llava_probe.view.patch_words import contextual_words
 from llava_probe.view.probe_figures import confusion, probes
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
 from llava_probe.view.trace_figures import confidence, tokens
+from llava_probe.view.written_figures import written, written_from
 
 __all__ = [
     "attribution_patching",
@@ -22,18 +26,25 @@ __all__ = [
     "compare",
     "confidence",
     "confusion",
+    "contextual_words",
     "dose_response",
     "features",
     "head_maps",
     "information_flow",
     "layers",
     "layers_heads",
+    "lens",
     "losses",
     "mappable",
     "maps",
     "probes",
+    "reliability",
     "save",
     "tokens",
+    "tuned_lens",
+    "words_on",
+    "written",
+    "written_from",
 ]
 
 

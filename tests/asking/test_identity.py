@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import llava_probe as lp
-from llava_probe.asking.identity import differences, model_of, other_model
+from llava_probe.asking.identity import differences, in_brief, model_of, other_model
 from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is it"
@@ -92,6 +92,11 @@ def test_the_same_model_is_the_same(random_vlm):
     assert before == told(random_vlm, in_full=True) == told(other, in_full=True)
     random_vlm.model.generation_config.temperature = 0.3
     assert before == told(random_vlm, in_full=True)
+
+
+def test_a_full_record_is_told_in_brief(random_vlm):
+    full, brief = (model_of(random_vlm.anatomy, random_vlm.model, in_full=whole) for whole in (True, False))
+    assert full != brief and in_brief(full) == brief == in_brief(brief)
 
 
 def test_a_hook_is_known_by_the_numbers_that_it_holds():

@@ -20,8 +20,9 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 
 import llava_probe as lp
 from llava_probe.attribution import prepared
-from llava_probe.attribution.attnlrp import Propagating, _rule, _Rules, attnlrp
+from llava_probe.attribution.attnlrp import Propagating, _Ruled, attnlrp
 from llava_probe.attribution.engine.forward import forward
+from llava_probe.attribution.engine.rules import rule_of
 from tests import zoo
 from tests.models import llava_processor, photo, random_llava
 
@@ -289,6 +290,7 @@ NORMS = {
     "Gemma3RMSNorm": Gemma3RMSNorm(16),
     "Cohere2LayerNorm": Cohere2LayerNorm(16),
     "Llama4TextL2Norm": Llama4TextL2Norm(),
+    "RMSNorm without weights": nn.RMSNorm(16, elementwise_affine=False),
 }
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "tanh", "mish")
 
@@ -299,8 +301,9 @@ def test_a_norm_is_told_by_what_it_does(name, dtype):
     norm = NORMS[name].to(dtype)
     for weight in norm.parameters():
         nn.init.normal_(weight)
-    rule = _rule(norm, torch.randn(1, 3, 16, dtype=dtype))
+    rule = rule_of(norm, torch.randn(1, 3, 16, dtype=dtype))
     assert rule is not None
+    assert rule.norm
     assert rule.centred == name.endswith("LayerNorm")
     assert (rule.rest is not None) == (name == "LayerNorm")
 
@@ -311,7 +314,7 @@ def test_a_norm_is_a_linear_layer_once_its_length_is_known(name):
     for weight in norm.parameters():
         nn.init.normal_(weight)
     x = torch.randn(5, 16, dtype=torch.float64, requires_grad=True)
-    output = _Rules().applied(norm, (x,), norm(x))
+    output = _Ruled().applied(norm, (x,), norm(x))
     seed = torch.randn_like(output)
     (slope,) = torch.autograd.grad(output, x, seed)
     bias = norm(torch.zeros_like(x))
@@ -326,7 +329,9 @@ def test_a_norm_is_a_linear_layer_once_its_length_is_known(name):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_told_by_what_it_does(name):
-    assert _rule(ACT2FN[name], torch.randn(1, 3, 16)) is not None
+    rule = rule_of(ACT2FN[name], torch.randn(1, 3, 16))
+    assert rule is not None
+    assert not rule.norm
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_an_activation_is_told_by_what_it_does(name):
 )
 def test_what_is_neither_has_no_rule(module):
     with torch.no_grad():
-        assert _rule(module, torch.randn(1, 3, 16)) is None
+        assert rule_of(module, torch.randn(1, 3, 16)) is None
 
 
 # --- what is left behind ---

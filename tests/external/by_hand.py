@@ -102,6 +102,24 @@ def check(case: Case, vlm: lp.VLM, library: Library) -> None:
             torch.testing.assert_close(passed / spread, truth / spread, atol=CLOSE, rtol=0)
 
 
+def check_parts(vlm: lp.VLM, library: Library) -> None:
+    """The parts of a logit are what the library reads where they are added, through the model's own matrices."""
+    written = lp.written_by(vlm, vlm.generate(photo(), prompt=PROMPT, max_new_tokens=1), -1)
+    parts = ("residual", "attention", "mlp", "head")
+    read = {part: [*library.read(inputs_of(), part, range(4)).values()] for part in parts}
+    decoder = vlm.model.model.language_model
+    end = sum(read[part][-1][0, LAST] for part in ("residual", "attention", "mlp"))
+    length = (end.square().mean() + decoder.norm.variance_epsilon).sqrt()
+    row = (vlm.model.lm_head.weight[written.token.id] * decoder.norm.weight / length).detach()
+    out = [block.self_attn.o_proj.weight.detach().unflatten(1, (4, 16)) for block in decoder.layers]
+    heads = [torch.einsum("hd,ohd,o->h", each[0, LAST], own, row) for each, own in zip(read["head"], out, strict=True)]
+    mlp = torch.stack([each[0, LAST] @ row for each in read["mlp"]])
+    torch.testing.assert_close(written.heads, torch.stack(heads), atol=CLOSE, rtol=0)
+    torch.testing.assert_close(written.mlp, mlp, atol=CLOSE, rtol=0)
+    assert abs(written.embedding - float(read["residual"][0][0, LAST] @ row)) < CLOSE
+    assert abs(written.logit - float(sum(map(torch.sum, heads)) + mlp.sum() + written.embedding)) < CLOSE
+
+
 # --- changes ---
 
 

@@ -42,3 +42,22 @@ def test_states_of_each_generated_token_equal_nnsights():
     last = torch.stack([(state[0] if isinstance(state, tuple) else state)[0, -1] for state in states])
     assert ids[0, trace.prompt_length :].tolist() == trace.generated_ids.tolist()
     torch.testing.assert_close(trace.hidden(layer=3), last, atol=1e-5, rtol=1e-5)
+
+
+def test_what_each_layer_would_say_equals_nnsights():
+    """Each layer's output through the model's own norm and head, inside nnsight's trace."""
+    model, processor = random_llava(), llava_processor()
+    vlm = lp.VLM(model, processor)
+    trace = vlm.generate(photo(), prompt=PROMPT, max_new_tokens=1)
+    found = lp.lens(vlm, trace, layers=[0, 1, 2, 3], at=lp.ALL, top=5)
+    inputs = dict(processor(text=PROMPT, images=photo(), return_tensors="pt"))
+    seen = nnsight.NNsight(copy.deepcopy(model))
+    said = []
+    with torch.no_grad(), seen.trace(**inputs):
+        inside = seen.model.language_model
+        for layer in range(4):
+            said.append(seen.lm_head(inside.norm(inside.layers[layer].input))[0].softmax(-1).save())
+    for row, theirs in enumerate(said):
+        best = theirs.topk(5)
+        torch.testing.assert_close(found.probability[row], best.values, atol=1e-6, rtol=1e-4)
+        assert torch.equal(found.ids[row, :, 0], best.indices[:, 0])

@@ -100,6 +100,10 @@ def traced(vlm) -> Traced:
     return Traced(vlm.model)
 
 
+def test_parts_of_a_logit_are_what_is_read_there(vlm, traced):
+    by_hand.check_parts(vlm, traced)
+
+
 @pytest.mark.parametrize("name", by_hand.TOKENS)
 def test_tokens_taken_away_are_replaced_where_they_enter(vlm, traced, name):
     by_hand.check(by_hand.TOKENS[name], vlm, traced)

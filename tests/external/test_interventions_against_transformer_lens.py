@@ -13,7 +13,7 @@ from torch import Tensor
 import llava_probe as lp
 from tests.external import by_hand
 from tests.external.by_hand import Change
-from tests.models import llava_processor, random_llava
+from tests.models import llava_processor, photo, random_llava
 
 pytest.importorskip("transformer_lens")
 
@@ -113,6 +113,10 @@ def test_the_model_is_the_same(vlm, hooked):
         torch.testing.assert_close(vlm.model(**inputs).logits[0], truth, atol=by_hand.CLOSE, rtol=0)
 
 
+def test_parts_of_a_logit_are_what_is_read_there(vlm, hooked):
+    by_hand.check_parts(vlm, hooked)
+
+
 @pytest.mark.parametrize("name", by_hand.TOKENS)
 def test_tokens_taken_away_are_replaced_where_they_enter(vlm, hooked, name):
     by_hand.check(by_hand.TOKENS[name], vlm, hooked)
@@ -141,3 +145,15 @@ def test_attention_is_reweighted_before_the_softmax_or_behind_it(vlm, hooked, na
 @pytest.mark.parametrize("name", by_hand.PUSHES)
 def test_steering_adds_typical_norms_of_a_direction_or_takes_it_off(vlm, hooked, name):
     by_hand.check(by_hand.PUSHES[name], vlm, hooked)
+
+
+def test_what_each_layer_would_say_is_transformer_lenss(vlm, hooked):
+    """Its residual stream before each block, through its final norm and unembedding."""
+    trace = vlm.generate(photo(), prompt=by_hand.PROMPT, max_new_tokens=1)
+    found = lp.lens(vlm, trace, layers=range(LAYERS), at=lp.ALL, top=5)
+    stream = hooked.read(by_hand.inputs_of(), "residual", range(LAYERS))
+    for row, layer in enumerate(found.layers):
+        with torch.no_grad():
+            theirs = hooked.bridge.unembed(hooked.bridge.ln_final(stream[layer]))[0].softmax(-1).topk(5)
+        torch.testing.assert_close(found.probability[row].double(), theirs.values, atol=1e-6, rtol=1e-5)
+        assert torch.equal(found.ids[row], theirs.indices)

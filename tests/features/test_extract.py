@@ -298,6 +298,23 @@ def test_strict_names_the_sample(vlm, rows, tmp_path):
         lp.extract(vlm, [rows[0], {**rows[1], "id": "lost", "image": "nowhere.png"}], tmp_path / "f", strict=True)
 
 
+def test_a_column_may_list_the_positions_of_its_row(vlm, rows, tmp_path):
+    listed = [[5, 2, -1], [3], [9, 999], "two"]
+    asked = [{**row, "at": at} for row, at in zip(rows, listed, strict=False)]
+    found = lp.extract(vlm, asked, tmp_path / "f", layers=[2], positions=["at", "at_mean"])
+    fed = len(traced(vlm, rows[0]).tokens) - 1
+    places = [sorted({2, 5, fed - 1}), [3]]
+    for number, places_of_row in enumerate(places):
+        states = traced(vlm, rows[number]).hidden(layer=2, at=places_of_row)
+        assert close(found["layer_2", "at"][number], states)
+        assert found["layer_2", "at"].positions_of(number).tolist() == places_of_row
+        assert close(found["layer_2", "at_mean"][number], states.mean(0))
+    reasons = " ".join(found.errors()["reason"].to_pylist())
+    assert (
+        "position 999 of the column at is not in a sequence" in reasons and "lists whole numbers; got 'two'" in reasons
+    )
+
+
 def test_a_run_without_a_single_row_says_so(vlm, rows, tmp_path):
     with pytest.warns(UserWarning, match="every sample failed"):
         lp.extract(vlm, [{**rows[0], "image": "nowhere.png"}], tmp_path / "f", layers=[2])

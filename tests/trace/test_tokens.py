@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llava_probe as lp
-from llava_probe.trace.tokens import Token, find, tokens_of
+from llava_probe.trace.tokens import Token, find, parts_words, tokens_of
 from tests.models import word_tokenizer
 
 
@@ -115,6 +115,11 @@ def written(*texts: str) -> tuple[Token, ...]:
 )
 def test_text_is_parted_as_its_script_parts_words(texts, sought, expected):
     assert find(written(*texts), sought) == expected
+
+
+def test_a_script_is_known_to_part_its_words_or_not():
+    assert all(map(parts_words, ["stop", "Größe", "мир", "سلام", "42", "", "?!"]))
+    assert not any(map(parts_words, ["赤い", "빨간", "แดง", "a赤"]))
 
 
 def test_words_are_not_joined_across_a_picture():

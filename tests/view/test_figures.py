@@ -17,7 +17,9 @@ from tests.probes.probe_store import coloured
 from tests.synthetic import TEXTS, causal, synthetic_trace
 from tests.view.drawn import cut_off, texts
 from tests.view.test_finetune_figures import RUN
+from tests.view.test_lens_figures import REPORT
 from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
+from tests.view.test_written_figures import made
 
 figures = lp.figures
 
@@ -29,8 +31,14 @@ def trace():
 
 
 @pytest.fixture(scope="module")
-def drawings(trace):
+def drawings(trace, tiny_vlm, tmp_path_factory):
     """Each figure function with what it draws."""
+    seen = lp.Capture(positions=["predicting", "image"])
+    answered = tiny_vlm.generate(lp.tiny.scene(7).image, "What?", max_new_tokens=1, capture=seen)
+    bank = lp.word_bank(
+        tiny_vlm, ["There is a red circle at the top left."], tmp_path_factory.mktemp("bank"), layers=[2]
+    )
+    read = lp.lens(tiny_vlm, answered, layers=[1, 2], words="red")
     m = lp.attention_map(trace)
     others = tuple(token for token in trace.tokens[:-1] if token.role != "image")
     weighed = dataclasses.replace(m, text=torch.randn(len(m), len(others)), text_tokens=others)
@@ -54,6 +62,13 @@ def drawings(trace):
         "dose_response": (figures.dose_response, (DOSE,)),
         "attribution_patching": (figures.attribution_patching, (PATCHING,)),
         "losses": (figures.losses, (RUN,)),
+        "reliability": (figures.reliability, (lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),)),
+        "lens": (figures.lens, (read,)),
+        "words_on": (figures.words_on, (read, 2)),
+        "tuned_lens": (figures.tuned_lens, (REPORT,)),
+        "contextual_words": (figures.contextual_words, (bank.words(answered, layer=3),)),
+        "written": (figures.written, (made(),)),
+        "written_from": (figures.written_from, (made(),)),
     }
 
 

@@ -157,7 +157,7 @@ def forward(
                 if isinstance(value, Tensor) and value.is_floating_point() and name.startswith("pixel_values")
             }
             inputs |= run.pixels
-        ours = (_Start(run, pixels, alone), _Kept(run, states), _Guard())
+        ours = (_Start(run, pixels, alone), _Kept(run, states), UncutProjections())
         memory = stack.enter_context(checkpointed(anatomy.decoder) if checkpoint else measured(anatomy.decoder))
         prompts = [task.prompt(run.task.continuations.index(run.longest))]
         stack.enter_context(visiting(anatomy, *visitors, *ours, *memory, prompts=prompts))
@@ -238,7 +238,7 @@ class _Kept(Visitor):
             self._run.states[layer] = hidden
 
 
-class _Guard(Visitor):
+class UncutProjections(Visitor):
     """Refuses projections that let no gradient through: the rest of the graph would go on and be wrong in silence."""
 
     def modules(self, anatomy: Anatomy) -> list[nn.Module]:

@@ -10,6 +10,7 @@ the prompt: the trace's own answer, or, where a contrast has several tokens, the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,10 +22,11 @@ from torch.nn import functional
 
 from llava_probe.asking.answers import answer_ids, check_answer
 from llava_probe.asking.generation import teacher_forced
+from llava_probe.asking.identity import model_of, other_model
 from llava_probe.asking.prompts import asked_again
 from llava_probe.border import Limits
 from llava_probe.errors import BadInput, OutOfRange
-from llava_probe.inside.passes import Prompt, Visitor, visiting
+from llava_probe.inside.passes import Prompt, Visitor, alone_with, visiting
 from llava_probe.layout import ImageLayout, PromptLayouts
 from llava_probe.model import VLM
 from llava_probe.trace.explained import Tokens, as_one, spans
@@ -193,30 +195,11 @@ class Task:
             BadInput: the prompt comes out in other tokens here (the trace is of another model or processor), or the
                 answer holds the token that stands for a picture.
         """
-        for answer in self.answers:
-            check_answer(answer, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
-        asked = asked_again(self.trace.images, self.trace.request)
-        tensors, prompts = self.vlm.prepare([asked], self.trace.request.processor)
-        ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
-        length = self.trace.prompt_length
-        if ids[:length] != [token.id for token in self.trace.tokens[:length]]:
-            raise BadInput("this trace is of another model or processor: its prompt comes out in other tokens here")
-        own, inside = self.answers[0], self.vlm.anatomy
-        return tuple(
-            Continuation(
-                {**teacher_forced(inside.model, tensors, answer), **inside.everywhere},
-                answer,
-                length + _alike(own, answer),
-            )
-            for answer in self.answers
-        )
+        return continued(self.vlm, self.trace, self.answers)
 
     def prompt(self, number: int) -> Prompt:
         """What a pass of one continuation holds, for what visits it."""
-        trace = self.trace
-        ids = (*(token.id for token in trace.tokens[: trace.prompt_length]), *self.answers[number][:-1])
-        visual, question = tuple(visual_positions(trace)), trace.request.question
-        return Prompt(trace.prompt_length, 0, visual, ids, question, lay_out=lambda: PromptLayouts(trace.layouts))
+        return prompt_of(self.trace, self.answers[number])
 
     def logits(self, number: int, *visitors: Visitor, **changed: Any) -> Tensor:
         """[B, steps, V] of one pass over a continuation, under whatever is in force.
@@ -233,6 +216,49 @@ class Task:
     def position(self, step: int) -> int:
         """The sequence position whose logits predict a step."""
         return self.trace.prompt_length - 1 + step
+
+
+def continued(vlm: VLM, trace: Trace, answers: Sequence[tuple[int, ...]]) -> tuple[Continuation, ...]:
+    """The inputs of a trace's prompt with each of some answers; the processor runs once.
+
+    Raises:
+        BadInput: the prompt comes out in other tokens here (the trace is of another model or processor), or an answer
+            holds the token that stands for a picture.
+    """
+    for answer in answers:
+        check_answer(answer, vlm.anatomy.vocabulary, vlm.visual_ids)
+    asked = asked_again(trace.images, trace.request)
+    tensors, prompts = vlm.prepare([asked], trace.request.processor)
+    ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
+    length = trace.prompt_length
+    if ids[:length] != [token.id for token in trace.tokens[:length]]:
+        raise BadInput("this trace is of another model or processor: its prompt comes out in other tokens here")
+    own, inside = answers[0], vlm.anatomy
+    return tuple(
+        Continuation(
+            {**teacher_forced(inside.model, tensors, answer), **inside.everywhere}, answer, length + _alike(own, answer)
+        )
+        for answer in answers
+    )
+
+
+def prompt_of(trace: Trace, answer: Sequence[int]) -> Prompt:
+    """What a pass over a trace's prompt and an answer holds, for what visits it."""
+    ids = (*(token.id for token in trace.tokens[: trace.prompt_length]), *answer[:-1])
+    visual, question = tuple(visual_positions(trace)), trace.request.question
+    return Prompt(trace.prompt_length, 0, visual, ids, question, lay_out=lambda: PromptLayouts(trace.layouts))
+
+
+def warn_of_another(vlm: VLM, trace: Trace) -> None:
+    """Say so where a trace is not of this model: an adapter was switched, a weight changed, or it is another one."""
+    with alone_with(vlm.anatomy.model):
+        here = model_of(vlm.anatomy, vlm.model)
+    if other := other_model(trace.provenance, here):
+        warnings.warn(
+            f"another model made this trace ({'; '.join(other)}): what this one makes of its answer is explained; "
+            "vlm.rerun(trace, answer=trace.generated_ids) gives this model's own trace of it",
+            stacklevel=4,
+        )
 
 
 def visual_positions(trace: Trace) -> list[int]:

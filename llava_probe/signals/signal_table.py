@@ -1,0 +1,252 @@
+"""How well each signal tells words that are made up, over a data set, beside what knows nothing of the picture.
+
+    found = [lp.hallucination(vlm, trace, objects) for trace in traces]
+    table = lp.signal_table(found, made_up)        # made_up: for each answer, for each of its words
+    print(table)
+
+AUROC: the chance that a word that is made up stands behind one that is not, 0.5 for a signal that tells nothing. At
+which end a word is said to be made up is published, and fixed beforehand, so a signal may score below 0.5. Intervals
+and paired differences from the best baseline draw pictures again, since words of one picture are made up together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from llava_probe.analyzers.table import Table, Tabular
+from llava_probe.arrays import FloatArray, IntArray
+from llava_probe.border import Seed, checked
+from llava_probe.errors import BadInput
+from llava_probe.resampling import each_resample, interval
+from llava_probe.signals.hallucination import SIGNALS, Hallucination
+from llava_probe.signals.measured import RESAMPLED, Estimate, grouped
+from llava_probe.signals.ranking import auroc, tied
+
+#: Folds of what is fitted; none parts a picture.
+_FOLDS = 5
+_PER = 100  # frequency is told for so many words
+
+#: Signals taken together by a logistic regression, on pictures that it was not fitted on.
+TOGETHER = {
+    "all signals": tuple(name for name, kind in SIGNALS.items() if kind.looks),
+    "all baselines": tuple(name for name, kind in SIGNALS.items() if not kind.looks),
+}
+
+
+@checked
+@dataclass(frozen=True)
+class SignalScore:
+    """How well one signal tells.
+
+    Attributes:
+        name: of ``lp.SIGNALS``, or of ``signal_table.TOGETHER``.
+        auroc: with its interval over pictures.
+        less_baseline: AUROC less that of the best baseline, on the words that have both.
+        words, made_up: how many have a value, and how many of these are made up.
+        baseline: whether it knows nothing of picture and model.
+    """
+
+    name: str
+    auroc: Estimate
+    less_baseline: Estimate
+    words: int
+    made_up: int
+    baseline: bool
+
+
+@checked
+@dataclass(frozen=True)
+class SignalTable(Tabular):
+    """The scores of all signals, the best first.
+
+    Attributes:
+        scores: of each signal.
+        best_baseline: the baseline that tells most, chosen on these very words.
+        words, made_up, pictures: how many there are.
+    """
+
+    scores: tuple[SignalScore, ...]
+    best_baseline: str
+    words: int
+    made_up: int
+    pictures: int
+
+    def __getitem__(self, name: str) -> SignalScore:
+        return next(each for each in self.scores if each.name == name)
+
+    def __str__(self) -> str:
+        return f"{self._columns().text()}\n{self._told()}"
+
+    def __repr__(self) -> str:
+        return f"SignalTable({self._told()})"
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain lists by name, an entry for each signal, ready for JSON."""
+        columns: dict[str, list[Any]] = {"signal": [each.name for each in self.scores]}
+        for name in ("auroc", "less_baseline"):
+            for part in ("value", "low", "high"):
+                column = [getattr(getattr(each, name), part) for each in self.scores]
+                columns[name if part == "value" else f"{name}_{part}"] = column
+        for name in ("words", "made_up", "baseline"):
+            columns[name] = [getattr(each, name) for each in self.scores]
+        return columns
+
+    def _repr_html_(self) -> str:
+        return self._columns().html(self._told())
+
+    def _columns(self) -> Table:
+        return Table(
+            {
+                "signal": [f"({each.name})" if each.baseline else each.name for each in self.scores],
+                "auroc": [str(each.auroc) for each in self.scores],
+                f"less {self.best_baseline}": [str(each.less_baseline) for each in self.scores],
+                "words": [each.words for each in self.scores],
+            }
+        )
+
+    def _told(self) -> str:
+        return (
+            f"{self.made_up} of {self.words} words made up, {self.pictures} pictures; in brackets: what knows nothing "
+            f"of picture and model, of which {self.best_baseline} tells most"
+        )
+
+
+@checked
+def signal_table(
+    found: Sequence[Hallucination],
+    made_up: Sequence[Any],
+    pictures: Sequence[Hashable] | None = None,
+    *,
+    seed: Seed = 0,
+) -> SignalTable:
+    """Score every signal on words whose truth is known.
+
+    Args:
+        found: of ``lp.hallucination``, one for each answer.
+        made_up: for each answer, for each of its words: whether what it names is not there.
+        pictures: of each answer, anything that tells pictures apart; each its own when None.
+        seed: of the resamples and folds.
+
+    Raises:
+        BadInput: not as many truths as words, or all words are made up, or none is.
+    """
+    if not found:
+        raise BadInput("signal_table takes what lp.hallucination found in some answers; got none")
+    if len(made_up) != len(found) or any(len(truth) != len(each) for truth, each in zip(made_up, found, strict=True)):
+        told = ", ".join(f"{len(each)}" for each in found[:5])
+        raise BadInput(f"made_up= says of each word of each answer whether it is made up: {told} ... truths")
+    numbers, count = grouped(pictures, len(found), "answers")
+    truth = np.concatenate([np.asarray(each, dtype=bool) for each in made_up])
+    if truth.all() or not truth.any():
+        raise BadInput(
+            f"{'all' if truth.all() else 'none'} of {len(truth)} words are made up: there is nothing to tell"
+        )
+    owner = np.repeat(numbers, [len(each) for each in found])
+    scores = {name: np.concatenate([each.values[name] for each in found]) for name in SIGNALS}
+    scores["frequency"] = _frequencies(found, numbers)
+    scores = {name: value if SIGNALS[name].made_up_when == "high" else -value for name, value in scores.items()}
+    scores |= _together(scores, truth, owner, seed)
+    judged = _Judge(truth, owner, count, seed)
+    baselines = [name for name in scores if _is_baseline(name) and name in SIGNALS]
+    best = max(baselines, key=lambda name: judged.value(scores[name]))
+    rows = [
+        SignalScore(
+            name,
+            judged.measure(scores[name]),
+            judged.difference(scores[name], scores[best]),
+            int((~np.isnan(scores[name])).sum()),
+            int(truth[~np.isnan(scores[name])].sum()),
+            _is_baseline(name),
+        )
+        for name in scores
+        if not np.isnan(scores[name]).all()
+    ]
+    rows.sort(key=lambda each: -each.auroc.value)
+    return SignalTable(tuple(rows), best, len(truth), int(truth.sum()), count)
+
+
+def _is_baseline(name: str) -> bool:
+    return not SIGNALS[name].looks if name in SIGNALS else "baselines" in name
+
+
+class _Judge:
+    """AUROC of scores of the same words, over the same resamples of their pictures."""
+
+    def __init__(self, truth: np.ndarray, owner: IntArray, pictures: int, seed: int) -> None:
+        self._truth, self._owner = truth.astype(np.float64), owner
+        drawn = each_resample(pictures, RESAMPLED, seed) if pictures > 1 else ()
+        self._weights = [counts[owner].astype(np.float64) for counts in drawn]
+
+    def value(self, scores: FloatArray) -> float:
+        """Of the words as they are."""
+        return self._aurocs(scores, [np.ones(len(scores))])[0]
+
+    def measure(self, scores: FloatArray) -> Estimate:
+        """With its interval."""
+        return _measured(self.value(scores), np.array(self._aurocs(scores, self._weights)))
+
+    def difference(self, scores: FloatArray, other: FloatArray) -> Estimate:
+        """Of two scores, on the words that have both."""
+        both = ~np.isnan(scores) & ~np.isnan(other)
+        one, two = (np.where(both, each, np.nan) for each in (scores, other))
+        drawn = np.array(self._aurocs(one, self._weights)) - np.array(self._aurocs(two, self._weights))
+        return _measured(self.value(one) - self.value(two), drawn)
+
+    def _aurocs(self, scores: FloatArray, weights: Sequence[FloatArray]) -> list[float]:
+        order = np.argsort(scores)[: int((~np.isnan(scores)).sum())]  # NaN is sorted to the end
+        truth, runs = self._truth[order], tied(scores[order])
+        return [auroc(each[order], truth, runs) for each in weights]
+
+
+def _measured(value: float, drawn: FloatArray) -> Estimate:
+    drawn = drawn[~np.isnan(drawn)]
+    return Estimate(value, *interval(drawn)) if len(drawn) else Estimate(value)
+
+
+def _frequencies(found: Sequence[Hallucination], pictures: IntArray) -> FloatArray:
+    """Of each word, how often answers about other pictures name its object, for a hundred of their words."""
+    named = [Counter(each.objects) for each in found]
+    words = [len(each.trace.answer.split()) for each in found]
+    told: list[float] = []
+    for number, each in enumerate(found):
+        others = np.flatnonzero(pictures != pictures[number])
+        total = sum(words[other] for other in others)
+        told += [
+            _PER * sum(named[other][thing] for other in others) / total if total else math.nan for thing in each.objects
+        ]
+    return np.array(told)
+
+
+def _together(scores: Mapping[str, FloatArray], truth: np.ndarray, owner: IntArray, seed: int) -> dict[str, FloatArray]:
+    """Several signals by a logistic regression, each word by one that was not fitted on its picture.
+
+    Empty where scikit-learn is not installed, or pictures are too few.
+    """
+    groups = [len(set(owner[truth == side].tolist())) for side in (True, False)]
+    if find_spec("sklearn") is None or min(groups) < _FOLDS:
+        return {}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = list(StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(owner, truth, owner))
+    found = {}
+    for name, parts in TOGETHER.items():
+        columns = np.stack([scores[part] for part in parts if not np.isnan(scores[part]).any()], axis=1)
+        if not columns.shape[1]:
+            continue
+        found[name] = np.full(len(truth), np.nan)
+        for fitted, told in folds:
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000)).fit(
+                columns[fitted], truth[fitted]
+            )
+            found[name][told] = model.decision_function(columns[told])
+    return found
