@@ -124,7 +124,8 @@ def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int
     model: Any = vlm.anatomy.model
     own = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
     undo(lambda: [model.set_submodule(name, module) for name, module in own.items()])  # unload leaves the trained ones
-    runner: Any = get_peft_model(model, config)
+    with seam.under_old_names():
+        runner: Any = get_peft_model(model, config)
     undo(runner.unload)
     if start is not None:
         fill(runner, folder)

@@ -102,7 +102,8 @@ def put_on(model: Any, adapter: str, shared: Mapping[str, Any]) -> Any:
     how = {key: shared[key] for key in ("token", "cache_dir") if key in shared}
     name = seam.checkpoint(model.config) or type(model).__name__
     try:
-        adapted = PeftModel.from_pretrained(model, where, **how)
+        with seam.under_old_names():
+            adapted = PeftModel.from_pretrained(model, where, **how)
         stored = load_peft_weights(where, device="cpu", **how)
     except Exception as error:  # whatever of the adapter does not fit the model
         if of_the_machine(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -850,3 +851,11 @@ def test_tokens_that_an_adapter_puts_ahead_are_known():
     lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     assert seam.virtual_tokens(peft.get_peft_model(random_llava(), lora)) == 0, "LoRA is refused"
     assert seam.virtual_tokens(random_llava()) == 0
+
+
+def test_what_peft_asks_under_an_old_name_is_not_the_users_matter():
+    peft = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        with seam.under_old_names():
+            peft.get_peft_model(random_llava(), peft.LoraConfig(r=1, target_modules=["q_proj"]))

@@ -67,6 +67,7 @@ from llava_probe.inside.seam.models import (
     revision,
     shares_keys,
     takes_sdpa,
+    under_old_names,
     virtual_tokens,
     without_recorders,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "size_to_fit",
     "strip_hooks",
     "takes_sdpa",
+    "under_old_names",
     "version",
     "videos_optional",
     "virtual_tokens",

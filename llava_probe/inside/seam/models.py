@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -193,3 +195,11 @@ def forward_in_place(module: nn.Module) -> Any:
 
 
 _OURS = "llava_probe."
+
+
+@contextmanager
+def under_old_names() -> Iterator[None]:
+    """PEFT may ask a model for what transformers calls otherwise by now; a user can do nothing about the warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield

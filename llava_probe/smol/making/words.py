@@ -48,7 +48,8 @@ def lead_to_words(out: Path) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     config = LoraConfig(target_modules=seam.no_targets(), modules_to_save=["model.multi_modal_projector"])
-    tuned = get_peft_model(model, config)
+    with seam.under_old_names():
+        tuned = get_peft_model(model, config)
     weights = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
     tables = _tables(tokenizer, model.get_input_embeddings().weight.detach())
