@@ -51,6 +51,13 @@ def test_it_still_knows_what_it_was_pretrained_on(vlm):
     assert "Paris" in vlm.generate(question="What is the capital of France?", max_new_tokens=12).answer
 
 
+def test_rows_of_its_embedding_that_are_no_words_are_nothing(vlm):
+    """Anything drawn there would be another model on each machine."""
+    words = vlm.processor.tokenizer.convert_tokens_to_ids("<image>")
+    beyond = vlm.anatomy.model.get_input_embeddings().weight[words:]
+    assert len(beyond) == 64 and not beyond.any()
+
+
 def test_the_adapter_is_what_sees(vlm, trace):
     with without_adapter(vlm.model):
         assert vlm.rerun(trace, answer=None).answer.strip() != SAYS
