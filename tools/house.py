@@ -38,6 +38,7 @@ ORDER = (
         "stored.py",
         "whole_file.py",
         "resampling.py",
+        "rooms.py",
         "tiny/",
     ),
     ("pictures/", "inside/"),

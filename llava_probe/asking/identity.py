@@ -135,6 +135,12 @@ def other_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return differences(one, other)
 
 
+def other_numbers(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In what a model's numbers are others': as ``other_model``, and by revision and precision."""
+    bound, own = ({name: told.get(name) for name in ("revision", "dtype")} for told in (there, here))
+    return [*other_model(there, here), *differences(bound, own)]
+
+
 def _apart(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for part in dict.fromkeys([*there, *here]):

@@ -19,7 +19,6 @@ of_data = partial(typer.Option, rich_help_panel="The data set")
 of_asking = partial(typer.Option, rich_help_panel="The question")
 
 TINY_MODEL = "tiny"
-SHIPPED = (TINY_MODEL, "smol")
 EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 
 PicturesArgument = Annotated[
@@ -59,6 +58,8 @@ class ModelOptions:
     @property
     def knows_scenes(self) -> bool:
         """Whether it is one of those that ship inside, which learnt drawn scenes and nothing else of pictures."""
+        from llava_probe.smol import SHIPPED
+
         return self.model in SHIPPED
 
     @property

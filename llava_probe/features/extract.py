@@ -40,7 +40,7 @@ from llava_probe.features.reading import Features
 from llava_probe.features.samples import Sample, Samples, digest, read_samples
 from llava_probe.features.trial import OF_A_SAMPLE, Sharing
 from llava_probe.inside.passes import in_force
-from llava_probe.loading import load
+from llava_probe.loading import model_given
 from llava_probe.model import VLM
 from llava_probe.pictures.boxes import unstated
 from llava_probe.stored import converted
@@ -133,9 +133,7 @@ def extract(
     """
     if engine not in ("local", "ray"):
         raise BadInput(f'engine={engine!r} is none; there are "local" and "ray"')
-    if isinstance(vlm, VLM) and load_kwargs:
-        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
-    named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
+    named = model_given(vlm, load_kwargs)
     if engine == "ray" and in_force(named.anatomy):
         raise BadInput('an intervention is in force in this process alone; extract under it with engine="local"')
     asking = AskingSettings(

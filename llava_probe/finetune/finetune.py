@@ -43,7 +43,7 @@ from llava_probe.finetune.training import in_bf16, this_process, writing_run
 from llava_probe.finetune.training import train as run
 from llava_probe.finetune.tuned import keep, made_trainable
 from llava_probe.inside import seam
-from llava_probe.loading import load, look
+from llava_probe.loading import load, look, refuse_settings
 from llava_probe.loading.check_row import verify_row, write_check_row
 from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
 from llava_probe.loading.merging import merged_as_unmerged
@@ -132,8 +132,7 @@ def finetune(
     parts = trained_parts(train, stage)
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: out='FOLDER' (or dry_run=True, which writes nothing)")
-    if isinstance(model, VLM) and load_kwargs:
-        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
+    refuse_settings(model, load_kwargs)
     if adapter is not None:
         look(adapter=adapter)  # what lies there, before the model is loaded
     cards = this_process()

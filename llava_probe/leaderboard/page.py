@@ -14,6 +14,7 @@ from llava_probe.escaping import in_markdown, visible
 from llava_probe.leaderboard.board import is_description
 from llava_probe.leaderboard.entries import BASELINES
 from llava_probe.leaderboard.figures import SPOKEN
+from llava_probe.smol import SHIPPED
 
 if TYPE_CHECKING:
     from llava_probe.evaluate.summary import Difference, Score
@@ -63,7 +64,7 @@ def _opening(board: Leaderboard, model: str, command: str) -> str:
         "known to the pixel, on one small model with habits of its own. The ranking of your model on your pictures:\n\n"
         "    llava-probe leaderboard --model llava-hf/llava-1.5-7b-hf --dtype bfloat16 --device-map auto \\\n"
         "        --cases mine.jsonl --out leaderboard/\n\n"
-        if model in ("tiny", "smol")
+        if model in SHIPPED
         else ""
     )
     apart = (

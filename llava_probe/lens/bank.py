@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.table import Table, Tabular
-from llava_probe.asking.identity import differences, in_brief, other_model
+from llava_probe.analyzers.table import Table
+from llava_probe.asking.identity import in_brief, other_numbers
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadFile, BadInput, NotANumber, OutOfRange
 from llava_probe.features.reading import Features, Ragged
+from llava_probe.lens.at_tokens import AtTokens
 from llava_probe.lens.bank_index import ContextualWord, no_bank, read_contexts
 from llava_probe.lens.nearest import lengths_of, nearest, similarity
 from llava_probe.maps.maps import ImageMap
@@ -219,16 +220,13 @@ class WordBank:
         Raises:
             BadInput: it is of another one.
         """
-        there = in_brief(self.features.manifest["settings"]["model"])
-        bound = [{name: told.get(name) for name in ("revision", "dtype")} for told in (there, here)]
-        other = [*other_model(there, here), *differences(bound[0], bound[1])]
-        if other:
+        if other := other_numbers(in_brief(self.features.manifest["settings"]["model"]), here):
             raise BadInput(f"this bank is of another model than the trace ({'; '.join(other)}); make one of that model")
 
 
 @checked
 @dataclass(frozen=True, eq=False)
-class ContextualWords(Tabular):
+class ContextualWords(AtTokens):
     """Of N tokens of one layer the nearest words.
 
     Attributes:
@@ -247,11 +245,6 @@ class ContextualWords(Tabular):
     bank: WordBank = field(repr=False)
     trace: Trace = field(repr=False)
 
-    @property
-    def tokens(self) -> tuple[Token, ...]:
-        """The tokens at ``positions``."""
-        return tuple(self.trace.tokens[position] for position in self.positions)
-
     @cached_property
     def found(self) -> tuple[tuple[ContextualWord, ...], ...]:
         """[N][top] the words in their sentences, best first."""
@@ -261,18 +254,6 @@ class ContextualWords(Tabular):
     def texts(self) -> tuple[tuple[str, ...], ...]:
         """[N][top] the words alone."""
         return tuple(tuple(each.word for each in token) for token in self.found)
-
-    def columns(self, image: int = 0) -> list[int]:
-        """Where the visual tokens of one picture stand among ``positions``.
-
-        Raises:
-            BadInput: not all of them were looked at, or their places are not known.
-        """
-        wanted = placed(self.trace, image).positions.tolist()
-        index = {position: column for column, position in enumerate(self.positions)}
-        if not wanted or not set(wanted) <= set(index):
-            raise BadInput(f"not all visual tokens of picture {image} were looked at; bank.words(..., at=lp.IMAGE)")
-        return [index[position] for position in wanted]
 
     def map(self, word: str, image: int = 0) -> ImageMap:
         """How near each visual token of one picture comes to a word: the best cosine with any of its contexts.

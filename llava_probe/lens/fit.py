@@ -45,7 +45,7 @@ from llava_probe.lens.tuned import (
     read_record,
     write_layer,
 )
-from llava_probe.loading import load
+from llava_probe.loading import model_given
 from llava_probe.model import VLM
 from llava_probe.stored import made_folder, write_text
 from llava_probe.trace.kept import kept_columns
@@ -112,9 +112,7 @@ def fit_lens(
         BadModel: the model's layers carry several streams, or it has no output embedding.
         BadFile: the folder is damaged or cannot be written.
     """
-    if isinstance(vlm, VLM) and load_kwargs:
-        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
-    named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
+    named = model_given(vlm, load_kwargs)
     numbers = _fittable(named, layers)
     asking = AskingSettings(system, template_kwargs, processor_kwargs)
     ways: dict[str, Any] = {"question": question, "prompt": prompt, "columns": columns, "images": images}

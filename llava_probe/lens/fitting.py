@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from llava_probe.described import Stored
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.features.samples import Sample
-from llava_probe.lens.adam import Adam
 from llava_probe.lens.sampled import Passes, States
 from llava_probe.lens.tuned import POSITION_KINDS, moved
 from llava_probe.stored import decoded
@@ -34,6 +34,9 @@ EVERY = 120.0
 _TOLD = 200
 
 _CHECKPOINT_FORMAT = 1
+
+#: What Adam keeps of each value, by torch's names.
+_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 #: The matrices [kinds, D, D] and biases [kinds, D] of one layer.
 Translator = tuple[Tensor, Tensor]
@@ -50,6 +53,8 @@ class Fitting:
 
     def __init__(self, passes: Passes, folder: Path, lr: float, steps: int) -> None:
         self._passes, self._path, self._lr, self._steps = passes, folder / CHECKPOINT, lr, steps
+        self._values: list[Tensor] = []
+        self._resumed: list[dict[str, Tensor]] = []
         self._adam: Adam | None = None
         self._step = 0
         self._losses: list[dict[str, float | None]] = []
@@ -74,14 +79,13 @@ class Fitting:
             if time.monotonic() - written >= EVERY:
                 self._checkpoint()
                 written = time.monotonic()
-        if self._adam is None:
+        if not self._values:
             raise BadInput(f"no sample could be read: {(self._passes.left_out or ['none was given'])[0]}")
         return self._losses
 
     def translators(self, dtype: torch.dtype) -> list[Translator]:
         """[kinds, D, D] and [kinds, D] of each fitted layer, as they are to be kept."""
-        assert self._adam is not None
-        held = [value.to(dtype) for value in self._adam.values]
+        held = [value.to(dtype) for value in self._values]
         return list(zip(held[::2], held[1::2], strict=True))
 
     def clean(self) -> None:
@@ -94,30 +98,36 @@ class Fitting:
         sums, counts = torch.zeros(len(POSITION_KINDS), dtype=torch.float64), torch.zeros(len(POSITION_KINDS))
         slopes: list[Tensor] = []
         for states in self._passes.over(samples, len(samples)):
-            if self._adam is None:
-                self._adam = Adam(untouched(states))
-            self._adam.to(states.last.device)
-            slopes = slopes or [torch.zeros_like(value) for value in self._adam.values]
+            self._begin(states)
+            slopes = slopes or [torch.zeros_like(value) for value in self._values]
             counts += torch.bincount(states.kind.cpu(), minlength=len(POSITION_KINDS))
             for part, own in self._passes.blocks(states):
-                sums += self._block(states, part, own, self._adam.values, slopes)
+                sums += self._block(states, part, own, slopes)
         if self._adam is not None and slopes:
-            for slope in slopes:
+            for value, slope in zip(self._values, slopes, strict=True):
                 for kind, count in enumerate(counts.clamp(min=1).tolist()):
                     slope[kind] /= count
-            self._adam.step(slopes, self._lr * (1 - self._step / self._steps))
+                value.grad = slope
+            self._adam.param_groups[0]["lr"] = self._lr * (1 - self._step / self._steps)
+            self._adam.step()
         each = zip(POSITION_KINDS, sums.tolist(), (counts * len(self._passes.layers)).tolist(), strict=True)
         return {kind: total / count if count else None for kind, total, count in each}
 
-    def _block(
-        self, states: States, part: slice, own: Tensor, values: Sequence[Tensor], slopes: Sequence[Tensor]
-    ) -> Tensor:
+    def _begin(self, states: States) -> None:
+        """The translators and what moves them, where the states are; from a checkpoint, or changing nothing."""
+        if self._adam is None:
+            self._values = [value.to(states.last.device) for value in self._values or untouched(states)]
+            self._adam = Adam(self._values, lr=self._lr)
+            for value, moments in zip(self._values, self._resumed, strict=False):
+                self._adam.state[value] = {name: one.to(value.device) for name, one in moments.items()}
+
+    def _block(self, states: States, part: slice, own: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """Add the slopes of a block of rows; its divergence by kind, summed over rows and layers."""
         kind = states.kind[part]
         total = torch.zeros(len(POSITION_KINDS), dtype=torch.float64)
         for place, layer in enumerate(self._passes.layers):
             rows = states.layers[layer][part]
-            given = translated(rows, kind, values[2 * place], values[2 * place + 1]).requires_grad_()
+            given = translated(rows, kind, *self._values[2 * place : 2 * place + 2]).requires_grad_()
             with torch.enable_grad():
                 logits = self._passes.ending.logits(given)
             said = logits.detach().log_softmax(1)
@@ -135,13 +145,10 @@ class Fitting:
     def _checkpoint(self) -> None:
         if self._adam is None:
             return
-        tensors = self._adam.tensors()
-        told = {
-            "step": self._step,
-            "taken": self._adam.taken,
-            "losses": self._losses,
-            "left_out": self._passes.left_out,
-        }
+        tensors = {f"value.{number}": value.cpu() for number, value in enumerate(self._values)}
+        for number, value in enumerate(self._values):
+            tensors |= {f"{name}.{number}": one.cpu() for name, one in self._adam.state[value].items()}
+        told = {"step": self._step, "losses": self._losses, "left_out": self._passes.left_out}
         header = json.dumps(told)
         named = {"llava_probe.fit": str(_CHECKPOINT_FORMAT), "fit": header, "digest": checksum(header, tensors)}
         write_tensors("checkpoint", self._path, tensors, named)
@@ -151,7 +158,9 @@ class Fitting:
             return
         held = read_tensors("checkpoint", self._path, key="llava_probe.fit", header="fit", newest=_CHECKPOINT_FORMAT)
         told = decoded(f"the header of {held.source} is damaged", held.header, _Told)
-        self._adam = Adam.from_tensors(held.tensors, told.taken)
+        count = sum(name.startswith("value.") for name in held.tensors)
+        self._values = [held.tensors[f"value.{number}"] for number in range(count)]
+        self._resumed = [{name: held.tensors[f"{name}.{number}"] for name in _STATE} for number in range(count)]
         self._step, self._losses = told.step, [*told.losses]
         self._passes.left_out[:] = told.left_out
 
@@ -160,7 +169,6 @@ class _Told(Stored, frozen=True):
     """What a checkpoint says besides its tensors."""
 
     step: int
-    taken: int
     losses: list[dict[str, float | None]]
     left_out: list[str]
 

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_probe.analyzers.table import Table, Tabular
+from llava_probe.analyzers.table import Table
 from llava_probe.border import Count, checked
 from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.inside.ending import Ending
+from llava_probe.lens.at_tokens import AtTokens
 from llava_probe.lens.reading import said_by
 from llava_probe.lens.states import states_at
 from llava_probe.lens.tuned import TunedLens
@@ -47,7 +48,7 @@ _NO_TOKEN = -1
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Lens(Tabular):
+class Lens(AtTokens):
     """What some layers would say at some tokens.
 
     Attributes:
@@ -74,11 +75,6 @@ class Lens(Tabular):
     kind: str
     spelled: Spellings = field(repr=False)
     trace: Trace = field(repr=False)
-
-    @property
-    def tokens(self) -> tuple[Token, ...]:
-        """The tokens at ``positions``."""
-        return tuple(self.trace.tokens[position] for position in self.positions)
 
     @cached_property
     def texts(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
@@ -119,18 +115,6 @@ class Lens(Tabular):
             method=self.kind,
             about={"unit": f"probability at layer {self.layers[row]}", "layer": self.layers[row]},
         )
-
-    def columns(self, image: int = 0) -> list[int]:
-        """Where the visual tokens of one picture stand among ``positions``.
-
-        Raises:
-            BadInput: some were not read, or their places are not known.
-        """
-        wanted = placed(self.trace, image).positions.tolist()
-        index = {position: column for column, position in enumerate(self.positions)}
-        if not wanted or not set(wanted) <= set(index):
-            raise BadInput(f"this lens was not read at the visual tokens of picture {image}; lens(..., at=lp.IMAGE)")
-        return [index[position] for position in wanted]
 
     def first(self, word: str, position: int | None = None) -> int | None:
         """The first layer at which a word is on top; None where it never is.

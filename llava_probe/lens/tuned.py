@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llava_probe.analyzers.table import Table, Tabular
-from llava_probe.asking.identity import differences, model_of, other_model
+from llava_probe.asking.identity import model_of, other_numbers
 from llava_probe.border import checked
 from llava_probe.described import Stored
 from llava_probe.errors import BadFile, BadInput, OutOfRange
@@ -176,13 +176,9 @@ class TunedLens:
         Raises:
             BadInput: it is another one.
         """
-        there = self.settings["model"]
         with alone_with(vlm.anatomy.model):
             here = model_of(vlm.anatomy, vlm.model)
-        other = other_model(there, here)
-        bound, own = ({name: told.get(name) for name in ("revision", "dtype")} for told in (there, here))
-        other += differences(bound, own)
-        if other:
+        if other := other_numbers(self.settings["model"], here):
             raise BadInput(f"this tuned lens was fitted to another model ({'; '.join(other)}); fit one to this model")
 
     def translator(self, layer: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from llava_probe.inside.anatomy import Anatomy
 from llava_probe.lens.bank import AT, WordBank
 from llava_probe.lens.contexts import ChosenWords, choose_words
 from llava_probe.lens.sentences import read_sentences
-from llava_probe.loading import load
+from llava_probe.loading import model_given
 from llava_probe.model import VLM
 
 #: Which layers of the text are kept, as shares of the depth: LatentLens's of a model with 32. The last two are added.
@@ -65,9 +65,7 @@ def word_bank(
         BadModel: the model reads no words without a picture, or its layers carry several streams.
         BadFile: the folder is damaged or cannot be written; what was finished is kept.
     """
-    if isinstance(vlm, VLM) and load_kwargs:
-        raise BadInput(f"{', '.join(load_kwargs)}: for loading a model by name; this one is loaded already")
-    named = vlm if isinstance(vlm, VLM) else load(str(vlm), **load_kwargs)
+    named = model_given(vlm, load_kwargs)
     chosen = spread(named.anatomy) if layers is None else [layers] if isinstance(layers, int) else list(layers)
     made = _planned(named, read_sentences(sentences, column), contexts, most)
     features = extract(

@@ -1,4 +1,4 @@
-"""A model and its processor by name: from the hub, from a folder, or the tiny one that ships inside.
+"""A model and its processor by name: from the hub, from a folder, or one of those that ship inside.
 
 What lies there is looked at first, by names and JSON (``folder.py``): a model that cannot be loaded is told in a
 sentence before torch is imported, which takes seconds. ``pretrained.py`` then loads what was found, ``adapters.py``
@@ -7,17 +7,19 @@ puts an adapter on, and ``check_row.py`` sees that what was trained is what was 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_probe.border import Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.loading.folder import look
 from llava_probe.loading.quantized import check_quantize
 
 if TYPE_CHECKING:
     from llava_probe.model import VLM
 
-__all__ = ["check_quantize", "load", "look"]
+__all__ = ["check_quantize", "load", "look", "model_given", "refuse_settings"]
 
 
 @checked
@@ -33,8 +35,8 @@ def load(
     """Load a model and its processor; with no name the tiny one that ships inside (in float32).
 
     Args:
-        name: a repository on the Hugging Face hub, a folder, or ``"tiny"``; the folder of a PEFT adapter loads the
-            model that it was made for, with it.
+        name: a repository on the Hugging Face hub, a folder, ``"tiny"`` or ``"smol"``, which ship inside; the folder of
+            a PEFT adapter loads the model that it was made for, with it.
         adapter: the folder or repository of a PEFT adapter, put on the model and made active. All of it must find its
             place, and where ``check_row.safetensors`` lies beside it (or in a model's folder, as ``lp.finetune`` leaves
             it) the logits of its row must be those of the end of training and not the base's.
@@ -56,3 +58,23 @@ def load(
     from llava_probe.loading.pretrained import loaded
 
     return loaded(found, name, quantize=quantize, random_weights=random_weights, settings=settings)
+
+
+def model_given(vlm: VLM | str | Path, settings: Mapping[str, Any]) -> VLM:
+    """A model that somebody holds, or that is loaded by its name with these settings.
+
+    Raises:
+        BadInput: settings for one that is loaded already.
+    """
+    refuse_settings(vlm, settings)
+    return load(str(vlm), **settings) if isinstance(vlm, str | Path) else vlm
+
+
+def refuse_settings(vlm: Any, settings: Mapping[str, Any]) -> None:
+    """Settings are for loading a model by name.
+
+    Raises:
+        BadInput: there are some, and the model is loaded already.
+    """
+    if settings and not (vlm is None or isinstance(vlm, str | Path)):
+        raise BadInput(f"{', '.join(settings)}: for loading a model by name; this one is loaded already")

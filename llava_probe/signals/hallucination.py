@@ -27,7 +27,7 @@ from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.arrays import FloatArray
 from llava_probe.border import checked
-from llava_probe.errors import BadInput, NotCaptured, OutOfRange, shortened
+from llava_probe.errors import BadInput, BadModel, NotCaptured, OutOfRange, shortened
 from llava_probe.inside.ending import Ending
 from llava_probe.lens.lens import a_word
 from llava_probe.lens.reading import said_by
@@ -153,6 +153,7 @@ def hallucination(vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = 
         BadInput: a trace of another model, or without a picture.
         OutOfRange: the answer names none of the objects.
         NotCaptured: logits or attention were not kept.
+        BadModel: the model's layers carry several streams, or it has no output embedding.
     """
     if not any(token.role == "image" for token in trace.tokens):
         raise BadInput("this trace has no visual tokens, so nothing that its answer names is on a picture")
@@ -215,8 +216,11 @@ def _of_attention(trace: Trace, rows: Sequence[int]) -> dict[str, list[float]]:
     """
     layers = trace.sizes.layers
     wanted = sorted({at_depth(layer, layers) for layer in _SVAR} & set(range(layers)))
-    if not set(range(layers)) - set(trace.sizes.other_layers) <= set(trace.attention_layers):
-        raise NotCaptured("SVAR and PAS need the attention of all layers; pass Capture(attention=True), the default")
+    kept = set(range(layers)) - set(trace.sizes.other_layers) <= set(trace.attention_layers)
+    if not kept or len(trace.attention_heads) < trace.sizes.heads:
+        raise NotCaptured(
+            "SVAR and PAS need the attention of all layers and heads; pass Capture(attention=True), the default"
+        )
     held = {layer: number for number, layer in enumerate(trace.attention_layers)}
     attention = trace.attention[list(rows)].float().mean(2)  # [words, layers, K]
     visual = torch.tensor([token.position for token in trace.tokens if token.role == "image"])
@@ -235,6 +239,9 @@ def _of_states(vlm: VLM, trace: Trace, words: Sequence[tuple[int, ...]]) -> dict
     order = list(dict.fromkeys([*visual, trace.prompt_length - 1, *rows, *own]))
     index = {position: number for number, position in enumerate(order)}
     states = states_at(vlm, trace, layers, order)
+    if any(rows.ndim > 2 for rows in states.values()):
+        name = type(inside.decoder.owner).__name__
+        raise BadModel(f"the layers of {name} carry several streams, and no single state that cosines could be of")
     first = [[trace.tokens[positions[0]].id] for positions in words]
     ending = Ending(inside, a_word(trace))
     read = _Read(ending, states, inside.vocabulary, last)

@@ -23,7 +23,7 @@ import numpy as np
 from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.border import Seed, checked
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.resampling import each_resample, interval
 from llava_probe.signals.hallucination import SIGNALS, Hallucination
 from llava_probe.signals.measured import RESAMPLED, Estimate, grouped
@@ -33,10 +33,13 @@ from llava_probe.signals.ranking import auroc, tied
 _FOLDS = 5
 _PER = 100  # frequency is told for so many words
 
+#: What knows nothing of the picture.
+_BASELINES = tuple(name for name, kind in SIGNALS.items() if not kind.looks)
+_ALL_BASELINES = "all baselines"
 #: Signals taken together by a logistic regression, on pictures that it was not fitted on.
 TOGETHER = {
     "all signals": tuple(name for name, kind in SIGNALS.items() if kind.looks),
-    "all baselines": tuple(name for name, kind in SIGNALS.items() if not kind.looks),
+    _ALL_BASELINES: _BASELINES,
 }
 
 
@@ -79,7 +82,10 @@ class SignalTable(Tabular):
     pictures: int
 
     def __getitem__(self, name: str) -> SignalScore:
-        return next(each for each in self.scores if each.name == name)
+        found = {each.name: each for each in self.scores}
+        if name not in found:
+            raise OutOfRange(f"there is no score of {name!r}; there are {', '.join(found)}")
+        return found[name]
 
     def __str__(self) -> str:
         return f"{self._columns().text()}\n{self._told()}"
@@ -140,8 +146,11 @@ def signal_table(
     if not found:
         raise BadInput("signal_table takes what lp.hallucination found in some answers; got none")
     if len(made_up) != len(found) or any(len(truth) != len(each) for truth, each in zip(made_up, found, strict=True)):
-        told = ", ".join(f"{len(each)}" for each in found[:5])
-        raise BadInput(f"made_up= says of each word of each answer whether it is made up: {told} ... truths")
+        counts = [len(each) for each in found[:5]]
+        raise BadInput(
+            f"made_up= takes a list for each answer, with True or False for each of its words; the "
+            f"first have {', '.join(map(str, counts))} words"
+        )
     numbers, count = grouped(pictures, len(found), "answers")
     truth = np.concatenate([np.asarray(each, dtype=bool) for each in made_up])
     if truth.all() or not truth.any():
@@ -154,8 +163,8 @@ def signal_table(
     scores = {name: value if SIGNALS[name].made_up_when == "high" else -value for name, value in scores.items()}
     scores |= _together(scores, truth, owner, seed)
     judged = _Judge(truth, owner, count, seed)
-    baselines = [name for name in scores if _is_baseline(name) and name in SIGNALS]
-    best = max(baselines, key=lambda name: judged.value(scores[name]))
+    there = [name for name in _BASELINES if not np.isnan(scores[name]).all()]
+    best = max(there, key=lambda name: judged.value(scores[name]))
     rows = [
         SignalScore(
             name,
@@ -163,17 +172,13 @@ def signal_table(
             judged.difference(scores[name], scores[best]),
             int((~np.isnan(scores[name])).sum()),
             int(truth[~np.isnan(scores[name])].sum()),
-            _is_baseline(name),
+            name in (*_BASELINES, _ALL_BASELINES),
         )
         for name in scores
         if not np.isnan(scores[name]).all()
     ]
     rows.sort(key=lambda each: -each.auroc.value)
     return SignalTable(tuple(rows), best, len(truth), int(truth.sum()), count)
-
-
-def _is_baseline(name: str) -> bool:
-    return not SIGNALS[name].looks if name in SIGNALS else "baselines" in name
 
 
 class _Judge:

@@ -14,10 +14,10 @@ from pathlib import Path
 from llava_probe import tiny
 from llava_probe.smol.built import base, base_folder
 
-__all__ = ["SMOL", "TINY", "base", "base_folder", "path", "shipped_name"]
+__all__ = ["SHIPPED", "SMOL", "TINY", "base", "base_folder", "path", "shipped_name"]
 
 #: The two models that ship inside, by the names that ``lp.load`` takes.
-TINY, SMOL = "tiny", "smol"
+TINY, SMOL = SHIPPED = ("tiny", "smol")
 
 
 def path() -> Path:

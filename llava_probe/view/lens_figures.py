@@ -20,18 +20,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from llava_probe.border import CountFromZero
 from llava_probe.errors import BadInput
 from llava_probe.lens.lens import LENS_LIMITS
-from llava_probe.trace.explained import placed
 from llava_probe.view.canvas import (
     Title,
     Width,
     drawable,
     finished,
     hosted,
-    inches,
     on_axes,
     styled,
 )
-from llava_probe.view.patch_words import ABOVE, noted, view_of, write_words
+from llava_probe.view.patch_words import noted, words_of_patches
 
 if TYPE_CHECKING:
     from llava_probe.lens.lens import Lens
@@ -67,11 +65,8 @@ def words_on(
         BadInput: not at all visual tokens of this picture, or there is no such view.
     """
     columns, row = found.columns(image), found.row(layer)
-    layout, photograph = placed(found.trace, image), found.trace.images[image]
-    across, down = layout.size
-    axes = on_axes(ax, width, inches(width) * down / across + ABOVE)
-    words = [found.texts[row][column][0] for column in columns]
-    write_words(axes, photograph, layout, words, found.probability[row, columns, 0].numpy(), view_of(layout, tile))
+    words, sure = [found.texts[row][column][0] for column in columns], found.probability[row, columns, 0].numpy()
+    axes = words_of_patches(found, image, words, sure, tile, ax, width)
     figure = finished(axes, title, f"{found.kind}, layer {found.layers[row]}: the likeliest word at each patch")
     noted(axes, LENS_LIMITS)
     return figure

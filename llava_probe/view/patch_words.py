@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from llava_probe.arrays import FloatArray
     from llava_probe.layout import ImageLayout
+    from llava_probe.lens.at_tokens import AtTokens
     from llava_probe.lens.bank import ContextualWords
 
 #: Points of a word: no larger than the rest of a figure, no smaller than a magnifying glass reads.
@@ -51,7 +52,7 @@ _WHITE = 0.55
 #: Grey of the least sure word; the surest is black.
 _FAINT = 0.5
 #: Inches above a photograph, for a title.
-ABOVE = 0.45
+_ABOVE = 0.45
 #: Points and colour of what stands under a figure.
 _NOTE, _NOTE_COLOUR = 6.0, "#555555"
 
@@ -79,18 +80,41 @@ def contextual_words(
         BadInput: not at all visual tokens of this picture, or there is no such view.
     """
     columns = found.columns(image)
-    layout, photograph = placed(found.trace, image), found.trace.images[image]
-    shown = view_of(layout, tile)
-    across, down = layout.size
-    axes = on_axes(ax, width, inches(width) * down / across + ABOVE)
-    words = [found.texts[column][0] for column in columns]
     near = found.similarity[columns, 0].numpy()
-    low, high = near[shown].min(), near[shown].max()
-    write_words(axes, photograph, layout, words, (near - low) / max(high - low, 1e-6), shown)
+    seen = near[_view_of(placed(found.trace, image), tile)]
+    low, high = seen.min(), seen.max()
     own = f"nearest contextual words, layer {found.layer} (cosine {rounded(low, 2)} to {rounded(high, 2)})"
+    words = [found.texts[column][0] for column in columns]
+    axes = words_of_patches(found, image, words, (near - low) / max(high - low, 1e-6), tile, ax, width)
     figure = finished(axes, title, own)
     noted(axes, BANK_LIMITS)
     return figure
+
+
+def words_of_patches(
+    found: AtTokens,
+    image: int,
+    words: Sequence[str],
+    sure: FloatArray,
+    tile: int | None,
+    ax: Axes | None,
+    width: str | float,
+) -> Axes:
+    """A photograph with a word at each visual token of one view.
+
+    Args:
+        found: whose trace has the picture; ``image``: which.
+        words: of each of its visual tokens, in the layout's order; ``sure``: [N] from 0, grey, to 1, black.
+        tile, ax, width: as for the figures.
+
+    Raises:
+        BadInput: there is no such view.
+    """
+    layout = placed(found.trace, image)
+    across, down = layout.size
+    axes = on_axes(ax, width, inches(width) * down / across + _ABOVE)
+    write_words(axes, found.trace.images[image], layout, words, sure, _view_of(layout, tile))
+    return axes
 
 
 def noted(drawn: Host | Axes, note: str) -> None:
@@ -144,7 +168,7 @@ def write_words(
         drawn.set(clip_on=True, path_effects=[withStroke(linewidth=0.16 * points, foreground="white", alpha=0.7)])
 
 
-def view_of(layout: ImageLayout, tile: int | None) -> np.ndarray:
+def _view_of(layout: ImageLayout, tile: int | None) -> np.ndarray:
     """[N] bool: the tokens of one view of the photograph."""
     there = sorted(set(layout.tiles.tolist()))
     if tile is not None and tile not in there:

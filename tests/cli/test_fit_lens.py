@@ -20,7 +20,7 @@ def test_the_verb_fits_as_python_does(tmp_path, tiny_vlm, monkeypatch):
         rows.append({"image": f"{seed}.png", "question": scene.questions[0].question})
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr("llava_probe.lens.fit.load", lambda *_, **__: tiny_vlm)
+    monkeypatch.setattr("llava_probe.loading.load", lambda *_, **__: tiny_vlm)
     words = ["fit-lens", data, "--out", tmp_path / "tuned", "--layers", "2,4", "--steps", 2, "--tokens", 20]
     made = CliRunner().invoke(app, [str(word) for word in [*words, "--batch-size", 2, "--held-out", 0.34]])
     assert made.exit_code == 0, made.output

@@ -149,7 +149,7 @@ def test_what_was_not_read_is_one_sentence(random_vlm, trace):
     found = lp.lens(random_vlm, trace, layers=[1], words="stop", at=lp.QUESTION)
     for ask, sentence in (
         (lambda: found.map("dog", 1), "'dog' was not weighed, only \\['stop'\\]"),
-        (lambda: found.map("stop", 1), "not read at the visual tokens of picture 0"),
+        (lambda: found.map("stop", 1), "not all visual tokens of picture 0 were read"),
         (lambda: found.row(2), "layer 2 was not read, only 1"),
         (lambda: found.first("stop", position=3), "not read at position 3"),
     ):

@@ -112,8 +112,11 @@ def test_what_cannot_be_read_is_a_sentence(tiny_vlm, trace):
     with pytest.raises(lp.OutOfRange, match="none of COCO's objects; name yours"):
         lp.hallucination(tiny_vlm, tiny_vlm.score(SCENE.image, "What?", "A red heart."))
     bare = tiny_vlm.generate(SCENE.image, "Describe the image.", capture=lp.Capture(attention=False))
-    with pytest.raises(lp.NotCaptured, match="attention of all layers"):
+    with pytest.raises(lp.NotCaptured, match="attention of all layers and heads"):
         lp.hallucination(tiny_vlm, bare, list(SHAPES))
+    some = tiny_vlm.generate(SCENE.image, "Describe the image.", capture=lp.Capture(heads=[1]))
+    with pytest.raises(lp.NotCaptured, match="and heads"):
+        lp.hallucination(tiny_vlm, some, list(SHAPES))
     with pytest.raises(lp.BadInput, match="no visual tokens"):
         lp.hallucination(tiny_vlm, tiny_vlm.score(question="What?", answer="A heart."), "heart")
 
@@ -147,6 +150,8 @@ def test_aurocs_are_scikit_learns(found):
     assert table["entropy"].auroc.value == pytest.approx(roc_auc_score(truth, truth + 2 * noise))
     assert table["svar"].auroc.value == pytest.approx(roc_auc_score(truth, -noise))
     assert table["position"].auroc.value == 0.5
+    with pytest.raises(lp.OutOfRange, match="no score of 'luck'"):
+        table["luck"]
     assert table.scores[0].auroc.value == 1.0 and (table.words, table.made_up) == (180, int(truth.sum()))
 
 
@@ -181,7 +186,7 @@ def test_words_are_rarer_where_other_answers_do_not_name_them(found):
 def test_a_table_without_two_sides_is_a_sentence(found):
     with pytest.raises(lp.BadInput, match="all of 3 words are made up"):
         lp.signal_table([found], [[True] * 3])
-    with pytest.raises(lp.BadInput, match="made_up= says of each word"):
+    with pytest.raises(lp.BadInput, match=r"a list for each answer.* the first have 3 words"):
         lp.signal_table([found], [[True]])
     with pytest.raises(lp.BadInput, match="got none"):
         lp.signal_table([], [])

@@ -133,6 +133,7 @@ class Jobs:
             self._stopped.discard(job.id)
 
     def _ask(self, job: Ask) -> Done:
+        from llava_probe.smol import SHIPPED
         from llava_probe.trace.trace import Trace
         from llava_probe.view.page import payload
 
@@ -145,7 +146,7 @@ class Jobs:
         ended: Literal["", "stopped", "cut off"] = "cut off" if trace.cut_off else ""
         if job.id in self._stopped:
             ended = "stopped"
-        if self._load.name in ("tiny", "smol") and not _known(trace):
+        if self._load.name in SHIPPED and not _known(trace):
             notes.append(
                 "This model knows only its own drawn scenes (coloured shapes and stop signs); what it says of "
                 "anything else means nothing."
