@@ -1,8 +1,8 @@
-"""What a bank of words costs at a 7B model's width, and whether its words are true where the truth is known.
+"""What a search of a bank of words costs at a 7B model's width.
 
     python benchmarks/bank.py                           # 5,000 states of 4,096 numbers, 576 patches, bf16
-    python benchmarks/bank.py truth --scenes 60         # on drawn scenes, by layer, beside chance
-    python benchmarks/bank.py truth --model smol
+
+Whether its words are true, ``figures/lens.py`` tells.
 
 The search is timed on states with a common direction, as those of language models have one, and on states without: the
 number of candidates that have to be multiplied again differs. The dense way beside it is float32 throughout.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,15 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import llava_probe as lp
-from llava_probe import tiny
-from llava_probe.evaluate.right_words import right_words
 from llava_probe.lens.nearest import lengths_of, nearest
 
 #: Of a 7B model: its width, the visual tokens of a picture, and layers and contexts of a bank of 5,000 states.
 WIDTH, PATCHES, LAYERS, CONTEXTS = 4096, 576, 8, 625
-#: Scenes that the sentences of a bank are of; none is looked at.
-TOLD = range(1000, 1100)
 
 
 def seconds(run: Callable[[], Any], rounds: int) -> float:
@@ -77,52 +71,15 @@ def cost(rounds: int) -> None:
         )
 
 
-def sentences() -> list[str]:
-    """What is true of some scenes, in the words of their questions, answers and descriptions."""
-    found = []
-    for seed in TOLD:
-        for each in tiny.scene(seed).questions:
-            described = each.kind == "describe"
-            found += each.answer.split(". ") if described else [f"{each.question} {each.answer}"]
-    return found
-
-
-def truth(model: str, scenes: int) -> None:
-    """Print how often the nearest word names what lies under a patch, by layer."""
-    vlm = lp.load(model)
-    names = {
-        word for seed in TOLD for shown in tiny.scene(seed).objects for word in f"{shown.kind} {shown.colour}".split()
-    }
-    layers = range(vlm.anatomy.layers + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        bank = lp.word_bank(vlm, sentences(), folder)
-        print(bank)
-        chosen = {"all words": None, "words of kinds and colours": [word for word in bank.vocabulary if word in names]}
-        for title, among in chosen.items():
-
-            def says(trace: lp.Trace, among: list[str] | None = among) -> dict[int, list[str]]:
-                found = {layer: bank.words(trace, layer, top=1, among=among) for layer in layers}
-                return {layer: [each[0] for each in one.texts] for layer, one in found.items()}
-
-            print(f"\nshare of objects' patches whose nearest word is the object's kind or colour, among {title}")
-            print(right_words(vlm, range(scenes), says))
-
-
 def main() -> None:
-    """Print one or the other."""
+    """Print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["cost", "truth"], default="cost")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, help="of torch; its own number if left")
-    parser.add_argument("--model", default="tiny", help="tiny or smol")
-    parser.add_argument("--scenes", type=int, default=60)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.what == "cost":
-        cost(arguments.rounds)
-    else:
-        truth(arguments.model, arguments.scenes)
+    cost(arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What lenses read at the patches of objects in the tiny model: ``figures/lens.md`` and its figures.
+"""What three lenses read at the patches of objects, where the truth is known: ``figures/lens.md`` and its figures.
 
-    python figures/lens.py                 # 300 scenes, and a tuned lens fitted to 600 others
+    python figures/lens.py                                     # 300 scenes, and a tuned lens fitted to 600 others
+    python figures/lens.py --model smol --scenes 40 --fitted 160 --epochs 2 --every 5 --out figures/lens_smol.md
 
-At how many of an object's patches does the likeliest word name it (its kind or its colour), layer by layer? Beside it
-what says whether that is about the place: at how many the word names another object of the same scene instead. The same
-of the likeliest colour among the colours, and of the likeliest kind among the kinds, where a lens must choose. And how
-near the tuned lens comes to what the model says at last, on pictures that it was not fitted to.
+At how many of an object's patches does the nearest or likeliest word name it (its kind or its colour), layer by layer?
+Beside it what says how much of that is about the place: how many the same words would name if they were dealt to the
+patches at random, and at how many the word names another object of the scene. The same where a lens must choose among
+the colours, or among the kinds. And how near the tuned lens comes to what the model says at last, on pictures that it
+was not fitted to.
 """
 
 from __future__ import annotations
@@ -22,148 +24,177 @@ import numpy as np
 
 import llava_probe as lp
 from llava_probe import tiny
-from llava_probe.resampling import interval, resamples, weighed
+from llava_probe.evaluate.right_words import SCENE_QUESTION, RightWords, right_words
 from llava_probe.tiny import plan
 from llava_probe.view.canvas import finished, on_axes, paper
 
-#: Held out, none of those that chose anything, and others to fit the tuned lens to.
-FIRST, FITTED = 3_000, 10_000
-TIMES = 2_000
-#: What is counted of an object's patches: whether their word, their colour and their kind are its own or another's.
-COUNTED = ("it", "another", "its colour", "another's colour", "its kind", "another's kind", "all")
-ALL = COUNTED.index("all")
+#: Held out, none of those that chose anything; others to fit the tuned lens to, and others that the bank is told of.
+FIRST, FITTED, TOLD = 3_000, 10_000, range(1_000, 1_100)
 SHOWN = 34
-COLOURS, KINDS = list(plan.COLOURS), [*plan.SHAPES, plan.SIGN]
+#: The figures beside the page.
+PARTS = ("truth", "held_out", "words")
+LOGIT, TUNED, CONTEXTUAL = LENSES = ("logit lens", "tuned lens", "contextual words")
+#: What a lens chooses among. A kind of two words goes by its first, which is how a model begins it.
+ANY, COLOURS, KINDS = "any word", "colours", "kinds"
+AMONG = {ANY: [], COLOURS: list(plan.COLOURS), KINDS: [kind.split()[0] for kind in (*plan.SHAPES, plan.SIGN)]}
 
 
-def names(thing: tiny.SceneObject) -> set[str]:
-    """What would be a right word for it."""
-    return {thing.colour, thing.kind, f"{thing.kind}s", *thing.kind.split()}
+def sentences() -> Iterator[str]:
+    """What is true of some scenes, in the words of their questions, answers and descriptions."""
+    for seed in TOLD:
+        for each in tiny.scene(seed).questions:
+            yield from each.answer.split(". ") if each.kind == "describe" else [f"{each.question} {each.answer}"]
 
 
-def counted(vlm: lp.VLM, count: int, lenses: Mapping[str, lp.TunedLens | None]) -> dict[str, np.ndarray]:
-    """By lens, [scenes, layers, COUNTED] patches of objects."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in lenses}
-    keep = lp.Capture(positions=["image"], attention=False, scores=False)
-    for seed in range(FIRST, FIRST + count):
-        scene = tiny.scene(seed)
-        trace = vlm.generate(scene.image, "Describe the image.", max_new_tokens=1, capture=keep)
-        for name, tuned in lenses.items():
-            said = lp.lens(vlm, trace, top=1, words=[*COLOURS, *KINDS], tuned=tuned)
-            found[name].append(patches(scene, trace, said))
-    return {name: np.stack(rows) for name, rows in found.items()}
+class Lenses:
+    """The three lenses of one model, and what each says at every visual token."""
+
+    def __init__(self, vlm: lp.VLM, folder: Path, fitted: int, epochs: int, every: int) -> None:
+        self.vlm, last = vlm, vlm.anatomy.layers
+        self.layers = sorted({*range(0, last, every), last})
+        scenes = map(tiny.scene, range(FITTED, FITTED + fitted))
+        rows = [{"image": each.image, "question": each.questions[each.seed % 6].question} for each in scenes]
+        fits = [layer for layer in self.layers if layer < last]
+        self.tuned = lp.fit_lens(vlm, rows, folder / "tuned", layers=fits, epochs=epochs, tokens=64, progress=True)
+        self.bank = lp.word_bank(vlm, list(sentences()), folder / "bank")
+
+    def says(self, trace: lp.Trace) -> Mapping[tuple[str, int], Sequence[str]]:
+        """By lens and what it chooses among, and by layer, the word at each visual token."""
+        found: dict[tuple[str, int], Sequence[str]] = {}
+        for name, tuned in ((LOGIT, None), (TUNED, self.tuned)):
+            words = [*AMONG[COLOURS], *AMONG[KINDS]]
+            said = lp.lens(self.vlm, trace, layers=self.layers, top=1, words=words, tuned=tuned)
+            colours, kinds = said.word_probability.split([len(AMONG[COLOURS]), len(AMONG[KINDS])])
+            for row, layer in enumerate(said.layers):
+                found[told(name, ANY), layer] = [texts[0] for texts in said.texts[row]]
+                for among, chances in ((COLOURS, colours), (KINDS, kinds)):
+                    best = chances[:, row].argmax(0).tolist()
+                    found[told(name, among), layer] = [AMONG[among][number] for number in best]
+        for layer in self.layers:
+            for among, words in AMONG.items():
+                nearest = self.bank.words(trace, layer, top=1, among=words or None)
+                found[told(CONTEXTUAL, among), layer] = [texts[0] for texts in nearest.texts]
+        return found
 
 
-def patches(scene: tiny.Scene, trace: lp.Trace, said: lp.Lens) -> np.ndarray:
-    """[layers, COUNTED] of one scene."""
-    layout, sums = trace.layouts[0], np.zeros((len(said.layers), len(COUNTED)))
-    chances = said.word_probability.numpy()
-    colours = np.array(COLOURS)[chances[: len(COLOURS)].argmax(0)]  # [layers, N]
-    kinds = np.array(KINDS)[chances[len(COLOURS) :].argmax(0)]
-    for thing in scene.objects:
-        others = [each for each in scene.objects if each is not thing]
-        columns = [said.positions.index(position) for position in layout.tokens_in(thing.mask).tolist()]
-        for layer, texts in enumerate(said.texts):
-            for column in columns:
-                word = texts[column][0].strip().casefold()
-                read = (
-                    (word, names(thing), set().union(*map(names, others))),
-                    (colours[layer, column], {thing.colour}, {each.colour for each in others}),
-                    (kinds[layer, column], {thing.kind}, {each.kind for each in others}),
-                )
-                sums[layer] += [*(each for told, own, rest in read for each in (told in own, told in rest - own)), 1]
-    return sums
+def told(lens: str, among: str) -> str:
+    """A name for both."""
+    return f"{lens}, {among}"
 
 
-def shares(sums: np.ndarray, which: int, seed: int = 0) -> Iterator[tuple[float, float, float]]:
-    """Of each layer the share and its 95 % interval over scenes."""
-    draws = weighed(resamples(len(sums), TIMES, seed), sums.reshape(len(sums), -1)).reshape(-1, *sums.shape[1:])
-    for layer in range(sums.shape[1]):
-        low, high = interval(draws[:, layer, which] / draws[:, layer, ALL])
-        yield float(sums[:, layer, which].sum() / sums[:, layer, ALL].sum()), low, high
-
-
-def table(sums: Mapping[str, np.ndarray], columns: Sequence[str]) -> list[str]:
-    """A line a layer."""
-    heads = [f"{name}: {column}" for name in sums for column in columns]
-    lines = [f"| layer | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    cells = [list(shares(each, COUNTED.index(column))) for each in sums.values() for column in columns]
-    for layer, told in enumerate(zip(*cells, strict=True)):
-        lines.append(f"| {layer} | {' | '.join(f'{s:.3f} [{a:.3f}, {b:.3f}]' for s, a, b in told)} |")
+def table(of: Mapping[tuple[str, int], RightWords], among: str, layers: Sequence[int]) -> list[str]:
+    """A line a layer, of each lens the share with its interval, chance, and what names another object."""
+    heads = [f"{lens} | chance | another" for lens in LENSES]
+    lines = [f"| layer | {' | '.join(heads)} |", "|---" * (1 + 3 * len(heads)) + "|"]
+    for layer in layers:
+        rows = [of[told(lens, among), layer] for lens in LENSES]
+        cells = [
+            f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}] | {row.chance:.3f} | {row.another:.3f}" for row in rows
+        ]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
     return lines
 
 
-def drawn(sums: Mapping[str, np.ndarray], path: Path) -> Path:
-    """The shares by layer, bands over scenes."""
+def best(of: Mapping[tuple[str, int], RightWords], lens: str, among: str) -> str:
+    """Where a lens is furthest above chance, in words."""
+    rows = [row for (name, _), row in of.items() if name == told(lens, among)]
+    row = max(rows, key=lambda row: row.low - row.chance)
+    if row.low <= row.chance:
+        return f"{lens} nowhere"
+    return f"{lens} {row.share:.2f} [{row.low:.2f}, {row.high:.2f}] at layer {row.layer}, chance {row.chance:.2f}"
+
+
+def drawn(of: Mapping[tuple[str, int], RightWords], layers: Sequence[int], path: Path) -> Path:
+    """The shares by layer, bands over scenes, chance dashed."""
     with paper():
-        axes = on_axes(None, "column", 2.3)
-        for number, (name, each) in enumerate(sums.items()):
-            for column, style in (("it", "o-"), ("another", "--")):
-                share, low, high = np.array(list(shares(each, COUNTED.index(column)))).T
-                axes.plot(range(len(share)), share, style, color=f"C{number}", label=f"{name}: {column}")
-                axes.fill_between(range(len(share)), low, high, color=f"C{number}", alpha=0.15, lw=0)
-        axes.set(xlabel="hidden state", ylabel="share of an object's patches", ylim=(0, None))
-        axes.legend()
-        return lp.figures.save(finished(axes, True, "patches whose likeliest word names it"), path)
+        axes = on_axes(None, "page", 2.4)
+        axes.set_axis_off()
+        for panel, among in enumerate(AMONG):
+            inside = axes.inset_axes((panel * 0.36, 0, 0.28, 1))
+            for number, lens in enumerate(LENSES):
+                rows = [of[told(lens, among), layer] for layer in layers]
+                share, low, high, chance = np.array([(row.share, row.low, row.high, row.chance) for row in rows]).T
+                inside.plot(layers, share, "o-", color=f"C{number}", label=lens)
+                inside.plot(layers, chance, "--", color=f"C{number}", lw=0.8)
+                inside.fill_between(layers, low, high, color=f"C{number}", alpha=0.15, lw=0)
+            inside.set(xlabel="hidden state", ylim=(0, None), title=among)
+            if not panel:
+                inside.set(ylabel="share of objects' patches")
+                inside.legend()
+        return lp.figures.save(finished(axes, True, None), path)
+
+
+def page(asked: argparse.Namespace, lenses: Lenses, rows: Sequence[RightWords], named: Mapping[str, str]) -> list[str]:
+    """What was measured, line by line."""
+    of, report = {(row.lens, row.layer): row for row in rows}, lenses.tuned.report
+    return [
+        f"# What three lenses read at the patches of objects, in the {asked.model} model",
+        "",
+        f"{rows[0].patches:,} patches of objects on {rows[0].scenes} held-out scenes, each covered by half or more.",
+        "Brackets are 95 % intervals over scenes; *chance* is what the same words would score if dealt to the same",
+        "patches at random; *another* the share whose word names another object of the scene and not this one.",
+        f"Contextual words: nearest in {len(lenses.bank.features):,} sentences about other scenes. Made by",
+        "",
+        f"    python figures/lens.py --model {asked.model} --scenes {asked.scenes} --fitted {asked.fitted} "
+        f"--epochs {asked.epochs} --every {asked.every} --out {asked.out.name}",
+        "",
+        "Above chance, and where most:",
+        "",
+        *(f"- {among}: {'; '.join(best(of, lens, among) for lens in LENSES)}." for among in AMONG),
+        "",
+        f"![By layer; dashed: chance]({named['truth']})",
+        "",
+        "## Does the word at a patch of an object name it?",
+        "",
+        *table(of, ANY, lenses.layers),
+        "",
+        f"## Where it must choose among the {len(AMONG[COLOURS])} colours",
+        "",
+        *table(of, COLOURS, lenses.layers),
+        "",
+        f"## Where it must choose among the {len(AMONG[KINDS])} kinds",
+        "",
+        *table(of, KINDS, lenses.layers),
+        "",
+        "## How near does a tuned lens come to the model's last word?",
+        "",
+        f"KL in nats a position on {report.pictures} pictures that were held out of its {asked.fitted}, by layer and",
+        "kind of position; the gain with its 95 % interval over pictures.",
+        "",
+        "```",
+        report.table(),
+        "```",
+        "",
+        f"![Held out]({named['held_out']})",
+        "",
+        f"![The tuned lens's likeliest word at each patch]({named['words']})",
+        "",
+    ]
 
 
 def main() -> None:
-    """Write the table and the figures."""
+    """Write the page and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="tiny or smol")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--fitted", type=int, default=600, help="scenes that the tuned lens is fitted to")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
-    vlm = lp.load()
-    fitting = map(tiny.scene, range(FITTED, FITTED + arguments.fitted))
-    rows = [{"image": each.image, "question": each.questions[each.seed % 6].question} for each in fitting]
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--every", type=int, default=1, help="read every so many layers, and the last")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    asked = parser.parse_args()
+    vlm, pictures = lp.load(asked.model), {part: asked.out.with_name(f"{asked.out.stem}_{part}.png") for part in PARTS}
     with tempfile.TemporaryDirectory() as folder:
-        tuned = lp.fit_lens(vlm, rows, folder, epochs=arguments.epochs, tokens=64)
-        sums = counted(vlm, arguments.scenes, {"logit lens": None, "tuned lens": tuned})
-        scene = tiny.scene(SHOWN)
-        trace = vlm.generate(scene.image, "Describe the image.", max_new_tokens=1)
-        shown = lp.lens(vlm, trace, tuned=tuned)
-        lp.figures.save(lp.figures.words_on(shown, 3), arguments.out / "lens_words.png", 150)
-        lp.figures.save(lp.figures.tuned_lens(tuned.report), arguments.out / "lens_held_out.png")
-        drawn(sums, arguments.out / "lens_truth.png")
-        page = [
-            "# What lenses read at the patches of objects, in the tiny model",
-            "",
-            f"Made by `make lens`, on {arguments.scenes} held-out scenes; brackets are 95 % intervals over scenes.",
-            "",
-            "## Does the likeliest word at a patch of an object name it?",
-            "",
-            "Share of the patches that an object covers by half or more whose likeliest word is its kind or its colour",
-            "(*it*), or the kind or colour of another object of the scene, and not its own (*another*).",
-            "",
-            *table(sums, ("it", "another")),
-            "",
-            "![By layer](lens_truth.png)",
-            "",
-            "## Where it must choose among the colours, or among the kinds?",
-            "",
-            f"Chance is {1 / len(COLOURS):.3f} of a colour and {1 / len(KINDS):.3f} of a kind.",
-            "",
-            *table(sums, ("its colour", "another's colour")),
-            "",
-            *table(sums, ("its kind", "another's kind")),
-            "",
-            "## How near does a tuned lens come to the model's last word?",
-            "",
-            f"KL in nats a position on {tuned.report.pictures} pictures that were held out of its",
-            f"{arguments.fitted}, by layer and kind of position; the gain with its 95 % interval over pictures.",
-            "",
-            "```",
-            tuned.report.table(),
-            "```",
-            "",
-            "![Held out](lens_held_out.png)",
-            "",
-        ]
-    (arguments.out / "lens.md").write_text("\n".join(page), encoding="utf-8")
-    print("\n".join(page))
+        lenses = Lenses(vlm, Path(folder), asked.fitted, asked.epochs, asked.every)
+        counted = right_words(vlm, range(FIRST, FIRST + asked.scenes), lenses.says, times=2_000)
+        shown = vlm.generate(tiny.scene(SHOWN).image, SCENE_QUESTION, max_new_tokens=1)
+        layer = lenses.layers[len(lenses.layers) // 2]
+        found = lp.lens(vlm, shown, layers=[layer], tuned=lenses.tuned)
+        lp.figures.save(lp.figures.words_on(found, layer), pictures["words"], 100)
+        lp.figures.save(lp.figures.tuned_lens(lenses.tuned.report), pictures["held_out"], 144)
+        drawn({(row.lens, row.layer): row for row in counted.rows}, lenses.layers, pictures["truth"])
+        written = "\n".join(page(asked, lenses, counted.rows, {part: path.name for part, path in pictures.items()}))
+    asked.out.write_text(written, encoding="utf-8")
+    print(written)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,6 @@ def leaderboard(
     if part is None:
         given = f"--cases {cases}" if cases else f"--scenes {scenes}"
         given += f" --closer {closer}" * (closer != CLOSER) + " --quick" * quick
-        command = f"llava-probe leaderboard --model {model.model} {given} --out {out}"
+        command = f"llava-probe leaderboard {model.typed} {given} --out {out}"
         written = write_leaderboard(vlm, wanted, kept, out, model=model.model, command=command)[0]
     typer.echo(f"\nEverything is in {written}")

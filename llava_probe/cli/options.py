@@ -35,6 +35,7 @@ class ModelOptions:
         TINY_MODEL
     )
     adapter: Annotated[str | None, of_model(help="A PEFT adapter on it: a folder or a name on the hub.")] = None
+    merge: Annotated[bool, of_model("--merge", help="Put what the adapter adds into the weights: quicker.")] = False
     revision: Annotated[str | None, of_model(help="Branch, tag or commit on the hub.")] = None
     dtype: Annotated[str | None, of_model(help="float32, bfloat16 or float16; the checkpoint's own if left.")] = None
     quantize: Annotated[str | None, of_model(help="4bit or 8bit, by bitsandbytes.")] = None
@@ -66,7 +67,13 @@ class ModelOptions:
     def settings(self) -> dict[str, Any]:
         """What was given, by the names that ``lp.load`` takes."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None and value is not False}
+
+    @property
+    def typed(self) -> str:
+        """The same as it is typed."""
+        options = [("model", self.model), *self.settings.items()]
+        return " ".join(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in options)
 
     def load(self) -> VLM:
         """The model."""

@@ -1,13 +1,14 @@
 """Whether the words that a lens finds at patches are those of what is there, on scenes whose truth is known.
 
     def says(trace):                                     # any lens: of each layer the top word of each visual token
-        return {layer: [each[0] for each in bank.words(trace, layer).texts] for layer in layers}
+        return {("bank", layer): [each[0] for each in bank.words(trace, layer).texts] for layer in layers}
 
     print(right_words(vlm, range(40), says))
 
 A patch that an object covers by half or more is right where its word is the object's kind or colour. Some words are
 right by luck: a lens that says "red" everywhere is, wherever a thing is red. So beside the share stands what the same
-words would score if they were dealt to the patches of all objects at random.
+words would score if they were dealt to the patches of all objects at random; and how many name another object of the
+scene instead, which a lens that tells of the picture and not of the place does as often.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ from llava_probe.trace.trace import Trace
 #: What is asked of each scene: the patches stand before the question, so that it changes nothing at them.
 SCENE_QUESTION = "Describe the image."
 
-#: Of each layer the word at each visual token of a trace's picture, in the layout's order.
-Says = Callable[[Trace], Mapping[int, Sequence[str]]]
+#: Of each lens and layer the word at each visual token of a trace's picture, in the layout's order.
+Says = Callable[[Trace], Mapping[tuple[str, int], Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class RightWords:
-    """What one layer says at the patches of objects.
+    """What a lens says of one layer at the patches of objects.
 
     Attributes:
-        layer: hidden state; ``patches``, ``scenes``: how many were looked at.
+        lens: its name; ``layer``: hidden state; ``patches``, ``scenes``: how many were looked at.
         share: of the patches whose word names the object; ``low``, ``high``: its 95 % interval over scenes.
         chance: the share if the same words were dealt to the same patches at random.
+        another: of the patches whose word names another object of the scene, and not this one.
     """
 
+    lens: str
     layer: int
     patches: int
     scenes: int
@@ -51,17 +54,18 @@ class RightWords:
     low: float
     high: float
     chance: float
+    another: float
 
 
 @checked
 @dataclass(frozen=True)
 class RightWordsTable(Tabular):
-    """The same of some layers."""
+    """The same of some lenses and layers."""
 
     rows: tuple[RightWords, ...]
 
     def table(self) -> str:
-        """A line for each layer, to print."""
+        """A line for each lens and layer, to print."""
         return self._columns().text()
 
     def __str__(self) -> str:
@@ -79,7 +83,7 @@ def right_words(vlm: VLM, seeds: Iterable[Seed], says: Says, times: Count = 1000
     Args:
         vlm: one of the models that know scenes.
         seeds: of ``tiny.scene``.
-        says: of a trace with the states of all layers at its visual tokens, each layer's word at each of them.
+        says: of a trace with the states of all layers at its visual tokens, each lens's word at each of them.
         times: resamples of the interval.
 
     Raises:
@@ -90,19 +94,21 @@ def right_words(vlm: VLM, seeds: Iterable[Seed], says: Says, times: Count = 1000
         raise BadInput("seeds= names no scene")
     scenes = np.unique([patch.scene for patch in patches], return_inverse=True)[1]
     counts = resamples(int(scenes.max()) + 1, times, seed=0)
-    return RightWordsTable(tuple(_scored(patches, scenes, counts, layer) for layer in patches[0].words))
+    return RightWordsTable(tuple(_scored(patches, scenes, counts, *key) for key in patches[0].words))
 
 
 @dataclass(frozen=True)
 class _Patch:
     scene: int
     names: frozenset[str]
-    words: Mapping[int, str]
+    others: frozenset[str]
+    words: Mapping[tuple[str, int], str]
 
 
 def names_of(shown: tiny.SceneObject) -> frozenset[str]:
-    """The words that name an object: its kind and its colour."""
-    return frozenset(f"{shown.kind} {shown.colour}".casefold().split())
+    """The words that name an object: its kind, of one or of many, and its colour."""
+    kinds = shown.kind.casefold().split()
+    return frozenset([*kinds, f"{kinds[-1]}s", shown.colour.casefold()])
 
 
 def _of_scene(vlm: VLM, number: int, scene: tiny.Scene, says: Says) -> Iterable[_Patch]:
@@ -111,19 +117,23 @@ def _of_scene(vlm: VLM, number: int, scene: tiny.Scene, says: Says) -> Iterable[
     said, layout = says(trace), trace.layouts[0]
     column = {position: token for token, position in enumerate(layout.positions.tolist())}
     for shown in scene.objects:
+        own = names_of(shown)
+        others = frozenset(name for other in scene.objects if other is not shown for name in names_of(other)) - own
         for position in layout.tokens_in(shown.mask).tolist():
-            words = {layer: _letters(texts[column[position]]) for layer, texts in said.items()}
-            yield _Patch(number, names_of(shown), words)
+            words = {key: _letters(texts[column[position]]) for key, texts in said.items()}
+            yield _Patch(number, own, others, words)
 
 
-def _scored(patches: Sequence[_Patch], scenes: np.ndarray, counts: np.ndarray, layer: int) -> RightWords:
-    right = np.array([patch.words[layer] in patch.names for patch in patches], float)
+def _scored(patches: Sequence[_Patch], scenes: np.ndarray, counts: np.ndarray, lens: str, layer: int) -> RightWords:
+    words = [patch.words[lens, layer] for patch in patches]
+    right = np.array([word in patch.names for word, patch in zip(words, patches, strict=True)], float)
+    another = np.mean([word in patch.others for word, patch in zip(words, patches, strict=True)])
     groups = int(scenes.max()) + 1
     sums, sizes = by_group(right, scenes, groups), by_group(np.ones(len(right)), scenes, groups)
     low, high = interval(weighed(counts, sums) / weighed(counts, sizes))
-    said, named = Counter(patch.words[layer] for patch in patches), Counter(n for patch in patches for n in patch.names)
+    said, named = Counter(words), Counter(name for patch in patches for name in patch.names)
     chance = sum(count * named[word] for word, count in said.items()) / len(patches) ** 2
-    return RightWords(layer, len(patches), groups, float(right.mean()), low, high, chance)
+    return RightWords(lens, layer, len(patches), groups, float(right.mean()), low, high, chance, float(another))
 
 
 def _letters(text: str) -> str:

@@ -82,6 +82,11 @@ class Lens(AtTokens):
         text = self.spelled.text
         return tuple(tuple(tuple(map(text, token)) for token in layer) for layer in self.ids.tolist())
 
+    @property
+    def told(self) -> str:
+        """What was read where, in words."""
+        return f"{self.kind} at {len(self.positions)} token{'s' * (len(self.positions) != 1)}"
+
     def row(self, layer: int) -> int:
         """Where a hidden state, by the model's own number, stands along the axis of layers.
 
@@ -149,10 +154,10 @@ class Lens(AtTokens):
         return f"Lens({self.kind}: {len(self.layers)} layers at {len(self.positions)} tokens{told})"
 
     def __str__(self) -> str:
-        return f"{self.table()}\n{self.kind} at {len(self.positions)} tokens"
+        return f"{self.table()}\n{self.told}"
 
     def _repr_html_(self) -> str:
-        return self._by_layer().html(f"{self.kind} at {len(self.positions)} tokens")
+        return self._by_layer().html(self.told)
 
     def _by_layer(self) -> Table:
         """Of each layer: how sure it is, what it says most often, and how far each word came."""

@@ -29,6 +29,8 @@ from llava_probe.loading.last_logits import (
     without_adapter,
 )
 
+_QUANTISED = "quantised weights round an update that is merged into them; load the model without quantize="
+
 
 def merged_as_unmerged(model: Any, inputs: Mapping[str, Any]) -> float:
     """How far the logits of a row are off when the adapter is merged; afterwards every weight has its bits again.
@@ -51,7 +53,7 @@ def merged_as_unmerged(model: Any, inputs: Mapping[str, Any]) -> float:
     refuse_merged(model)
     inside = anatomy(model).model
     if getattr(inside.config, "quantization_config", None) is not None:
-        raise BadModel("quantised weights round an update that is merged into them; load the model without quantize=")
+        raise BadModel(_QUANTISED)
     unmerged = last_logits(model, inputs)
     with without_adapter(model):
         base = last_logits(model, inputs)
@@ -70,6 +72,22 @@ def merged_as_unmerged(model: Any, inputs: Mapping[str, Any]) -> float:
             f"{inside.dtype} rounds; load the model with dtype='float32' to merge"
         )
     return off
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapter's updates in its weights, and no wrapper: what it was given is used up.
+
+    Raises:
+        BadModel: it cannot be merged.
+    """
+    inside = anatomy(model).model
+    if getattr(inside.config, "quantization_config", None) is not None:
+        raise BadModel(_QUANTISED)
+    with alone_with(inside):
+        try:
+            return model.merge_and_unload().eval()
+        except (AttributeError, ValueError, NotImplementedError, TypeError) as error:
+            raise BadModel(f"this adapter cannot be merged: {first_line(error)}") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from llava_probe.errors import BadModel
+from llava_probe.errors import BadInput, BadModel
 from llava_probe.faults import of_the_machine
 from llava_probe.inside import seam
 from llava_probe.inside.undo import draws_as_now, undoing
@@ -23,6 +23,7 @@ from llava_probe.loading.adapters import put_on
 from llava_probe.loading.check_row import CHECK_ROW, verify_row
 from llava_probe.loading.folder import FoundModel
 from llava_probe.loading.memory import free_memory, memory_needed
+from llava_probe.loading.merging import merged
 from llava_probe.loading.quantized import quantization_config
 from llava_probe.model import VLM
 from llava_probe.smol import TINY, shipped_name
@@ -33,14 +34,20 @@ _SHARED = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_o
 
 
 def loaded(
-    found: FoundModel, name: Any, *, quantize: str | None, random_weights: int | None, settings: Mapping[str, Any]
+    found: FoundModel,
+    name: Any,
+    *,
+    merge: bool,
+    quantize: str | None,
+    random_weights: int | None,
+    settings: Mapping[str, Any],
 ) -> VLM:
     """The model that was found, with its processor.
 
     Args:
         found: by ``look``.
         name: how the user calls it.
-        quantize, random_weights, settings: as ``lp.load`` takes them.
+        merge, quantize, random_weights, settings: as ``lp.load`` takes them.
 
     Raises:
         BadModel: it cannot be loaded after all.
@@ -69,8 +76,11 @@ def loaded(
     elif found.weights is not None:  # a folder, all of it as it lies there
         _verified(model.eval(), Path(found.where))
     if found.adapter is not None and random_weights is None:
-        model = put_on(model, found.adapter, shared)
-        _verified(model.eval(), _folder_of(found.adapter, shared))
+        model, folder = put_on(model, found.adapter, shared), _folder_of(found.adapter, shared)
+        _verified(model.eval(), folder)
+        if merge:
+            model = merged(model)
+            _verified(model, _with_row(folder, found.adapter))
     return VLM(model.eval(), processor)
 
 
@@ -78,6 +88,16 @@ def _verified(model: Any, folder: Path | None) -> None:
     """Held to the row that was kept beside it when it was trained, where one was."""
     if folder is not None and os.path.lexists(folder / CHECK_ROW):
         verify_row(model, folder)
+
+
+def _with_row(folder: Path | None, adapter: str) -> Path:
+    """The folder, if a check row is in it."""
+    if folder is None or not os.path.lexists(folder / CHECK_ROW):
+        raise BadInput(
+            f"merged, an adapter may be another one, and beside {adapter} lies no {CHECK_ROW} to try it on, as "
+            "lp.finetune leaves one; load it without merge=True"
+        )
+    return folder
 
 
 def _folder_of(adapter: str, shared: Mapping[str, Any]) -> Path | None:

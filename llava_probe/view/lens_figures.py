@@ -108,8 +108,9 @@ def lens(found: Lens, *, ax: Axes | None = None, width: Width = "column", title:
     grid[-1, 0].set_xlabel("layer")
     grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     host.align_labels()
-    noted(host, LENS_LIMITS)
-    return finished(host, title, f"{found.kind} at {len(found.positions)} tokens")
+    if any(token.role == "image" for token in found.tokens):
+        noted(host, LENS_LIMITS)
+    return finished(host, title, found.told)
 
 
 @styled

@@ -17,45 +17,64 @@ def patches(trace, seed):
     return [(shown, column) for shown, share in shares for column in np.flatnonzero(share >= 0.5)]
 
 
+def colour_beside(seed, shown):
+    """The colour of another object of a scene; none where all are of this one's."""
+    return next((other.colour for other in tiny.scene(seed).objects if other.colour != shown.colour), "?")
+
+
 @pytest.fixture(scope="module")
 def looked(tiny_vlm):
-    """What a truth-telling, a half-right and an always-red lens score, and the scenes' own figures."""
+    """What lenses that tell the truth, or some of it, or that of another place score; and the scenes' own figures."""
     seeds, under = iter(SEEDS), []
 
     def says(trace):
-        truth = ["?"] * len(trace.layouts[0])
-        found = patches(trace, next(seeds))
+        seed = next(seeds)
+        truth, beside = ["?"] * len(trace.layouts[0]), ["?"] * len(trace.layouts[0])
+        found = patches(trace, seed)
         for shown, column in found:
             truth[column] = f" {shown.colour.title()}."
-        under.append(found)
+            beside[column] = colour_beside(seed, shown)
+        under.append([(seed, *pair) for pair in found])
         half = [word if column % 2 else "?" for column, word in enumerate(truth)]
-        return {0: truth, 1: ["red"] * len(truth), 2: ["?"] * len(truth), 3: half}
+        told = {"true": truth, "red": ["red"] * len(truth), "nothing": ["?"] * len(truth), "half": half}
+        return {(lens, 4): words for lens, words in {**told, "beside": beside}.items()}
 
-    return right_words(tiny_vlm, SEEDS, says, times=50), under
+    table = right_words(tiny_vlm, SEEDS, says, times=50)
+    return {row.lens: row for row in table.rows}, [place for scene in under for place in scene], table
 
 
 def test_shares_are_those_of_a_count_by_hand(looked):
-    table, under = looked
-    flat = [pair for scene in under for pair in scene]
-    right, red, nothing, half = table.rows
-    assert (right.share, right.low, right.high, right.patches, right.scenes) == (1, 1, 1, len(flat), 3)
-    reds = np.mean(["red" in names_of(shown) for shown, _ in flat])
-    assert red.share == pytest.approx(reds) and red.chance == pytest.approx(reds)
-    assert nothing.share == nothing.chance == 0
-    assert half.share == pytest.approx(np.mean([column % 2 for _, column in flat]))
-    assert half.low <= half.share <= half.high
+    of, under, _ = looked
+    true = of["true"]
+    assert (true.share, true.low, true.high, true.patches, true.scenes, true.layer) == (1, 1, 1, len(under), 3, 4)
+    reds = np.mean(["red" in names_of(shown) for _, shown, _ in under])
+    assert of["red"].share == pytest.approx(reds) and of["red"].chance == pytest.approx(reds)
+    assert of["nothing"].share == of["nothing"].chance == 0
+    assert of["half"].share == pytest.approx(np.mean([column % 2 for _, _, column in under]))
+    assert of["half"].low <= of["half"].share <= of["half"].high
+
+
+def test_a_word_of_another_object_is_told_apart(looked):
+    of, under, _ = looked
+    assert of["true"].another == of["nothing"].another == 0 == of["beside"].share
+    assert of["beside"].another == np.mean([colour_beside(seed, shown) != "?" for seed, shown, _ in under]) > 0
 
 
 def test_chance_is_what_the_same_words_score_when_they_are_dealt_anew(looked):
-    table, under = looked
-    shown = [one for scene in under for one, _ in scene]
+    of, under, table = looked
+    shown = [one for _, one, _ in under]
     generator = np.random.default_rng(0)
     dealt = [
         np.mean([one.colour in names_of(other) for one, other in zip(shown, generator.permutation(shown), strict=True)])
         for _ in range(400)
     ]
-    assert table.rows[0].chance == pytest.approx(np.mean(dealt), abs=0.02)
-    assert "layer  patches  scenes" in str(table)
+    assert of["true"].chance == pytest.approx(np.mean(dealt), abs=0.02)
+    assert "lens     layer  patches  scenes" in str(table)
+
+
+def test_both_numbers_of_a_kind_name_it():
+    sign = next(thing for seed in range(20) for thing in tiny.scene(seed).objects if thing.kind == "stop sign")
+    assert names_of(sign) == {"stop", "sign", "signs", sign.colour}
 
 
 def test_no_scene_is_refused(tiny_vlm):

@@ -7,7 +7,8 @@ import torch
 
 import llava_probe as lp
 from llava_probe.inside.weights import weights_digest
-from llava_probe.loading.last_logits import last_logits
+from llava_probe.loading.check_row import write_check_row
+from llava_probe.loading.last_logits import last_logits, logits_apart
 from llava_probe.loading.merging import merged_as_unmerged
 from tests.loading.adapted import PROJECTOR, lora, row, trained
 
@@ -87,3 +88,30 @@ def test_what_cannot_be_merged_is_told(inputs, monkeypatch):
     model.merge_adapter()
     with pytest.raises(lp.BadInput, match="the adapter is merged into the weights"):
         merged_as_unmerged(model, inputs)
+
+
+def test_it_can_be_loaded_merged_and_answers_as_before(inputs, tmp_path):
+    """A plain model, held to the row beside the adapter; without one, nothing says that it is the same."""
+    model = trained()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(lp.BadInput, match="lies no check_row"):
+        lp.load("tiny", adapter=tmp_path, merge=True)
+    write_check_row(model, inputs, tmp_path)
+    merged = lp.load("tiny", adapter=tmp_path, merge=True)
+    assert not hasattr(merged.model, "disable_adapter")
+    assert logits_apart(last_logits(merged.model, inputs), last_logits(model, inputs)) < 1e-5
+    assert logits_apart(last_logits(merged.model, inputs), last_logits(lp.load().model, inputs)) > 1e-2
+
+
+def test_one_that_merges_into_another_is_refused(inputs, tmp_path, monkeypatch):
+    model = trained()
+    model.save_pretrained(tmp_path)
+    write_check_row(model, inputs, tmp_path)
+    monkeypatch.setattr(type(model.base_model), "merge_and_unload", lambda tuner, **_: tuner.unload())
+    with pytest.raises(lp.BadModel, match="was not loaded as it was trained"):
+        lp.load("tiny", adapter=tmp_path, merge=True)
+
+
+def test_without_an_adapter_there_is_nothing_to_merge():
+    with pytest.raises(lp.BadInput, match="nothing to merge"):
+        lp.load("tiny", merge=True)

@@ -84,6 +84,11 @@ def test_entropy_and_ranks_by_layer(found):
     assert below.yaxis_inverted() and "arXiv" in texts(figure)
 
 
+def test_of_a_word_nothing_is_said_of_patches(found):
+    word = lp.lens(zoo.vlm("llava"), zoo.vlm("llava").generate(photo(), "what", max_new_tokens=1), at=lp.LAST)
+    assert word.told == "logit lens at 1 token" and "arXiv" not in texts(lp.figures.lens(word))
+
+
 def test_without_words_there_is_entropy_alone(found):
     plain = replace(found, words=(), word_ids=(), word_rank=found.word_rank[:0], word_probability=found.word_rank[:0])
     assert len(lp.figures.lens(plain).axes) == 1
