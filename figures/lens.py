@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 
 import llava_probe as lp
-from llava_probe import tiny
+from llava_probe import smol, tiny
 from llava_probe.evaluate.right_words import SCENE_QUESTION, RightWords, right_words
 from llava_probe.tiny import plan
 from llava_probe.view.canvas import finished, on_axes, paper
@@ -182,7 +182,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="read every so many layers, and the last")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     asked = parser.parse_args()
-    vlm, pictures = lp.load(asked.model), {part: asked.out.with_name(f"{asked.out.stem}_{part}.png") for part in PARTS}
+    vlm = lp.load(asked.model, merge=asked.model == smol.SMOL)
+    pictures = {part: asked.out.with_name(f"{asked.out.stem}_{part}.png") for part in PARTS}
     with tempfile.TemporaryDirectory() as folder:
         lenses = Lenses(vlm, Path(folder), asked.fitted, asked.epochs, asked.every)
         counted = right_words(vlm, range(FIRST, FIRST + asked.scenes), lenses.says, times=2_000)

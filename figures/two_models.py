@@ -59,7 +59,7 @@ class Subject:
     """One of the models and what is asked of it again and again."""
 
     def __init__(self, name: str, count: int) -> None:
-        self.vlm = lp.load(name)
+        self.vlm = lp.load(name, merge=name == smol.SMOL)
         self.asked = {}
         for kind in KINDS:
             tried = scenes(kind, count)

@@ -52,6 +52,8 @@ def lay(folder: Path) -> None:
         for number in (1, 2):
             scene.save(folder / pictures / f"{number}.png")
             scene.save(folder / pictures / f"COCO_val2014_{number:012}.jpg")
+    captions = [f"A picture of {each.colour} things: a {each.kind}." for n in range(9) for each in tiny.scene(n).objects]
+    (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
     for name, whole in _data_sets(scene.size).items():
         (folder / name).write_text(whole, encoding="utf-8")
 
