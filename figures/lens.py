@@ -34,6 +34,14 @@ SHOWN = 34
 #: The figures beside the page.
 PARTS = ("truth", "held_out", "words")
 LOGIT, TUNED, CONTEXTUAL = LENSES = ("logit lens", "tuned lens", "contextual words")
+#: What is to be known of a model's patches beforehand.
+MADE = {
+    smol.SMOL: [
+        "This model's projector was trained from a start near the embeddings of the words for what a patch shows",
+        "(`llava_probe/smol/making/words.py`): that patches lie near words is in part how it was made.",
+        "",
+    ]
+}
 #: What a lens chooses among. A kind of two words goes by its first, which is how a model begins it.
 ANY, COLOURS, KINDS = "any word", "colours", "kinds"
 AMONG = {ANY: [], COLOURS: list(plan.COLOURS), KINDS: [kind.split()[0] for kind in (*plan.SHAPES, plan.SIGN)]}
@@ -120,7 +128,9 @@ def drawn(of: Mapping[tuple[str, int], RightWords], layers: Sequence[int], path:
             inside.set(xlabel="hidden state", ylim=(0, None), title=among)
             if not panel:
                 inside.set(ylabel="share of objects' patches")
-                inside.legend()
+                axes.legend(
+                    *inside.get_legend_handles_labels(), ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.12)
+                )
         return lp.figures.save(finished(axes, True, None), path)
 
 
@@ -136,8 +146,9 @@ def page(asked: argparse.Namespace, lenses: Lenses, rows: Sequence[RightWords], 
         f"Contextual words: nearest in {len(lenses.bank.features):,} sentences about other scenes. Made by",
         "",
         f"    python figures/lens.py --model {asked.model} --scenes {asked.scenes} --fitted {asked.fitted} "
-        f"--epochs {asked.epochs} --every {asked.every} --out {asked.out.name}",
+        f"--epochs {asked.epochs} --every {asked.every} --out figures/{asked.out.name}",
         "",
+        *MADE.get(asked.model, []),
         "Above chance, and where most:",
         "",
         *(f"- {among}: {'; '.join(best(of, lens, among) for lens in LENSES)}." for among in AMONG),
