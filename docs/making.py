@@ -47,6 +47,7 @@ LIVE = {
     "04_attribution": Live(92, "What colour is the circle?", ("relevance", "attnlrp", "gradient")),
     "05_take_a_part_away": Live(34, "What shape is the orange object?", cut=True),
     "06_what_a_layer_knows": Live(34, "What colour is the triangle?", ("relevance",)),
+    "07_what_each_layer_says": Live(92, "What colour is the circle?", ("attnlrp",)),
 }
 
 
@@ -64,6 +65,7 @@ def gallery(repository: Path, made: Path) -> dict[str, str]:
 def _copy(source: Path, target: Path) -> None:
     """With links that lead inside the site; only what changed, for the builder reads again what is newer."""
     text = re.sub(r"\(\.\./figures/(\w+)\.md\)", r"(/start/\1.md)", source.read_text(encoding="utf-8"))
+    text = text.replace("(../docs/", "(/")
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         target.write_text(text, encoding="utf-8")
 
