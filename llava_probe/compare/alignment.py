@@ -23,18 +23,20 @@ class Alignment:
     Attributes:
         prompt: pairs of the same token, or of visual tokens at the same place of a picture's row of them.
         answer: each generated token with the one that stands for it, in order.
-        parting: which of ``answer`` is the first that is not the same token twice; None where the answers are equal.
+        shared: the generated tokens that were predicted after the same beginning, of either answer: those that are the
+            same, and the first two that are not.
+        parted: whether the last of ``shared`` are not the same.
     """
 
     prompt: tuple[tuple[int, int], ...]
     answer: tuple[Pair, ...]
-    parting: int | None
+    shared: tuple[tuple[int, int], ...]
+    parted: bool
 
     @property
-    def shared(self) -> tuple[tuple[int, int], ...]:
-        """The generated tokens that were predicted after the same beginning: all, or those up to the parting."""
-        end = len(self.answer) if self.parting is None else self.parting + 1
-        return tuple((one, other) for one, other in self.answer[:end] if one is not None and other is not None)
+    def same(self) -> bool:
+        """Whether the answers are the same, token by token."""
+        return not self.parted and len(self.answer) == len(self.shared)
 
     @property
     def both(self) -> tuple[tuple[int, int], ...]:
@@ -43,10 +45,8 @@ class Alignment:
 
     @property
     def fed(self) -> dict[int, int]:
-        """Where each position of the first stands in the second: of prompts, and of words that are the same."""
-        end = len(self.answer) if self.parting is None else self.parting
-        same = [(one, other) for one, other in self.answer[:end] if one is not None and other is not None]
-        return dict([*self.prompt, *same])
+        """Where each position of the first stands in the second: of prompts, and of the beginning that is the same."""
+        return dict([*self.prompt, *self.shared[: len(self.shared) - self.parted]])
 
 
 def align(a: Trace, b: Trace) -> Alignment:
@@ -57,14 +57,17 @@ def align(a: Trace, b: Trace) -> Alignment:
         (None if one is None else first + one, None if other is None else second + other)
         for one, other in fewest_changes(*texts)
     )
-    parting = next((row for row, pair in enumerate(answer) if not _same(a, b, pair)), None)
-    return Alignment(tuple(_in_prompts(a, b)), answer, parting)
+    length = min(map(len, texts))
+    step = next((step for step in range(length) if texts[0][step] != texts[1][step]), None)
+    shared = range(length if step is None else step + 1)
+    pairs = tuple((first + step, second + step) for step in shared)
+    return Alignment(tuple(_in_prompts(a, b)), answer, pairs, step is not None)
 
 
 def fewest_changes(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[Pair]:
     """Indices of two sequences, paired so that as few as can be are replaced, left out or put in.
 
-    Of ways that take as many, the one that replaces, from the end on.
+    Of ways that take as many, the one that replaces first.
     """
     start = 0
     while start < min(len(one), len(other)) and one[start] == other[start]:
@@ -80,30 +83,27 @@ def fewest_changes(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[P
 
 def _paired(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[Pair]:
     """The same without what begins and ends both."""
-    rows = [list(range(len(other) + 1))]
-    for i, item in enumerate(one):
-        row = [i + 1]
-        for j, against in enumerate(other):
-            row.append(min(rows[i][j] + (item != against), rows[i][j + 1] + 1, row[j] + 1))
-        rows.append(row)
+    m, n = len(one), len(other)
+    left = [list(range(n, -1, -1))]  # [i][j] changes that what follows i and j takes, from the last row up
+    for i in range(m - 1, -1, -1):
+        row = [0] * n + [m - i]
+        for j in range(n - 1, -1, -1):
+            row[j] = min(left[-1][j + 1] + (one[i] != other[j]), left[-1][j] + 1, row[j + 1] + 1)
+        left.append(row)
+    left.reverse()
     pairs: list[Pair] = []
-    i, j = len(one), len(other)
-    while i or j:
-        if i and j and rows[i][j] == rows[i - 1][j - 1] + (one[i - 1] != other[j - 1]):
-            i, j = i - 1, j - 1
+    i = j = 0
+    while i < m or j < n:
+        if i < m and j < n and left[i][j] == left[i + 1][j + 1] + (one[i] != other[j]):
             pairs.append((i, j))
-        elif i and rows[i][j] == rows[i - 1][j] + 1:
-            i -= 1
+            i, j = i + 1, j + 1
+        elif i < m and left[i][j] == left[i + 1][j] + 1:
             pairs.append((i, None))
+            i += 1
         else:
-            j -= 1
             pairs.append((None, j))
-    return pairs[::-1]
-
-
-def _same(a: Trace, b: Trace, pair: Pair) -> bool:
-    one, other = pair
-    return one is not None and other is not None and a.tokens[one].text == b.tokens[other].text
+            j += 1
+    return pairs
 
 
 def _in_prompts(a: Trace, b: Trace) -> list[tuple[int, int]]:

@@ -154,7 +154,7 @@ def _without_each(one: FloatArray, other: FloatArray) -> FloatArray:
 
 def _overlap(x: FloatArray, y: FloatArray) -> tuple[float, float]:
     """‖UᵀV‖² / k of the k main directions of each, and what random ones have: k / D."""
-    count = min(DIRECTIONS, (len(x) - 1) // 2)
+    count = min(DIRECTIONS, (len(x) - 1) // 2, x.shape[1])
     if x.shape[1] != y.shape[1] or not count:
         return math.nan, math.nan
     one, other = _directions(x, count), _directions(y, count)

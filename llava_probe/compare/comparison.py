@@ -71,7 +71,7 @@ class Comparison(Tabular):
     @property
     def same_answer(self) -> bool:
         """Whether both said the same, token by token."""
-        return self.alignment.parting is None
+        return self.alignment.same
 
     @property
     def largest(self) -> dict[str, float]:
@@ -157,14 +157,16 @@ class Comparison(Tabular):
         return [*self._said(), *self._inside(), *(f"{name} left out: {why}" for name, why in self.left_out.items())]
 
     def _said(self) -> list[str]:
-        if self.alignment.parting is None:
+        if self.same_answer:
             return ["the same answer"]
-        one, other = self.tokens[self.alignment.parting]
-        told = " and ".join("nothing more" if each is None else repr(each.text) for each in (one, other))
-        lines = [f"the answers part at token {self.alignment.parting}: {told}"]
+        if not self.alignment.parted:
+            return ["one answer goes on where the other ends"]
+        one, other = self.alignment.shared[-1]
+        words = f"{self.a.tokens[one].text!r} and {self.b.tokens[other].text!r}"
+        line = f"the answers part at their token {len(self.alignment.shared) - 1}: {words}"
         if self.lens is not None and self.lens.parting is not None:
-            lines[0] += f"; each layer from hidden state {self.lens.parting} on would say its own"
-        return lines
+            line += f"; each layer from hidden state {self.lens.parting} on would say its own"
+        return [line]
 
     def _inside(self) -> list[str]:
         lines = []

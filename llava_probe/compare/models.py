@@ -95,7 +95,7 @@ def compare_models(
         left_out=tuple(run.left_out),
         logprob=run.gathered.means("logprob", seed),
         kl=means["kl"],
-        drift={group: means[name] for group, name in _DRIFTS.items() if means[name] is not None},
+        drift={group: found for group, name in _DRIFTS.items() if (found := means[name]) is not None},
         looked=means["looked"],
         shares=means["shares"],
         own=means["own"],
@@ -149,7 +149,7 @@ class _Run:
         asking = {"prompt": sample.prompt, "messages": sample.messages, "system": sample.system}
         pictures = sample.images if len(sample.images) != 1 else sample.images[0]
         given: dict[str, Any] = {name: value for name, value in asking.items() if value is not None}
-        settings = {"max_new_tokens": self._length, "do_sample": False, "capture": _LITTLE}
+        settings: dict[str, Any] = {"max_new_tokens": self._length, "do_sample": False, "capture": _LITTLE}
         said = [vlm.generate(pictures or None, sample.question, **given, **settings) for vlm in self._models]
         with watching(self._models[0], len(said[0].generated)) as writes:
             first = self._models[0].rerun(said[0], answer=said[0].generated_ids, capture=_INSIDE)

@@ -52,8 +52,8 @@ def through_lens(
     """
     one, other = (trace.sizes for trace in traces)
     if (one.layers, one.vocabulary) != (other.layers, other.vocabulary):
-        told = " and ".join(f"{each.layers} layers and {each.vocabulary} words" for each in (one, other))
-        return f"models of other depths or vocabularies say nothing that can be compared layer by layer: {told}"
+        sizes = " and ".join(f"{each.layers} layers and {each.vocabulary} words" for each in (one, other))
+        return f"models of other depths or vocabularies say nothing that can be compared layer by layer: {sizes}"
     if not rows:
         return "no word was predicted after the same beginning"
     layers = tuple(range(one.layers + 1))

@@ -120,13 +120,11 @@ def _lens(pair: tuple[VLM, VLM], a: Trace, b: Trace, aligned: Alignment) -> Any:
 def parted(a: Trace, b: Trace, aligned: Alignment) -> tuple[int, int, int] | None:
     """Which of the shared rows predicted the word at which two answers part, and the ids that each said there.
 
-    None where they do not, or where one of them has no word there.
+    None where they do not.
     """
-    if aligned.parting is None:
+    if not aligned.parted:
         return None
-    one, other = aligned.answer[aligned.parting]
-    if one is None or other is None:
-        return None
+    one, other = aligned.shared[-1]
     return len(aligned.shared) - 1, a.tokens[one].id, b.tokens[other].id
 
 

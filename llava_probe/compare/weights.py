@@ -149,7 +149,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
 
 def _updates(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, tuple[list[Any], list[Tensor]]]]:
     """Of each module with an adapter: what the active ones add to its weight, unless it is in it already."""
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()  # wrappers of PEFT's among them, which is not imported here
+    for module in modules:
         if not hasattr(module, "get_delta_weight") or getattr(module, "merged", False) or module.disable_adapters:
             continue
         low: list[tuple[Tensor, Tensor, float]] = []
