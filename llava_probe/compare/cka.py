@@ -1,6 +1,6 @@
 """How alike two sets of states are, whatever their bases: unbiased CKA, and the overlap of their main directions.
 
-    similarity(x, y)      # cka with its interval, beside the same of shuffled rows and the biased value
+    alikeness(x, y)      # cka with its interval, beside the same of shuffled rows and the biased value
 
 With K = XXᵀ and L = YYᵀ, their diagonals set to 0 (Song et al. 2012, JMLR 13, equation 5):
 
@@ -26,7 +26,7 @@ from llava_probe.arrays import FloatArray
 from llava_probe.signals.measured import Estimate
 
 #: Fewer rows than this have no unbiased estimate.
-FEWEST = 4
+FEWEST_ROWS = 4
 #: Shuffles of the rows that tell what chance gives.
 SHUFFLES = 100
 #: Main directions that are compared at most; of few rows no more than half as many.
@@ -57,7 +57,7 @@ class Similarity:
     rows: int
 
 
-def similarity(x: FloatArray, y: FloatArray, seed: int = 0) -> Similarity:
+def alikeness(x: FloatArray, y: FloatArray, seed: int = 0) -> Similarity:
     """Compare two sets of states of the same things.
 
     Args:
@@ -65,7 +65,7 @@ def similarity(x: FloatArray, y: FloatArray, seed: int = 0) -> Similarity:
         seed: of the shuffles.
     """
     rows = len(x)
-    if rows < FEWEST:
+    if rows < FEWEST_ROWS:
         return Similarity(Estimate(math.nan), math.nan, math.nan, math.nan, math.nan, rows)
     one, other = _gram(x), _gram(y)
     scale = math.sqrt(max(0.0, hsic(one, one)) * max(0.0, hsic(other, other)))
@@ -86,7 +86,7 @@ def similarity(x: FloatArray, y: FloatArray, seed: int = 0) -> Similarity:
 
 def unbiased_cka(x: FloatArray, y: FloatArray) -> float:
     """CKA by HSIC₁ of states [n, D] and [n, D']; NaN for fewer than four rows or rows that are all the same."""
-    if len(x) < FEWEST:
+    if len(x) < FEWEST_ROWS:
         return math.nan
     one, other = _gram(x), _gram(y)
     scale = max(0.0, hsic(one, one)) * max(0.0, hsic(other, other))
@@ -127,13 +127,13 @@ def _gram(x: FloatArray) -> FloatArray:
 def _jackknife(one: FloatArray, other: FloatArray, value: float) -> tuple[float, float]:
     """Ends of the 95 % interval, from the estimates without each row in turn."""
     n = len(one)
-    if n - 1 < FEWEST or math.isnan(value):
+    if n - 1 < FEWEST_ROWS or math.isnan(value):
         return math.nan, math.nan
     between, first, second = (_without_each(*pair) for pair in ((one, other), (one, one), (other, other)))
     with np.errstate(invalid="ignore", divide="ignore"):
         left = between / np.sqrt(first * second)
     left = left[np.isfinite(left)]
-    if len(left) < FEWEST:
+    if len(left) < FEWEST_ROWS:
         return math.nan, math.nan
     error = math.sqrt((len(left) - 1) / len(left) * float(((left - left.mean()) ** 2).sum()))
     return value - _ERRORS * error, min(1.0, value + _ERRORS * error)

@@ -35,7 +35,7 @@ class MovedHead:
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Comparison(Tabular):
+class TraceComparison(Tabular):
     """Two traces beside each other; a change is always the second's value less the first's.
 
     Attributes:
@@ -123,7 +123,7 @@ class Comparison(Tabular):
         return self._shown().text()
 
     def __repr__(self) -> str:
-        return f"Comparison({self.a.answer[:40]!r} beside {self.b.answer[:40]!r})"
+        return f"TraceComparison({self.a.answer[:40]!r} beside {self.b.answer[:40]!r})"
 
     def __str__(self) -> str:
         return "\n".join([self.table(), "", *self._notes()])

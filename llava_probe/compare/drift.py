@@ -11,7 +11,7 @@ from llava_probe.compare.alignment import Alignment
 from llava_probe.trace.trace import Trace
 
 #: Which tokens: visual ones, the prompt's others, and those that predicted what both said after the same beginning.
-GROUPS = ("image", "prompt", "predicting")
+STATE_GROUPS = ("image", "prompt", "predicting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Drift:
 
     Attributes:
         layers: hidden states, by transformers' index.
-        groups: of ``GROUPS``, those of which both traces kept states; ``counts``: how many pairs of tokens each has.
+        groups: of ``STATE_GROUPS``, those of which both traces kept states; ``counts``: pairs of tokens in each.
         distance: [groups, layers] ‖b − a‖ / ‖a‖, a mean over the group's tokens.
         angle: [groups, layers] 1 − cos(a, b), likewise.
     """
@@ -48,7 +48,7 @@ def drift_of(a: Trace, b: Trace, aligned: Alignment) -> Drift | str:
         return f"states of other sizes have no distance: {told}"
     layers = tuple(layer for layer in a.hidden_layers if layer in b.hidden_layers)
     pairs = {name: _kept(a, b, places) for name, places in _groups(a, aligned).items()}
-    groups = tuple(name for name in GROUPS if pairs[name])
+    groups = tuple(name for name in STATE_GROUPS if pairs[name])
     if not layers or not groups:
         return "the traces kept no hidden state of the same layer and token"
     found = torch.stack([torch.stack([_apart(a, b, layer, pairs[name]) for layer in layers], 1) for name in groups], 1)

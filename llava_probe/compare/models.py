@@ -22,11 +22,11 @@ from llava_probe.analyzers.confidence import confidence
 from llava_probe.analyzers.sinks import FIRST_LAYER, massive
 from llava_probe.border import Count, Seed, checked
 from llava_probe.compare.alignment import align
-from llava_probe.compare.cka import Similarity, similarity
-from llava_probe.compare.drift import GROUPS, drift_of
+from llava_probe.compare.cka import Similarity, alikeness
+from llava_probe.compare.drift import STATE_GROUPS, drift_of
 from llava_probe.compare.looking import looking_of
 from llava_probe.compare.model_comparison import ComparedSample, ModelComparison
-from llava_probe.compare.over_pictures import Gathered
+from llava_probe.compare.over_pictures import PictureSums
 from llava_probe.compare.own_heads import own_heads, watching
 from llava_probe.compare.through_lens import through_lens
 from llava_probe.compare.traces import parted
@@ -34,7 +34,7 @@ from llava_probe.compare.unrelated import drawn_pictures, left_traces, states_by
 from llava_probe.compare.weights import moved_weights
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
-from llava_probe.features.samples import Sample, read_samples
+from llava_probe.features.samples import Sample, Samples, read_samples
 from llava_probe.features.trial import OF_A_SAMPLE
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
@@ -60,8 +60,8 @@ def compare_models(
 
     Args:
         a, b: two models; of one kind for all of it, else what has no meaning is left out and told.
-        samples: pairs of a picture and a question, or whatever ``lp.extract`` reads; the ``answer`` of a row, where it
-            has one, is what would be right.
+        samples: pairs of a picture and a question, or whatever ``lp.extract`` reads; the ``answer`` of a row, where it has
+            one, is what would be right.
         unrelated: pictures and questions that have nothing to do with what was trained, likewise; blurred colours when
             None.
         max_new_tokens: of each answer.
@@ -75,7 +75,7 @@ def compare_models(
         BadInput: no sample could be asked.
     """
     run = _Run(a, b, max_new_tokens)
-    rows = read_samples(_rows(samples))
+    rows = _read(samples)
     for sample in tqdm(rows, desc="compare", total=rows.count, unit="sample", delay=2, disable=not progress or None):
         run.take(sample)
     if not run.samples:
@@ -110,7 +110,7 @@ def compare_models(
 
 
 #: What drifts, and where states of a picture are taken, by the names under which they are gathered.
-_DRIFTS = {group: f"drift {group}" for group in GROUPS}
+_DRIFTS = {group: f"drift {group}" for group in STATE_GROUPS}
 _STATES = ("image", "last")
 
 
@@ -129,7 +129,7 @@ class _Run:
         self._models, self._length = (a, b), length
         self.samples: list[ComparedSample] = []
         self.left_out: list[str] = []
-        self.gathered = Gathered()
+        self.gathered = PictureSums()
         self.attending: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
         self.visual = self.dropped = 0
         self.reasons: dict[str, str] = {}
@@ -230,26 +230,28 @@ def _sinks(trace: Trace, states: Tensor) -> Tensor:
     return massive(torch.cat([first, states])[:, middle]).marked
 
 
-def _similar(gathered: Gathered, place: str, seed: int) -> tuple[Similarity, ...]:
+def _similar(gathered: PictureSums, place: str, seed: int) -> tuple[Similarity, ...]:
     """Of each layer; nothing for models of other depths."""
     one, other = (gathered.rows(f"{place} {name}") for name in "ab")  # [pictures, layers, D]
     if one.shape[1] != other.shape[1]:
         return ()
-    return tuple(similarity(one[:, layer], other[:, layer], seed) for layer in range(one.shape[1]))
+    return tuple(alikeness(one[:, layer], other[:, layer], seed) for layer in range(one.shape[1]))
 
 
-def _rows(samples: Any) -> Any:
-    """Samples as ``read_samples`` takes them: pairs are rows of their own."""
+def _read(samples: Any) -> Samples:
+    """Samples that are read as they are asked for; pairs are rows of their own."""
+    if isinstance(samples, Samples):
+        return samples
     if isinstance(samples, Sequence) and not isinstance(samples, str | bytes) and len(samples):
         if all(isinstance(each, tuple | list) and len(each) == 2 for each in samples):
-            return [{"image": image, "question": question} for image, question in samples]
+            return read_samples([{"image": image, "question": question} for image, question in samples])
         if not all(isinstance(each, Mapping) for each in samples):
             raise BadInput("samples are pairs of a picture and a question, or rows by name; some of these are neither")
-    return samples
+    return read_samples(samples)
 
 
 def _pairs(samples: Any) -> Iterable[tuple[Any, str]]:
-    for sample in read_samples(_rows(samples)):
+    for sample in _read(samples):
         if sample.fault is not None or sample.question is None:
             raise BadInput(f"unrelated=, row {sample.row}: {sample.fault or 'it asks no question'}")
         yield (sample.images if len(sample.images) != 1 else sample.images[0]), sample.question

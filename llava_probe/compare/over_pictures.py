@@ -32,7 +32,7 @@ class Means:
 
 
 @dataclass(eq=False)
-class Gathered:
+class PictureSums:
     """What was measured, summed by picture: memory grows with pictures, not with samples.
 
     Attributes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llava_probe.errors import BadModel
 from llava_probe.inside.ending import Ending
 from llava_probe.lens.fitting import divergence
 from llava_probe.lens.lens import a_word
@@ -52,11 +53,25 @@ def through_lens(
     """
     one, other = (trace.sizes for trace in traces)
     if (one.layers, one.vocabulary) != (other.layers, other.vocabulary):
-        sizes = " and ".join(f"{each.layers} layers and {each.vocabulary} words" for each in (one, other))
-        return f"models of other depths or vocabularies say nothing that can be compared layer by layer: {sizes}"
+        told = " and ".join(f"{each.layers} layers and {each.vocabulary} words" for each in (one, other))
+        return f"models of other depths or vocabularies say nothing that can be compared layer by layer: {told}"
     if not rows:
         return "no word was predicted after the same beginning"
-    layers = tuple(range(one.layers + 1))
+    try:
+        return _read(models, traces, rows, parting)
+    except BadModel as error:
+        return str(error)
+
+
+def _read(
+    models: tuple[VLM, VLM],
+    traces: tuple[Trace, Trace],
+    rows: list[tuple[int, int]],
+    parting: tuple[int, int, int] | None,
+) -> ThroughLens:
+    """Layer by layer, a block of rows at a time."""
+    sizes = traces[0].sizes
+    layers = tuple(range(sizes.layers + 1))
     states = [
         states_at(vlm, trace, layers, [row[side] for row in rows])
         for side, (vlm, trace) in enumerate(zip(models, traces, strict=True))
@@ -65,19 +80,19 @@ def through_lens(
     apart, parted = [], []
     for layer in layers:
         here = [each.pop(layer) for each in states]
-        normed, size = layer == one.layers, rows_at_once(one.vocabulary)
+        normed, size = layer == sizes.layers, rows_at_once(sizes.vocabulary)
         blocks = zip(*(each.split(size) for each in here), strict=True)
-        told, said_there = [], []
+        kl, said_there = [], []
         for pair in blocks:
             with torch.no_grad():
                 said = [
                     ending.logits(block, normed=normed).log_softmax(1).cpu()
                     for ending, block in zip(endings, pair, strict=True)
                 ]
-            told.append(divergence(*(each.double() for each in said)))
+            kl.append(divergence(*(each.double() for each in said)))
             if parting is not None:
                 said_there.append(torch.stack([each[:, list(parting[1:])] for each in said]))
-        apart.append(torch.cat(told))
+        apart.append(torch.cat(kl))
         if parting is not None:
             (own, of_other), (of_own, other) = torch.cat(said_there, dim=1)[:, parting[0]].tolist()
             parted.append(own > of_other and other > of_own)

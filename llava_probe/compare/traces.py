@@ -24,7 +24,7 @@ from torch import Tensor
 from llava_probe.analyzers.confidence import confidence
 from llava_probe.border import checked
 from llava_probe.compare.alignment import Alignment, align
-from llava_probe.compare.comparison import Comparison
+from llava_probe.compare.comparison import TraceComparison
 from llava_probe.compare.drift import drift_of
 from llava_probe.compare.looking import looking_of, maps_of
 from llava_probe.compare.own_heads import OwnHeads, own_heads
@@ -45,7 +45,7 @@ def compare_traces(
     *,
     tokens: Tokens = None,
     image: int = 0,
-) -> Comparison:
+) -> TraceComparison:
     """What is another in the second trace.
 
     Args:
@@ -72,7 +72,7 @@ def compare_traces(
 
     said = kept("confidence", _confidence(a, b, aligned))
     probability, entropy = (None, None) if said is None else said
-    return Comparison(
+    return TraceComparison(
         a,
         b,
         aligned,

@@ -27,7 +27,7 @@ from llava_probe.trace.trace import Trace
 #: Where states are taken: a picture's visual tokens, and where the answer begins.
 PLACES_READ = ("image", "last")
 #: Pictures that are drawn where none are given, and what is asked of them.
-DRAWN, ASKED = 8, "Describe the image."
+DRAWN, NEUTRAL_QUESTION = 8, "Describe the image."
 #: Words that are read off each difference.
 _WORDS = 5
 #: Side of a drawn picture, in pixels, and of the colours that it is blurred from.
@@ -60,7 +60,7 @@ def drawn_pictures(count: int = DRAWN, seed: int = 0) -> list[tuple[Image.Image,
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (count, _COARSE, _COARSE, 3), dtype=np.uint8)
     size, way = (_SIDE, _SIDE), Image.Resampling.BICUBIC
-    return [(Image.fromarray(each).resize(size, way), ASKED) for each in coarse]
+    return [(Image.fromarray(each).resize(size, way), NEUTRAL_QUESTION) for each in coarse]
 
 
 def left_traces(a: VLM, b: VLM, pairs: Iterable[tuple[Any, str]]) -> tuple[LeftTrace, ...] | str:

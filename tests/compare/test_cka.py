@@ -45,7 +45,7 @@ def test_it_equals_the_dense_formula():
     y[:, :20] += x
     expected = dense(x, y) / np.sqrt(dense(x, x) * dense(y, y))
     assert cka.unbiased_cka(x, y) == pytest.approx(expected, rel=1e-10)
-    assert cka.similarity(x, y).cka.value == pytest.approx(expected, rel=1e-10)
+    assert cka.alikeness(x, y).cka.value == pytest.approx(expected, rel=1e-10)
 
 
 def test_independent_gaussians_have_none_where_the_biased_one_sees_much():
@@ -57,9 +57,9 @@ def test_independent_gaussians_have_none_where_the_biased_one_sees_much():
 def test_states_and_themselves_in_another_basis_are_alike():
     x = draws(40, 12)
     turned = 3 * x @ np.linalg.qr(draws(12, 12, seed=2))[0] + 5
-    found = cka.similarity(x, turned)
+    found = cka.alikeness(x, turned)
     assert found.cka.value == pytest.approx(1, abs=1e-9)
-    assert cka.similarity(x, x).cka.value == pytest.approx(1, abs=1e-12)
+    assert cka.alikeness(x, x).cka.value == pytest.approx(1, abs=1e-12)
 
 
 def test_the_interval_is_of_the_estimates_without_each_row():
@@ -67,7 +67,7 @@ def test_the_interval_is_of_the_estimates_without_each_row():
     y += x
     without = np.array([cka.unbiased_cka(np.delete(x, row, 0), np.delete(y, row, 0)) for row in range(30)])
     error = np.sqrt(29 / 30 * ((without - without.mean()) ** 2).sum())
-    found = cka.similarity(x, y).cka
+    found = cka.alikeness(x, y).cka
     assert (found.low, found.high) == pytest.approx((found.value - 1.96 * error, found.value + 1.96 * error), rel=1e-9)
 
 
@@ -76,16 +76,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     found = []
     for seed in range(60):
         x, z = draws(80, 200, seed), draws(80, 200, seed + 1000)
-        found.append(cka.similarity(x, np.sqrt(truth) * x + np.sqrt(1 - truth) * z).cka)
+        found.append(cka.alikeness(x, np.sqrt(truth) * x + np.sqrt(1 - truth) * z).cka)
     held = sum(each.low <= truth <= each.high for each in found)
     assert held >= 51  # at least 0.85 of 60; of a 95 % interval fewer come one time in a thousand
 
 
 def test_chance_is_what_shuffled_rows_give():
     x, y = draws(40, 10), draws(40, 10, seed=1)
-    related = cka.similarity(x, x + 0.3 * y)
+    related = cka.alikeness(x, x + 0.3 * y)
     assert related.cka.value > related.shuffled > 0
-    found = [cka.similarity(draws(30, 10, seed), draws(30, 10, seed + 500)) for seed in range(100)]
+    found = [cka.alikeness(draws(30, 10, seed), draws(30, 10, seed + 500)) for seed in range(100)]
     above = sum(each.cka.value > each.shuffled for each in found)
     assert above <= 12  # 5 expected; more than 12 come once in two thousand
 
@@ -96,15 +96,15 @@ def test_overlap_is_the_cosines_of_the_angles_between_subspaces():
     wide = draws(60, count, seed=3) * 100
     x, half = (wide @ directions[start : start + count] for start in (0, count // 2))
     tilted = wide @ (np.cos(0.5) * directions[:count] + np.sin(0.5) * directions[count : 2 * count])
-    found = cka.similarity(x, half)
+    found = cka.alikeness(x, half)
     assert found.overlap == pytest.approx(0.5, abs=1e-9) and found.chance == count / 50
-    assert cka.similarity(x, tilted).overlap == pytest.approx(np.cos(0.5) ** 2, abs=1e-9)
-    assert cka.similarity(x, x).overlap == pytest.approx(1, abs=1e-12)
+    assert cka.alikeness(x, tilted).overlap == pytest.approx(np.cos(0.5) ** 2, abs=1e-9)
+    assert cka.alikeness(x, x).overlap == pytest.approx(1, abs=1e-12)
 
 
 def test_what_cannot_be_told_is_not_a_number():
     x = draws(10, 4)
-    assert np.isnan(cka.similarity(x[:3], x[:3]).cka.value) and np.isnan(cka.unbiased_cka(x[:3], x[:3]))
+    assert np.isnan(cka.alikeness(x[:3], x[:3]).cka.value) and np.isnan(cka.unbiased_cka(x[:3], x[:3]))
     constant = np.ones((10, 4))
-    assert np.isnan(cka.similarity(x, constant).cka.value) and np.isnan(cka.biased_cka(x, constant))
-    assert np.isnan(cka.similarity(x, draws(10, 6)).overlap)
+    assert np.isnan(cka.alikeness(x, constant).cka.value) and np.isnan(cka.biased_cka(x, constant))
+    assert np.isnan(cka.alikeness(x, draws(10, 6)).overlap)

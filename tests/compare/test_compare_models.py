@@ -9,7 +9,7 @@ import torch
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.compare.cka import unbiased_cka
-from llava_probe.compare.over_pictures import Gathered
+from llava_probe.compare.over_pictures import PictureSums
 from llava_probe.compare.unrelated import drawn_pictures
 from tests.compare.changed import with_a_head_changed
 
@@ -163,7 +163,7 @@ def test_models_of_other_sizes_are_compared_in_what_they_share(tiny_vlm, random_
 
 
 def test_means_are_of_samples_and_intervals_of_pictures():
-    gathered = Gathered()
+    gathered = PictureSums()
     for number in range(30):
         for value in (number, number + 1.0):  # two samples a picture that are nearly the same
             gathered.add(str(number), {"x": torch.tensor([value, 0.0]), "y": None})
@@ -171,7 +171,7 @@ def test_means_are_of_samples_and_intervals_of_pictures():
     assert found.value.tolist() == [15.0, 0.0] and "y" not in gathered and gathered.means("y", 0) is None
     error = np.std(np.arange(30)) / np.sqrt(30)  # of thirty pictures, not of sixty samples
     assert (found.high - found.low)[0] == pytest.approx(2 * 1.96 * error, rel=0.1)
-    one = Gathered()
+    one = PictureSums()
     one.add("a", {"x": torch.tensor(1.0)})
     assert np.isnan(one.means("x", 0).low) and str(one.means("x", 0).estimate) == "1.000"
 
