@@ -60,7 +60,7 @@ def compare_models(
 
     Args:
         a, b: two models; of one kind for all of it, else what has no meaning is left out and told.
-        samples: pairs of a picture and a question, or whatever ``lp.extract`` reads; the ``answer`` of a row, where it has
+        samples: pairs of a picture and a question, or whatever ``lp.extract`` reads; a row's ``answer``, where it has
             one, is what would be right.
         unrelated: pictures and questions that have nothing to do with what was trained, likewise; blurred colours when
             None.
