@@ -32,6 +32,9 @@ class MovedHead:
     head: int
     moved: float
 
+    def __str__(self) -> str:
+        return f"layer {self.layer} head {self.head} ({self.moved:.2g})"
+
 
 @checked
 @dataclass(frozen=True, eq=False)
@@ -182,7 +185,7 @@ class TraceComparison(Tabular):
         for found, how in ((self.own, "write otherwise on the same states"), (self.looking, "look elsewhere")):
             if found is not None:
                 moved = [each for each in most_moved(found.layers, found.heads, found.moved, _TOLD) if each.moved]
-                named = ", ".join(f"layer {each.layer} head {each.head} ({each.moved:.2g})" for each in moved)
+                named = ", ".join(map(str, moved))
                 lines.append(f"heads that {how}: {named or 'none'}")
         return lines
 

@@ -254,7 +254,7 @@ class ModelComparison(Tabular):
         lines = [f"{len(self)} samples of {self.pictures} pictures; other answers: {self.flips}"]
         if self.logprob is not None:
             lines.append(f"the first one's answers, change of log p a token: {self.logprob.estimate}")
-        if named := ", ".join(f"layer {h.layer} head {h.head} ({h.moved:.2g})" for h in self.heads() if h.moved):
+        if named := ", ".join(str(each) for each in self.heads() if each.moved):
             lines.append(f"heads that moved most: {named}")
         layers = sorted(each.parting for each in self.samples if each.parting is not None)
         if layers:

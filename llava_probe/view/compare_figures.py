@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,8 +62,8 @@ def changed(found: TraceComparison, *, ax: Axes | None = None, width: Width = "p
     """
     inside: list[Drawn] = []
     if found.drift is not None:
-        rows = zip(found.drift.groups, found.drift.distance.numpy(), strict=True)
-        drift = [_Line(name, found.drift.layers, row) for name, row in rows]
+        each = zip(found.drift.groups, found.drift.distance.numpy(), strict=True)
+        drift = [_Line(name, found.drift.layers, row) for name, row in each]
         inside.append(partial(_by_layer, lines=drift, unit=_DRIFT))
     if found.lens is not None:
         kl = _Line("", found.lens.layers, found.lens.kl.mean(1).numpy())
@@ -222,7 +222,7 @@ def _grid(axes: Axes, values: FloatArray, layers: Sequence[int], heads: Sequence
     """Layers by heads."""
     look = look_of([values], unit, None, None)
     edges = (np.arange(len(each) + 1) - 0.5 for each in (heads, layers))
-    colours = {"cmap": look.colours, "norm": look.norm, "edgecolors": "face", "linewidth": 0.1}
+    colours: dict[str, Any] = {"cmap": look.colours, "norm": look.norm, "edgecolors": "face", "linewidth": 0.1}
     cells = axes.pcolormesh(*edges, values, label=VALUES, **colours)
     axes.invert_yaxis()
     every = [max(1, -(-len(each) // _NUMBERED)) for each in (heads, layers)]
