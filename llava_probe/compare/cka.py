@@ -136,7 +136,7 @@ def _jackknife(one: FloatArray, other: FloatArray, value: float) -> tuple[float,
     if len(left) < FEWEST_ROWS:
         return math.nan, math.nan
     error = math.sqrt((len(left) - 1) / len(left) * float(((left - left.mean()) ** 2).sum()))
-    return value - _ERRORS * error, min(1.0, value + _ERRORS * error)
+    return max(-1.0, value - _ERRORS * error), min(1.0, value + _ERRORS * error)
 
 
 def _without_each(one: FloatArray, other: FloatArray) -> FloatArray:

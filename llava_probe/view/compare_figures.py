@@ -213,7 +213,7 @@ def _alike(axes: Axes, found: ModelComparison) -> None:
         axes.fill_between(numbers, values[:, 1], values[:, 2], color=f"C{number}", alpha=_BAND, lw=0)
         axes.plot(numbers, values[:, 3], ":", color=f"C{number}", lw=1, label=f"{place}, shuffled")
     axes.axhline(0, color="#bbbbbb", linewidth=0.6)
-    axes.set(xlabel="hidden state", ylabel="unbiased CKA", ylim=(None, 1.05))
+    axes.set(xlabel="hidden state", ylabel="unbiased CKA", ylim=(-0.25, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _above(axes)
 
