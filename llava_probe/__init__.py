@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: test_names.py compares the two
+    from llava_probe import compare as compare
     from llava_probe import evaluate as evaluate
     from llava_probe import lens as lens
     from llava_probe import view as view
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out, for editors and type checkers: 
     from llava_probe.analyzers.sinks import sinks as sinks
     from llava_probe.attribution import METHODS as METHODS
     from llava_probe.attribution import attribute as attribute
+    from llava_probe.compare.models import compare_models as compare_models
     from llava_probe.errors import BadFile as BadFile
     from llava_probe.errors import BadImage as BadImage
     from llava_probe.errors import BadInput as BadInput
@@ -121,6 +123,8 @@ _NAMES = {
     "TunedLens": "lens.tuned",
     "word_bank": "lens.word_bank",
     "WordBank": "lens.bank",
+    "compare": "compare",
+    "compare_models": "compare.models",
     "families": "layout.family_table",
     "knock_out": "interventions.knock_out",
     "reweight": "interventions.reweight",
@@ -166,7 +170,7 @@ _NAMES = {
 }
 
 #: Names that are a module as a whole.
-_MODULES = {"evaluate", "figures", "lens", "view"}
+_MODULES = {"compare", "evaluate", "figures", "lens", "view"}
 
 __all__ = list(_NAMES)
 

@@ -21,6 +21,7 @@ SHARED = {
     "fit_lens": "likewise",
     "path": "each model that ships inside tells its folder",
     "app": "the verb that serves the app and the command line that it is a verb of",
+    "compare": "the verb that compares models, and the figure of maps beside each other",
     "confidence": "what is told of a trace, and the figure of it, which bears its name",
     "lens": "likewise",
     "information_flow": "likewise",

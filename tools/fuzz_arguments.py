@@ -174,6 +174,8 @@ def world() -> dict[str, Any]:
         "calibration": lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),
         "told": lp.hallucination(vlm, trace, ["red", "a", "there", "is", "stop"]),
         "calibrator": lp.fit_calibrator([0.2, 0.4, 0.6, 0.9] * 9, [0, 1, 0, 1] * 9, of=trace, kind="platt"),
+        "compared": lp.compare(trace, trace),
+        "models_compared": lp.compare_models(vlm, vlm, rows[:1], unrelated=rows[:1], max_new_tokens=1, progress=False),
         "lens": lp.lens(vlm, trace, layers=[1], words="red"),
         "tuned_lens": lp.fit_lens(vlm, rows[:4], folder / "lens", **fitting),
         **_drawn(),
@@ -295,6 +297,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Calibrator.save": (w["calibrator"].save, {"path": folder / "b.json"}),
         "Calibrator.apply": (w["calibrator"].apply, {"confidence": [0.2, 0.9], "of": trace}),
         "Calibration.accuracy_at": (w["calibration"].accuracy_at, {"coverage": 0.5}),
+        "lp.compare": (lp.compare, {"a": trace, "b": trace, "models": vlm, "tokens": lp.ANSWER, "image": 0}),
+        "lp.compare_models": (lp.compare_models, {
+            "a": vlm, "b": vlm, "samples": w["rows"], "unrelated": w["rows"], "max_new_tokens": 1, "progress": False,
+            "seed": 0}),
         "lp.lens": (lp.lens, {"vlm": vlm, "trace": trace, "layers": [1, -1], "at": lp.LAST, "top": 2, "words": ["red"],
                               "tuned": w["tuned_lens"]}),
         "lp.fit_lens": (lp.fit_lens, {
@@ -379,6 +385,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.tuned_lens": (figures.tuned_lens, {"report": w["tuned_lens"].report, **drawn}),
         "figures.contextual_words": (figures.contextual_words, {
             "found": w["nearest"], "image": 0, "tile": 0, **drawn}),
+        "figures.changed": (figures.changed, {"found": w["compared"], **drawn}),
+        "figures.models_compared": (figures.models_compared, {"found": w["models_compared"], **drawn}),
         "figures.written": (figures.written, {
             "written": w["written"], "of": "image", "cmap": "heat", "highest": 1.0, **panel}),
         "figures.written_from": (figures.written_from, {"written": w["written"], "highest": 1.0, **drawn}),
@@ -422,6 +430,11 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "HeadShares.table": (w["heads"].table, {"k": 3, "of": "image", "row": 0}),
         "HeadShares.part": (w["heads"].part, {"name": "image"}),
         "HeadShares.share": (w["heads"].share, {"name": "image", "row": 0}),
+        "TraceComparison.heads": (w["compared"].heads, {"k": 3}),
+        "Looking.share": (w["compared"].looking.share, {"part": "image"}),
+        **{f"ModelComparison.{name}": (getattr(w["models_compared"], name), {"k": 3})
+           for name in ("by_question", "flipped", "flipped_pictures", "heads", "modules")},
+        "ModelComparison.alike": (w["models_compared"].alike, {"place": "image"}),
         "Written.part": (w["written"].part, {"name": "image"}),
         "Written.map": (w["written"].map, {"layer": 1, "head": 0, "image": 0}),
         "Written.top": (w["written"].top, {"k": 3}),

@@ -16,6 +16,7 @@ from llava_probe.cli.attribute import attribute
 from llava_probe.cli.bank import bank
 from llava_probe.cli.bundles import as_command
 from llava_probe.cli.check import check
+from llava_probe.cli.compare import compare
 from llava_probe.cli.demo import demo
 from llava_probe.cli.extract import extract
 from llava_probe.cli.finetune import finetune
@@ -38,7 +39,7 @@ app = typer.Typer(
 
 _VERBS = (
     demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, bank,
-    finetune, models,
+    finetune, compare, models,
 )  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate

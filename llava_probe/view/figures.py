@@ -9,6 +9,7 @@ also ``cmap=`` and ``highest=``, and ``lp.figures.mappable`` gives their colours
 
 from llava_probe.view.calibration_figures import reliability
 from llava_probe.view.canvas import mappable, save
+from llava_probe.view.compare_figures import changed, models_compared
 from llava_probe.view.feature_figures import features
 from llava_probe.view.finetune_figures import losses
 from llava_probe.view.head_figures import layers, layers_heads
@@ -23,6 +24,7 @@ from llava_probe.view.written_figures import written, written_from
 __all__ = [
     "attribution_patching",
     "causal_trace",
+    "changed",
     "compare",
     "confidence",
     "confusion",
@@ -37,6 +39,7 @@ __all__ = [
     "losses",
     "mappable",
     "maps",
+    "models_compared",
     "probes",
     "reliability",
     "save",

@@ -16,6 +16,7 @@ from llava_probe.view.canvas import WIDTHS, drawable, paper, text_width, wrapped
 from tests.probes.probe_store import coloured
 from tests.synthetic import TEXTS, causal, synthetic_trace
 from tests.view.drawn import cut_off, texts
+from tests.view.test_compare_figures import FOUND
 from tests.view.test_finetune_figures import RUN
 from tests.view.test_lens_figures import REPORT
 from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
@@ -44,10 +45,13 @@ def drawings(trace, tiny_vlm, tmp_path_factory):
     weighed = dataclasses.replace(m, text=torch.randn(len(m), len(others)), text_tokens=others)
     shares, store = lp.heads(trace, mask=(10, 0, 20, 10)), coloured()
     sweep = fit_probe(store, "colour", kind="mean_difference", bootstrap=20)
+    other = dataclasses.replace(trace, records={**trace.records, "attention": causal(seed=1)})
     sure = lp.confidence(dataclasses.replace(trace, records={**trace.records, "scores": trace.logits * 2}))
     return {
         "maps": (figures.maps, (m,)),
         "compare": (figures.compare, ([m, m],)),
+        "changed": (figures.changed, (lp.compare(sure.trace, other),)),
+        "models_compared": (figures.models_compared, (FOUND,)),
         "head_maps": (figures.head_maps, (trace, "STOP")),
         "tokens": (figures.tokens, (sure,)),
         "tokens of a map": (figures.tokens, (weighed, 0)),

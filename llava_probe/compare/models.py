@@ -1,0 +1,257 @@
+"""Two models beside each other over a data set: what changed, where inside, and on which questions and pictures.
+
+    found = lp.compare_models(base, tuned, [(image, question), ...])
+    print(found)                          # flips, layers, heads, weights, and what was left on unrelated pictures
+    lp.figures.models_compared(found)
+
+Each sample is asked of both, greedily; what they say tells the flips. Then both run over the first one's answer, so
+that every row was predicted after the same words, and its states, rows and layers are compared as ``lp.compare`` does.
+A sample at a time: what stays is a row a picture for CKA, and sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llava_probe.analyzers.confidence import confidence
+from llava_probe.analyzers.sinks import FIRST_LAYER, massive
+from llava_probe.border import Count, Seed, checked
+from llava_probe.compare.alignment import align
+from llava_probe.compare.cka import Similarity, alikeness
+from llava_probe.compare.drift import STATE_GROUPS, drift_of
+from llava_probe.compare.looking import looking_of
+from llava_probe.compare.model_comparison import ComparedSample, ModelComparison
+from llava_probe.compare.over_pictures import PictureSums
+from llava_probe.compare.own_heads import own_heads, watching
+from llava_probe.compare.through_lens import through_lens
+from llava_probe.compare.traces import parted
+from llava_probe.compare.unrelated import drawn_pictures, left_traces, states_by_place
+from llava_probe.compare.weights import moved_weights
+from llava_probe.errors import BadInput, first_line
+from llava_probe.faults import of_the_machine
+from llava_probe.features.samples import Sample, Samples, read_samples
+from llava_probe.features.trial import OF_A_SAMPLE
+from llava_probe.model import VLM
+from llava_probe.trace.capture import Capture
+from llava_probe.trace.trace import Trace
+
+#: What the answers themselves need; and what is compared inside.
+_LITTLE = Capture(attention=False, hidden_states=False, logits=1, scores=False)
+_INSIDE = Capture(positions="all", scores=False)
+
+
+@checked
+def compare_models(
+    a: VLM,
+    b: VLM,
+    samples: Any,
+    *,
+    unrelated: Any = None,
+    max_new_tokens: Count = 64,
+    progress: bool = True,
+    seed: Seed = 0,
+) -> ModelComparison:
+    """What is another in the second model, over a data set.
+
+    Args:
+        a, b: two models; of one kind for all of it, else what has no meaning is left out and told.
+        samples: pairs of a picture and a question, or whatever ``lp.extract`` reads; a row's ``answer``, where it has
+            one, is what would be right.
+        unrelated: pictures and questions that have nothing to do with what was trained, likewise; blurred colours when
+            None.
+        max_new_tokens: of each answer.
+        progress: whether a bar is shown.
+        seed: of the draws behind intervals and shuffles.
+
+    Returns:
+        ModelComparison: intervals draw pictures again; a sample that cannot be asked is in ``left_out``.
+
+    Raises:
+        BadInput: no sample could be asked.
+    """
+    run = _Run(a, b, max_new_tokens)
+    rows = _read(samples)
+    for sample in tqdm(rows, desc="compare", total=rows.count, unit="sample", delay=2, disable=not progress or None):
+        run.take(sample)
+    if not run.samples:
+        raise BadInput(f"none of these samples could be asked: {run.left_out[0] if run.left_out else 'there is none'}")
+    pairs = drawn_pictures() if unrelated is None else _pairs(unrelated)
+    traces = left_traces(a, b, pairs)
+    try:
+        weights: Any = moved_weights(a, b)
+    except BadInput as error:
+        weights = str(error)
+    for name, found in (("unrelated pictures", traces), ("weights", weights)):
+        if isinstance(found, str):
+            run.reasons[name] = found
+    means = {name: run.gathered.means(name, seed) for name in ("kl", "looked", "shares", "own", *_DRIFTS.values())}
+    return ModelComparison(
+        samples=tuple(run.samples),
+        left_out=tuple(run.left_out),
+        logprob=run.gathered.means("logprob", seed),
+        kl=means["kl"],
+        drift={group: found for group, name in _DRIFTS.items() if (found := means[name]) is not None},
+        looked=means["looked"],
+        shares=means["shares"],
+        own=means["own"],
+        attending=run.attending,
+        similar={place: _similar(run.gathered, place, seed) for place in _STATES if f"{place} a" in run.gathered},
+        dropped=(run.dropped, run.visual),
+        weights=() if isinstance(weights, str) else weights,
+        unrelated=() if isinstance(traces, str) else traces,
+        reasons=run.reasons,
+        seed=seed,
+    )
+
+
+#: What drifts, and where states of a picture are taken, by the names under which they are gathered.
+_DRIFTS = {group: f"drift {group}" for group in STATE_GROUPS}
+_STATES = ("image", "last")
+
+
+class _Run:
+    """The samples as they go through both models.
+
+    Attributes:
+        samples: those that did; ``left_out``: why the others did not.
+        gathered: what was measured.
+        attending: the layers and heads of attention.
+        visual, dropped: visual tokens in all, and sinks among them.
+        reasons: why something could not be measured, by its name.
+    """
+
+    def __init__(self, a: VLM, b: VLM, length: int) -> None:
+        self._models, self._length = (a, b), length
+        self.samples: list[ComparedSample] = []
+        self.left_out: list[str] = []
+        self.gathered = PictureSums()
+        self.attending: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self.visual = self.dropped = 0
+        self.reasons: dict[str, str] = {}
+
+    def take(self, sample: Sample) -> None:
+        """One sample, or why it cannot be taken."""
+        try:
+            if sample.fault is not None:
+                raise BadInput(sample.fault)
+            self._compare(sample)
+        except OF_A_SAMPLE as error:
+            if of_the_machine(error):
+                raise
+            self.left_out.append(f"row {sample.row}: {first_line(error)}")
+
+    def _compare(self, sample: Sample) -> None:
+        asking = {"prompt": sample.prompt, "messages": sample.messages, "system": sample.system}
+        pictures = sample.images if len(sample.images) != 1 else sample.images[0]
+        given: dict[str, Any] = {name: value for name, value in asking.items() if value is not None}
+        settings: dict[str, Any] = {"max_new_tokens": self._length, "do_sample": False, "capture": _LITTLE}
+        said = [vlm.generate(pictures or None, sample.question, **given, **settings) for vlm in self._models]
+        with watching(self._models[0], len(said[0].generated)) as writes:
+            first = self._models[0].rerun(said[0], answer=said[0].generated_ids, capture=_INSIDE)
+        second = self._after_the_first(said[0], said[1])
+        own = self._kept("own heads", own_heads(self._models, first, writes))
+        parting, values = self._inside(said[0], said[1], first, second)
+        values["own"] = None if own is None else own.moved
+        picture = sample.picture or f"row {sample.row}"
+        self.gathered.add(picture, values)
+        self.samples.append(
+            ComparedSample(
+                id=sample.id,
+                picture=self.gathered.pictures[picture],
+                question=sample.words or "",
+                a=said[0].answer.strip(),
+                b=said[1].answer.strip(),
+                right=sample.answer,
+                logprob=float(values["logprob"]),  # type: ignore[arg-type]
+                parting=parting,
+            )
+        )
+
+    def _after_the_first(self, one: Trace, other: Trace) -> Trace:
+        """The second model over the first one's answer: by its ids, where these mean the same to both."""
+        prompts = [[token.text for token in trace.tokens[: trace.prompt_length]] for trace in (one, other)]
+        same = prompts[0] == prompts[1] and one.sizes.vocabulary == other.sizes.vocabulary
+        return self._models[1].rerun(other, answer=one.generated_ids if same else one.answer, capture=_INSIDE)
+
+    def _inside(
+        self, one: Trace, other: Trace, first: Trace, second: Trace
+    ) -> tuple[int | None, dict[str, Tensor | None]]:
+        """What is measured of one sample: the layer where the answers part, and the rest by name."""
+        aligned = align(first, second)
+        rows = [(mine - 1, theirs - 1) for mine, theirs in aligned.shared]
+        lens = self._kept(
+            "lens", through_lens(self._models, (first, second), rows, parted(one, other, align(one, other)))
+        )
+        looking = self._kept("attention", looking_of(first, second, aligned))
+        drift = self._kept("drift", drift_of(first, second, aligned))
+        mine, theirs = (confidence(trace).logprob.double() for trace in (first, second))
+        pairs = [(place - first.prompt_length, at - second.prompt_length) for place, at in aligned.both]
+        change = torch.stack([theirs[at] - mine[place] for place, at in pairs]).mean() if pairs else torch.tensor(0.0)
+        values: dict[str, Tensor | None] = {
+            "logprob": change,
+            "kl": None if lens is None else lens.kl.mean(1),
+            "looked": None if looking is None else looking.moved,
+            "shares": None if looking is None else looking.change,
+        }
+        if looking is not None:
+            self.attending = (looking.layers, looking.heads)
+        if drift is not None:
+            values |= {_DRIFTS[group]: drift.distance[row] for row, group in enumerate(drift.groups)}
+        return None if lens is None else lens.parting, values | self._states(first, second)
+
+    def _states(self, first: Trace, second: Trace) -> dict[str, Tensor | None]:
+        """[layers, D] of either model at each place, the mean over its tokens without sinks."""
+        found: dict[str, Tensor | None] = {}
+        for place, states in states_by_place(first, second).items():
+            kept = torch.ones(len(states[0]), dtype=torch.bool)
+            if place == "image":
+                kept = ~(_sinks(first, states[0]) | _sinks(second, states[1]))
+                self.visual, self.dropped = self.visual + len(kept), self.dropped + int((~kept).sum())
+            if bool(kept.any()):
+                found |= {f"{place} {name}": each[kept].mean(0) for name, each in zip("ab", states, strict=True)}
+        return found
+
+    def _kept(self, name: str, found: Any) -> Any:
+        if isinstance(found, str):
+            self.reasons[name] = found
+            return None
+        return found
+
+
+def _sinks(trace: Trace, states: Tensor) -> Tensor:
+    """[N] which tokens are massive where the first one is, by the rule of ``lp.sinks``."""
+    middle = slice(FIRST_LAYER, trace.sizes.layers)
+    first = trace.hidden(at=[0]).float()
+    return massive(torch.cat([first, states])[:, middle]).marked
+
+
+def _similar(gathered: PictureSums, place: str, seed: int) -> tuple[Similarity, ...]:
+    """Of each layer; nothing for models of other depths."""
+    one, other = (gathered.rows(f"{place} {name}") for name in "ab")  # [pictures, layers, D]
+    if one.shape[1] != other.shape[1]:
+        return ()
+    return tuple(alikeness(one[:, layer], other[:, layer], seed) for layer in range(one.shape[1]))
+
+
+def _read(samples: Any) -> Samples:
+    """Samples that are read as they are asked for; pairs are rows of their own."""
+    if isinstance(samples, Samples):
+        return samples
+    if isinstance(samples, Sequence) and not isinstance(samples, str | bytes) and len(samples):
+        if all(isinstance(each, tuple | list) and len(each) == 2 for each in samples):
+            return read_samples([{"image": image, "question": question} for image, question in samples])
+        if not all(isinstance(each, Mapping) for each in samples):
+            raise BadInput("samples are pairs of a picture and a question, or rows by name; some of these are neither")
+    return read_samples(samples)
+
+
+def _pairs(samples: Any) -> Iterable[tuple[Any, str]]:
+    for sample in _read(samples):
+        if sample.fault is not None or sample.question is None:
+            raise BadInput(f"unrelated=, row {sample.row}: {sample.fault or 'it asks no question'}")
+        yield (sample.images if len(sample.images) != 1 else sample.images[0]), sample.question
