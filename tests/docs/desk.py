@@ -52,6 +52,8 @@ def lay(folder: Path) -> None:
         for number in (1, 2):
             scene.save(folder / pictures / f"{number}.png")
             scene.save(folder / pictures / f"COCO_val2014_{number:012}.jpg")
+    asked = [{"image": f"{name}.png", "question": "What colour is the cross?"} for name in ("a", "b")]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
     captions = [f"A picture of {each.colour} things: a {each.kind}." for n in range(9) for each in tiny.scene(n).objects]
     (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
     for name, whole in _data_sets(scene.size).items():
@@ -64,6 +66,8 @@ def names(page: str, vlm: lp.VLM) -> dict[str, Any]:
     if page == "README.md":
         question = "What colour is the cross?"
         told |= {"direction": lp.Direction.of_word(vlm, "red"), "samples": [("a.png", question)]}
+        told |= {"base": vlm, "taught": lp.load("tiny")}
+        told |= {when: vlm.generate(tiny.scene(34).image, ask) for when, ask in (("before", SIGN), ("after", question))}
         told["traces"] = [vlm.generate(tiny.scene(n).image, SIGN) for n in (34, 35)]
         told["rows"] = [
             {"image": tiny.scene(n).image, "question": SIGN, "colour": tiny.scene(n).objects[0].colour}
