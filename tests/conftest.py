@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import pytest
 
@@ -24,8 +25,20 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The notebooks first: each takes long, and the last of them would run while another worker has nothing to do."""
-    items.sort(key=lambda item: item.path.suffix != ".ipynb")
+    """The notebooks first: each takes long, and the last of them would run while another worker has nothing to do.
+
+    Then family after family what is tried in each: workers take what stands together, so that most families are built,
+    asked and measured in one of them alone.
+    """
+    families = list(getattr(sys.modules.get("tests.zoo"), "NAMES", ()))
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.suffix == ".ipynb":
+            return -1
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        return families.index(name) if name in families else len(families)
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:

@@ -1,7 +1,7 @@
 """What is kept of the vision tower is what an eager copy of it computes, in every family: each window in its place."""
 
 import copy
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -38,11 +38,7 @@ pytestmark = [
 ]
 
 
-@cache
-def vlm(name):
-    """The zoo's model; where its visual tokens lie is no part of these claims."""
-    built = zoo.vlm(name)
-    return lp.VLM(built.model, built.processor, layout="none")
+vlm = zoo.unplaced
 
 
 class Softmaxes(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import cache
 
@@ -113,12 +114,12 @@ def test_each_method_runs(name):
 def test_relevance_beside_the_fast_kernel_equals_autograd_through_eager(name):
     """Eager keeps each layer's weights in the graph and differentiates them; we compute both again in blocks."""
     vlm, trace = zoo.vlm(name), asked(name)
-    model, processor = zoo.build(name)
+    model = copy.deepcopy(vlm.model)
     model.set_attn_implementation("eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fast, slow = (
             lp.attribute(one, trace, "relevance", tokens=trace.prompt_length, of="logit").values
-            for one in (vlm, lp.VLM(model, processor))
+            for one in (vlm, lp.VLM(model, vlm.processor))
         )
     assert (fast - slow).abs().max() < 1e-4 * slow.abs().max()

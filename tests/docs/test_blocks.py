@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import tomllib
 
 import numpy as np
@@ -17,10 +18,17 @@ PAGES = {page.name: page for page in guides()}
 NEEDS = {"docs/guides/finetune.md": "peft", "docs/guides/lora.md": "peft"}
 
 
+@pytest.fixture(scope="module")
+def laid(tmp_path_factory):
+    """What a page finds; drawn once, copied for each."""
+    folder = tmp_path_factory.mktemp("laid")
+    desk.lay(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    desk.lay(tmp_path)
-    return tmp_path
+def folder(laid, tmp_path):
+    return shutil.copytree(laid, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

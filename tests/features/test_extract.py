@@ -50,6 +50,12 @@ def traced(vlm, row, **capture):
     return vlm.score(row["image"], row["question"], row["answer"], capture=kept)
 
 
+@pytest.fixture(scope="module")
+def traces(vlm, rows):
+    """Of each row, made once: most tests compare with them."""
+    return [traced(vlm, row) for row in rows]
+
+
 def close(found, expected):
     return torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -87,9 +93,8 @@ def features(vlm, rows, tmp_path_factory):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_features_are_a_traces_hidden_states(vlm, rows, features, place, layer):
-    for number, row in enumerate(rows):
-        trace = traced(vlm, row)
+def test_features_are_a_traces_hidden_states(rows, traces, features, place, layer):
+    for number, (row, trace) in enumerate(zip(rows, traces, strict=True)):
         at = PLACES[place](trace)
         if place == "word":
             at = trace.find(row["word"], role="generated") or trace.find(row["word"])
@@ -104,9 +109,8 @@ def test_a_mean_is_the_mean(rows, features):
         assert close(features["layer_6", f"{place}_mean"], expected)
 
 
-def test_tokens_in_the_mask_are_those_that_it_covers(vlm, rows, features):
-    for number, row in enumerate(rows):
-        trace = traced(vlm, row)
+def test_tokens_in_the_mask_are_those_that_it_covers(rows, traces, features):
+    for number, (row, trace) in enumerate(zip(rows, traces, strict=True)):
         shares = trace.layouts[0].to_tokens(row["mask"])
         at = trace.layouts[0].positions[shares >= 0.5]
         at = at if len(at) else [trace.layouts[0].positions[shares.argmax()]]
@@ -125,9 +129,9 @@ def test_boxes_stand_for_a_mask(vlm, rows, tmp_path):
     assert torch.equal(found[0], found[1])
 
 
-def test_the_projector_is_what_the_language_model_gets(vlm, rows, features):
-    for number, row in enumerate(rows):
-        assert close(features["projector", "image"][number], traced(vlm, row).projected)
+def test_the_projector_is_what_the_language_model_gets(traces, features):
+    for number, trace in enumerate(traces):
+        assert close(features["projector", "image"][number], trace.projected)
 
 
 def test_vision_layers_are_the_towers(vlm, rows, features):
@@ -137,18 +141,17 @@ def test_vision_layers_are_the_towers(vlm, rows, features):
         assert close(features["vision_1", "patches_mean"][number], tower.mean(0))
 
 
-def test_confidence_is_that_of_the_scored_answer(vlm, rows, features):
+def test_confidence_is_that_of_the_scored_answer(traces, features):
     table = features.table()
-    for number, row in enumerate(rows):
-        expected = lp.confidence(traced(vlm, row))
+    for number, trace in enumerate(traces):
+        expected = lp.confidence(trace)
         assert np.allclose(table["token_logprobs"][number].as_py(), expected.logprob, atol=1e-5)
         assert table["answer_logprob"][number].as_py() == pytest.approx(float(expected.logprob.sum()), abs=1e-5)
         assert table["entropy"][number].as_py() == pytest.approx(float(expected.entropy[0]), abs=1e-5)
 
 
-def test_image_attention_is_the_share_of_each_head(vlm, rows, features):
-    for number, row in enumerate(rows):
-        trace = traced(vlm, row)
+def test_image_attention_is_the_share_of_each_head(traces, features):
+    for number, trace in enumerate(traces):
         share = trace.attention[0][..., trace.positions(lp.IMAGE)].sum(-1)
         assert close(features["image_attention", "last_prompt"][number], share)
 
@@ -159,16 +162,14 @@ def test_rows_keep_the_order_and_the_columns_of_the_source(rows, features):
     assert features.column("row") == list(range(len(rows)))
 
 
-def test_questions_about_one_picture_share_its_values(vlm, rows, features):
+def test_questions_about_one_picture_share_its_values(rows, traces, features):
     spans = features["layer_2", "image"].spans.tolist()
     pictures = features.column("picture")
     for number in range(1, len(rows)):
         same_shard = features.column("shard")[number] == features.column("shard")[number - 1]
         if pictures[number] == pictures[number - 1] and same_shard:
             assert spans[number] == spans[number - 1]
-    assert (
-        len(features["layer_2", "image"].values) == len(set(pictures)) * traced(vlm, rows[0]).layouts[0].positions.size
-    )
+    assert len(features["layer_2", "image"].values) == len(set(pictures)) * traces[0].layouts[0].positions.size
 
 
 def test_the_store_is_the_same_however_questions_are_read(vlm, rows, features, tmp_path):

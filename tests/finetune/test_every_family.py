@@ -32,7 +32,7 @@ def test_three_steps_change_the_logits_after_loading(name, tmp_path):
     built = zoo.vlm(name)
     if not has_template(built.processor):
         pytest.skip("its processor has no chat template")
-    vlm = lp.VLM(built.model, built.processor, layout="none")
+    vlm = zoo.unplaced(name)
     pictures = photo(), photo().transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     data = [{"image": one, "question": asks, "answer": says} for one in pictures for asks, says in ASKED]
 

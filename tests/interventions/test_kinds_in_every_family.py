@@ -58,10 +58,7 @@ pytestmark = [
 every_family = pytest.mark.parametrize("name", zoo.NAMES)
 
 
-@cache
-def built(name):
-    given = zoo.vlm(name)
-    return lp.VLM(given.model, given.processor, layout="none")
+built = zoo.unplaced
 
 
 def answered(name, seed=0):

@@ -8,21 +8,33 @@ from typer.testing import CliRunner
 import llava_probe as lp
 from llava_probe import cli
 from llava_probe.layout import family_table
-from tests import torchvision_half
+from tests import torchvision_half, zoo
+from tests.zoo import report
 
 MAPPED = tuple(family_table._mapped())
 
+WRITTEN = json.loads(family_table._TABLE.read_text(encoding="utf-8"))
 
-@pytest.mark.skipif(not torchvision_half.present(), reason="the processors of most families need torchvision")
-@pytest.mark.filterwarnings("ignore")
-def test_the_table_is_what_the_tests_hold():
-    from tests import zoo
-    from tests.zoo import report
+pytestmark = pytest.mark.filterwarnings("ignore")
+of_the_tests = pytest.mark.skipif(
+    not torchvision_half.present() or set(zoo.NAMES) != zoo.WRITTEN,
+    reason="without torchvision, or of a later transformers, which has more families",
+)
 
-    if set(zoo.NAMES) != zoo.WRITTEN:
-        pytest.skip("the table is of a later transformers, which has more families")
-    written = json.loads(family_table._TABLE.read_text(encoding="utf-8"))
-    assert written == report.table(), "write it again: make families"
+
+@of_the_tests
+@pytest.mark.parametrize("name", {name.split()[0]: name for name in reversed(zoo.NAMES)}.values())
+def test_a_row_is_what_the_tests_hold(name):
+    (row,) = (row for row in WRITTEN if row["name"] == name.split()[0])
+    assert row == report.entry(row["name"]), "write it again: make families"
+
+
+@of_the_tests
+def test_rows_stand_in_the_order_of_the_mapping_and_those_not_built_say_why():
+    built = {name.split()[0] for name in zoo.NAMES}
+    assert [row["name"] for row in WRITTEN] == list(report.MAPPED)
+    others = [row for row in WRITTEN if row["name"] not in built]
+    assert others == [report.entry(row["name"]) for row in others]
 
 
 def test_every_name_of_the_mapping_has_a_row_and_a_reason():

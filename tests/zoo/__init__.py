@@ -1,6 +1,7 @@
 """Tiny random models of the families of transformers, with their real processors: built from configs, nothing fetched.
 
     vlm = zoo.vlm("qwen2_vl")           # an lp.VLM in float32, built once a session
+    vlm = zoo.unplaced("qwen2_vl")      # the same without layouts
     model, processor = zoo.build("qwen2_vl")    # a fresh pair
 
 Each builder is registered under its key in transformers' image-text-to-text mapping (``config.model_type``), or under
@@ -78,6 +79,12 @@ def build(name: str) -> tuple[Any, Any]:
 def vlm(name: str) -> lp.VLM:
     """The one of a session; leave it as it was."""
     return lp.VLM(*build(name))
+
+
+@cache
+def unplaced(name: str) -> lp.VLM:
+    """The same model, for claims in which the places of its visual tokens have no part: they are not searched for."""
+    return lp.VLM(vlm(name).model, vlm(name).processor, layout="none")
 
 
 for _file in _FILES:

@@ -16,16 +16,20 @@ from tests import test_families, zoo
 from tests.layout import test_places
 from tests.zoo.unbuilt import UNBUILT
 
+#: Every name that the table has a row for, in its order.
+MAPPED = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
 #: Towers of timm's that the zoo puts another in place of.
 STAND_INS = {"fast_vlm": "tried with a ResNet in timm's place", "perception_lm": "tried with CLIP in timm's place"}
 
 
 def table() -> list[dict[str, Any]]:
     """One entry for each name of the mapping, in its order."""
-    return [_entry(name) for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]
+    return [entry(name) for name in MAPPED]
 
 
-def _entry(name: str) -> dict[str, Any]:
+def entry(name: str) -> dict[str, Any]:
+    """That of one name."""
     built = next((one for one in zoo.NAMES if one.split()[0] == name), None)
     if built is None:
         return {"name": name, "places": "not built", "rows": None, "note": UNBUILT[name]}
@@ -49,7 +53,7 @@ def _entry(name: str) -> dict[str, Any]:
 
 def written(entries: list[dict[str, Any]]) -> str:
     """As it stands in the package, an entry a line."""
-    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
+    lines = ",\n".join("  " + json.dumps(each, ensure_ascii=False) for each in entries)
     return f"[\n{lines}\n]\n"
 
 
