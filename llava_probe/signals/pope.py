@@ -84,7 +84,7 @@ class Pope(Tabular):
         return self._shown().text()
 
     def __str__(self) -> str:
-        return "\n".join([self.table(), *self._notes()])
+        return "\n".join([self.table(), *self.notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """The measures as plain data, ready for JSON."""
@@ -97,14 +97,15 @@ class Pope(Tabular):
         return found
 
     def _repr_html_(self) -> str:
-        return self._shown().html("; ".join(self._notes()))
+        return self._shown().html("; ".join(self.notes()))
 
     def _verdicts(self) -> list[tuple[PopeSplit, str, Verdicts]]:
         """Each split by each reading that it has."""
         both = [(split, {"text": split.text, "probability": split.weighed}) for split in self.splits.values()]
         return [(split, name, found) for split, by in both for name, found in by.items() if found is not None]
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What the measures hide, in sentences: answers that are neither, and how far both readings agree."""
         told = []
         for split in self.splits.values():
             if split.hedged:
