@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +16,28 @@ from llava_probe.errors import BadInput, shortened
 from llava_probe.escaping import visible
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llava_probe.report.asking import Failure, Task
+    from llava_probe.report.captions import DescribedPictures
+    from llava_probe.report.kinds import Given
+    from llava_probe.report.questions import AskedQuestions
 
 #: Failures that are told on the terminal; the page has more.
 _TOLD = 5
 _DESCRIBE = "Describe the image."
 _OUT = Path("signals")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a data set is asked: of which model, pictures from where, how many tokens, and into what folder."""
+
+    model: ModelOptions
+    images: str | None
+    max_new_tokens: int | None
+    batch_size: int
+    out: Path
 
 
 def signals(
@@ -46,22 +63,26 @@ def signals(
     --instances tell what is there: CHAIR, and how well each signal tells a made-up word beside what knows nothing. For
     the signals of captions the model reads them, where their pictures are there.
     """
-    from llava_probe.report.captions import Truth, captions_task, measured_captions
     from llava_probe.report.folder import write_report
     from llava_probe.report.kinds import look_into
-    from llava_probe.report.questions import measured_answers, questions_task
 
-    given = look_into(files)
-    options = {"--model": model.model, "--images": images, "--question": question if question != _DESCRIBE else None}
-    options |= {"--synonyms": synonyms, "--max-new-tokens": max_new_tokens}
-    options |= {"--batch-size": batch_size if batch_size > 1 else None, "--out": out}
+    found: AskedQuestions | DescribedPictures
+    options: dict[str, list[Any] | None] = {
+        "--model": [model.model],
+        "--images": [images],
+        "--instances": instances,
+        "--references": references,
+        "--synonyms": [synonyms],
+        "--question": [question if question != _DESCRIBE else None],
+        "--max-new-tokens": [max_new_tokens],
+        "--batch-size": [batch_size if batch_size > 1 else None],
+        "--out": [out],
+    }
+    given, asking = look_into(files), Asking(model, images, max_new_tokens, batch_size, out)
     if given.kind == "questions":
         if instances or references or synonyms:
             raise BadInput("--instances, --references and --synonyms are for captions; these files ask yes or no")
-        task = questions_task(given.sources, images, max_new_tokens)
-        lines, failed = _asked(model, task, out, batch_size)
-        found = measured_answers(lines)
-        typer.echo(f"\n{visible(str(found.pope), lines=True)}")
+        found, failed = _of_questions(given, asking)
     else:
         known = instances or ([given.instances] if given.instances else None)
         if known is None:
@@ -69,33 +90,49 @@ def signals(
                 f"{shortened(files[0])} has {given.kind} and no label yes or no: say what is on the pictures with "
                 "--instances instances_val2014.json (of one answer lp.hallucination tells the signals)"
             )
-        truth = Truth(known, references, synonyms)
-        if given.kind == "captions" and images is None and not given.pictured:
-            lines, failed = given.rows(), []
-        else:
-            task = captions_task(given.sources[0], truth, images, question, max_new_tokens, given.captions)
-            lines, failed = _asked(model, task, out, batch_size)
-        found = measured_captions(lines, truth)
-        typer.echo(f"\n{visible(str(found.whole), lines=True)}")
-        if found.table is not None:
-            typer.echo(f"\n{visible(str(found.table), lines=True)}")
-    command = shlex.join(
-        ["llava-probe", "signals", *files]
-        + [
-            word
-            for name, several in (("--instances", instances), ("--references", references))
-            for each in several or ()
-            for word in (name, each)
-        ]
-        + [str(word) for name, value in options.items() if value is not None for word in (name, value)]
-    )
+        found, failed = _of_captions(given, asking, known, references, synonyms, question)
+    typer.echo(f"\n{visible(str(found), lines=True)}")
+    typed = [
+        str(word)
+        for name, several in options.items()
+        for each in several or ()
+        if each is not None
+        for word in (name, each)
+    ]
+    command = shlex.join(["llava-probe", "signals", *files, *typed])
     written = write_report(found, out, model=model.model, command=command, failed=failed)
     typer.echo(f"\nEverything is in {told_folder(out, written)}")
     if failed:
         raise typer.Exit(1)
 
 
-def _asked(model: ModelOptions, task: Task, out: Path, batch_size: int) -> tuple[list[dict], list[Failure]]:
+def _of_questions(given: Given, asking: Asking) -> tuple[AskedQuestions, list[Failure]]:
+    from llava_probe.report.questions import measured_answers, questions_task
+
+    task = questions_task(given.sources, asking.images, asking.max_new_tokens)
+    lines, failed = _asked(task, asking)
+    return measured_answers(lines), failed
+
+
+def _of_captions(
+    given: Given,
+    asking: Asking,
+    instances: list[str],
+    references: list[str] | None,
+    synonyms: str | None,
+    question: str,
+) -> tuple[DescribedPictures, list[Failure]]:
+    from llava_probe.report.captions import Truth, captions_task, measured_captions
+
+    truth = Truth(instances, references, synonyms)
+    if given.kind == "captions" and asking.images is None and not given.pictured:
+        return measured_captions(given.rows(), truth), []
+    task = captions_task(given.sources[0], truth, asking.images, question, asking.max_new_tokens, given.captions)
+    lines, failed = _asked(task, asking)
+    return measured_captions(lines, truth), failed
+
+
+def _asked(task: Task, asking: Asking) -> tuple[list[dict[str, Any]], list[Failure]]:
     """The lines of a task, after every row was asked that had none; failures are told.
 
     Raises:
@@ -103,12 +140,12 @@ def _asked(model: ModelOptions, task: Task, out: Path, batch_size: int) -> tuple
     """
     from llava_probe.report.asking import ask_rows, finished
 
-    vlm = model.load()
-    if model.knows_scenes:
+    vlm, out = asking.model.load(), asking.out
+    if asking.model.knows_scenes:
         with suppress(BadInput):  # a picture that cannot be opened is told where it is asked about
             warn_drawn(_first_picture(task))
     try:
-        failed = ask_rows(vlm, task, out, batch_size)
+        failed = ask_rows(vlm, task, out, asking.batch_size)
     except KeyboardInterrupt:
         done = len(finished(task, out))
         typer.echo(
@@ -128,7 +165,7 @@ def _asked(model: ModelOptions, task: Task, out: Path, batch_size: int) -> tuple
     return lines, failed
 
 
-def _first_picture(task: Task) -> list:
+def _first_picture(task: Task) -> list[Image]:
     from llava_probe.pictures.images import open_image
 
     _, sample = next(task.rows())

@@ -100,6 +100,9 @@ class DescribedPictures:
     untold: str
     lines: Sequence[Mapping[str, Any]]
 
+    def __str__(self) -> str:
+        return "\n\n".join(str(each) for each in (self.whole, self.table) if each is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """The measures as plain data, ready for JSON."""
         told = {"chair": self.whole, "chair without cut sentences": self.dropped, "signals": self.table}
@@ -134,7 +137,10 @@ def captions_task(
             begun = {"row": number, "image_id": picture, "question": question}
             yield begun | ({} if given is None else {"caption": sample.answer or ""}), sample
 
-    settings = {"asked": "descriptions" if given is None else "captions that were given", "question": question}
+    settings: dict[str, Any] = {
+        "asked": "descriptions" if given is None else "captions that were given",
+        "question": question,
+    }
     settings["synonyms"] = _digest(truth.synonyms)
     ask = partial(_read, truth=truth)
     if given is None:

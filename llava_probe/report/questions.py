@@ -56,6 +56,9 @@ class AskedQuestions:
     right: Mapping[str, Calibration]
     lines: Sequence[Mapping[str, Any]]
 
+    def __str__(self) -> str:
+        return str(self.pope)
+
     def to_dict(self) -> dict[str, Any]:
         """The measures by split as plain data, ready for JSON."""
         told: dict[str, Any] = {name: dict(split) for name, split in self.pope.to_dict().items()}

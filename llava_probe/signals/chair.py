@@ -230,15 +230,11 @@ def _of_row(row: Mapping[str, Any], where: str) -> ReadCaption:
     if not isinstance(caption, str):
         raise BadInput(f"the caption of {where} is a {type(caption).__name__} and no text")
     cut = row.get("cut")
-    told = {
-        name: None if row.get(name) is None else str(row[name]) for name in ("prompt", "max_new_tokens", "decoding")
-    }
-    return ReadCaption(
-        picture_number(cell_of(row, _NUMBER, where, "picture"), where),
-        caption,
-        cut if isinstance(cut, bool) else None,
-        *told.values(),
+    prompt, limit, decoding = (
+        None if row.get(name) is None else str(row[name]) for name in ("prompt", "max_new_tokens", "decoding")
     )
+    picture = picture_number(cell_of(row, _NUMBER, where, "picture"), where)
+    return ReadCaption(picture, caption, cut if isinstance(cut, bool) else None, prompt, limit, decoding)
 
 
 def caption_of(picture: int, trace: Trace) -> ReadCaption:

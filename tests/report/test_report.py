@@ -211,7 +211,7 @@ WRONG = {
     "a label": (("labels.jsonl",), "the label of line 1 of labels.jsonl is 'maybe'"),
     "a split twice": ((FILES[0], FILES[0]), "two files are the split 'random'"),
     "no row": (("empty.jsonl",), "holds no row that can be read"),
-    "another picture": (("other.jsonl", "--instances", "i.json", "--synonyms", "words.txt"), "no file of instances has 1"),
+    "another picture": (("other.jsonl", "--instances", "i.json", "--synonyms", "words.txt"), "1 of 1 pictures (99)"),
     "no number": (("unnumbered.jsonl", "--instances", "i.json"), "has no number of COCO's"),
     "no picture's folder": ((FILES[0], "--images", "nowhere"), "is no folder"),
 }  # fmt: skip
