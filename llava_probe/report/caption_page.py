@@ -14,7 +14,7 @@ from llava_probe.escaping import in_markdown, markdown_table
 from llava_probe.report.captions import DescribedPictures
 from llava_probe.signals.chair import Chair
 from llava_probe.signals.hallucination import SIGNALS
-from llava_probe.signals.signal_table import TOGETHER, SignalTable
+from llava_probe.signals.signal_table import TOGETHER, SignalScore, SignalTable
 from llava_probe.view.signal_figures import signal_scores
 
 #: Objects that are told, those first that are made up most often.
@@ -99,22 +99,19 @@ def _table(table: SignalTable, figures: Sequence[str]) -> list[str]:
 
 
 def verdicts(table: SignalTable) -> str:
-    """Which signals tell more than the best baseline, and which less, in a sentence each."""
+    """Which signals tell more than the best baseline, and which less, beyond the intervals; a sentence each."""
     single = [score for score in table.scores if score.name in SIGNALS and not score.baseline]
     more = [score for score in single if score.less_baseline.low > 0]
     less = [score for score in single if score.less_baseline.high < 0]
     best = table[table.best_baseline]
-    told = [
-        f"Of what knows nothing of the picture, *{best.name}* tells most: {best.auroc}.",
-        f"{_listed(more)} tell{'s' * (len(more) == 1)} more than that, on the same words." if more else
-        "No signal tells more than that beyond its interval.",
-    ]  # fmt: skip
+    told = [f"Of what knows nothing of the picture, *{best.name}* tells most: {best.auroc}."]
+    told.append(f"More than that, on the same words: {_listed(more) or 'no signal'}.")
     if less:
-        told.append(f"{_listed(less)} tell{'s' * (len(less) == 1)} less.")
+        told.append(f"Less: {_listed(less)}.")
     if together := [f"{score.name} {score.auroc}" for score in table.scores if score.name in TOGETHER]:
         told.append(f"Taken together, by a regression fitted on other pictures: {'; '.join(together)}.")
     return " ".join(told)
 
 
-def _listed(scores: Sequence) -> str:
+def _listed(scores: Sequence[SignalScore]) -> str:
     return ", ".join(f"{score.name.replace('_', ' ')} ({score.auroc.value:.2f})" for score in scores)
