@@ -47,6 +47,7 @@ LIVE = {
     "04_attribution": Live(92, "What colour is the circle?", ("relevance", "attnlrp", "gradient")),
     "05_take_a_part_away": Live(34, "What shape is the orange object?", cut=True),
     "06_what_a_layer_knows": Live(34, "What colour is the triangle?", ("relevance",)),
+    "08_when_not_to_believe_it": Live(4, "Describe the image."),
 }
 
 

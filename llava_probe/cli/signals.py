@@ -18,9 +18,9 @@ from llava_probe.escaping import visible
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from llava_probe.report.asking import Failure, Task
+    from llava_probe.report.asking import Failure, RowTask
     from llava_probe.report.captions import DescribedPictures
-    from llava_probe.report.kinds import Given
+    from llava_probe.report.kinds import GivenFiles
     from llava_probe.report.questions import AskedQuestions
 
 #: Failures that are told on the terminal; the page has more.
@@ -30,7 +30,7 @@ _OUT = Path("signals")
 
 
 @dataclass(frozen=True)
-class Asking:
+class _Asking:
     """How a data set is asked: of which model, pictures from where, how many tokens, and into what folder."""
 
     model: ModelOptions
@@ -78,7 +78,7 @@ def signals(
         "--batch-size": [batch_size if batch_size > 1 else None],
         "--out": [out],
     }
-    given, asking = look_into(files), Asking(model, images, max_new_tokens, batch_size, out)
+    given, asking = look_into(files), _Asking(model, images, max_new_tokens, batch_size, out)
     if given.kind == "questions":
         if instances or references or synonyms:
             raise BadInput("--instances, --references and --synonyms are for captions; these files ask yes or no")
@@ -106,7 +106,7 @@ def signals(
         raise typer.Exit(1)
 
 
-def _of_questions(given: Given, asking: Asking) -> tuple[AskedQuestions, list[Failure]]:
+def _of_questions(given: GivenFiles, asking: _Asking) -> tuple[AskedQuestions, list[Failure]]:
     from llava_probe.report.questions import measured_answers, questions_task
 
     task = questions_task(given.sources, asking.images, asking.max_new_tokens)
@@ -115,8 +115,8 @@ def _of_questions(given: Given, asking: Asking) -> tuple[AskedQuestions, list[Fa
 
 
 def _of_captions(
-    given: Given,
-    asking: Asking,
+    given: GivenFiles,
+    asking: _Asking,
     instances: list[str],
     references: list[str] | None,
     synonyms: str | None,
@@ -132,13 +132,13 @@ def _of_captions(
     return measured_captions(lines, truth), failed
 
 
-def _asked(task: Task, asking: Asking) -> tuple[list[dict[str, Any]], list[Failure]]:
+def _asked(task: RowTask, asking: _Asking) -> tuple[list[dict[str, Any]], list[Failure]]:
     """The lines of a task, after every row was asked that had none; failures are told.
 
     Raises:
         BadInput: no row could be asked.
     """
-    from llava_probe.report.asking import ask_rows, finished
+    from llava_probe.report.asking import ask_rows, finished_lines
 
     vlm, out = asking.model.load(), asking.out
     if asking.model.knows_scenes:
@@ -147,7 +147,7 @@ def _asked(task: Task, asking: Asking) -> tuple[list[dict[str, Any]], list[Failu
     try:
         failed = ask_rows(vlm, task, out, asking.batch_size)
     except KeyboardInterrupt:
-        done = len(finished(task, out))
+        done = len(finished_lines(task, out))
         typer.echo(
             f"\nStopped after {done:,} of {task.count:,} rows; what is finished is in {visible(str(out / task.name))}, "
             "and the same command goes on from there."
@@ -159,13 +159,13 @@ def _asked(task: Task, asking: Asking) -> tuple[list[dict[str, Any]], list[Failu
         typer.secho(
             f"{len(failed):,} of {task.count:,} rows failed; the same command tries them again", fg="red", err=True
         )
-    lines = finished(task, out)
+    lines = finished_lines(task, out)
     if not lines:
         raise BadInput(f"none of {task.count:,} rows could be asked; the first: {failed[0]}")
     return lines, failed
 
 
-def _first_picture(task: Task) -> list[Image]:
+def _first_picture(task: RowTask) -> list[Image]:
     from llava_probe.pictures.images import open_image
 
     _, sample = next(task.rows())

@@ -26,11 +26,11 @@ from llava_probe.model import VLM
 from llava_probe.stored import converted, made_folder, read_json, write_text
 
 #: What the lines of a folder were made with.
-RUN = "run.json"
+ASKED_WITH = "run.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RowTask:
     """A data set, and what is asked of its rows.
 
     Attributes:
@@ -62,7 +62,7 @@ class Failure:
         return f"{self.where}: {self.why}"
 
 
-def ask_rows(vlm: VLM, task: Task, folder: str | Path, batch_size: int = 1) -> list[Failure]:
+def ask_rows(vlm: VLM, task: RowTask, folder: str | Path, batch_size: int = 1) -> list[Failure]:
     """Ask every row that has no line yet, and append its line.
 
     Args:
@@ -83,7 +83,7 @@ def ask_rows(vlm: VLM, task: Task, folder: str | Path, batch_size: int = 1) -> l
     path = target / task.name
     if path.exists():
         drop_cut_line("file of answers", path)
-    done = {line["row"]: line for line in finished(task, target)}
+    done = {line["row"]: line for line in finished_lines(task, target)}
     failed: list[Failure] = []
     rows, shown = task.rows(), {"desc": "asking", "unit": "row", "disable": None}
     with path.open("a", encoding="utf-8") as file, tqdm(total=task.count, initial=len(done), **shown) as bar:
@@ -103,7 +103,7 @@ def ask_rows(vlm: VLM, task: Task, folder: str | Path, batch_size: int = 1) -> l
     return failed
 
 
-def finished(task: Task, folder: str | Path) -> list[dict[str, Any]]:
+def finished_lines(task: RowTask, folder: str | Path) -> list[dict[str, Any]]:
     """The lines of a folder, in the order of the rows; none where there is no file.
 
     Raises:
@@ -119,7 +119,7 @@ def finished(task: Task, folder: str | Path) -> list[dict[str, Any]]:
     return [found[row] for row in sorted(found)]
 
 
-def _answered(vlm: VLM, task: Task, samples: Sequence[Sample]) -> list[dict[str, Any] | str]:
+def _answered(vlm: VLM, task: RowTask, samples: Sequence[Sample]) -> list[dict[str, Any] | str]:
     """What each line ends with, or why there is none; where a batch fails, each of its rows is asked alone."""
     good = [sample for sample in samples if sample.fault is None]
     ends: Iterator[dict[str, Any] | str]
@@ -130,7 +130,7 @@ def _answered(vlm: VLM, task: Task, samples: Sequence[Sample]) -> list[dict[str,
     return [next(ends) if sample.fault is None else sample.fault for sample in samples]
 
 
-def _alone(vlm: VLM, task: Task, sample: Sample) -> dict[str, Any] | str:
+def _alone(vlm: VLM, task: RowTask, sample: Sample) -> dict[str, Any] | str:
     try:
         return task.ask(vlm, [sample])[0]
     except ProbeError as error:
@@ -155,7 +155,7 @@ def _claim(folder: Path, vlm: VLM, settings: Mapping[str, Any]) -> None:
     under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
     model = model_of(vlm.anatomy, vlm.model, in_full=True)
     mine = json.loads(json.dumps({"model": model, **under, **settings}, default=str))
-    path = folder / RUN
+    path = folder / ASKED_WITH
     if not path.exists():
         write_text("note of a run", path, json.dumps(mine, indent=1, ensure_ascii=False))
         return

@@ -18,7 +18,7 @@ from llava_probe.errors import BadInput, OutOfRange, ProbeError
 from llava_probe.features.rows import Source
 from llava_probe.features.samples import Sample, read_samples
 from llava_probe.model import VLM
-from llava_probe.report.asking import Task
+from llava_probe.report.asking import RowTask
 from llava_probe.signals.chair import Chair, caption_of, chair
 from llava_probe.signals.coco import CocoFiles, on_pictures, picture_number
 from llava_probe.signals.hallucination import SIGNALS, Hallucination, hallucination
@@ -111,7 +111,7 @@ class DescribedPictures:
 
 def captions_task(
     source: Source, truth: Truth, images: str | None, question: str, max_new_tokens: int | None, given: str | None
-) -> Task:
+) -> RowTask:
     """Pictures to be described, or captions to be read by the model, as a task.
 
     Args:
@@ -145,7 +145,7 @@ def captions_task(
     ask = partial(_read, truth=truth)
     if given is None:
         settings["max_new_tokens"], ask = tokens, partial(_described, truth=truth, tokens=tokens)
-    return Task("captions.jsonl", CaptionLine, settings, len(numbers), rows, ask)
+    return RowTask("captions.jsonl", CaptionLine, settings, len(numbers), rows, ask)
 
 
 def _digest(synonyms: str | None) -> str:

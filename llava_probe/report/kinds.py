@@ -24,7 +24,7 @@ _LABELS = ("label", "answer")
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class GivenFiles:
     """What was given.
 
     Attributes:
@@ -50,7 +50,7 @@ class Given:
         return [dict(row) for _, row in each_row(self.sources[0])]
 
 
-def look_into(files: Sequence[str]) -> Given:
+def look_into(files: Sequence[str]) -> GivenFiles:
     """Tell what the files hold by the first row of each.
 
     Raises:
@@ -66,20 +66,20 @@ def look_into(files: Sequence[str]) -> Given:
     return replace(found[0], sources=[source for each in found for source in each.sources])
 
 
-def _look(file: str) -> Given:
+def _look(file: str) -> GivenFiles:
     listed = pictures_of(file) if Path(file).suffix.lower() == ".json" else None
     if listed is not None:
         source = replace(open_source(listed), name=Path(file).name, folder=Path(file).expanduser().absolute().parent)
-        return Given("pictures", [source], instances=file)
+        return GivenFiles("pictures", [source], instances=file)
     source = open_source(file)
     row = next((row for row in source.rows() if not isinstance(row, Broken)), None)
     if row is None:
         raise BadInput(f"{source.name} holds no row that can be read")
     if _has(row, *_LABELS):
-        return Given("questions", [source])
+        return GivenFiles("questions", [source])
     captions = next((name for name in CAPTION_COLUMNS if _has(row, name)), None)
     kind: Any = "pictures" if captions is None else "captions"
-    return Given(kind, [source], captions, pictured=_has(row, "image", "file_name"))
+    return GivenFiles(kind, [source], captions, pictured=_has(row, "image", "file_name"))
 
 
 def _has(row: Mapping[str, Any], *names: str) -> bool:

@@ -17,7 +17,7 @@ from llava_probe.errors import BadInput
 from llava_probe.features.rows import Source
 from llava_probe.features.samples import Sample, read_samples
 from llava_probe.model import VLM
-from llava_probe.report.asking import Task
+from llava_probe.report.asking import RowTask
 from llava_probe.signals.calibration import Calibration, calibration
 from llava_probe.signals.pope import Pope, PopeSplit, pope
 from llava_probe.signals.pope_files import LITTLE, PopeQuestion, answer_of, read_questions, split_name
@@ -68,7 +68,7 @@ class AskedQuestions:
         return told
 
 
-def questions_task(sources: Sequence[Source], images: str | None, max_new_tokens: int | None) -> Task:
+def questions_task(sources: Sequence[Source], images: str | None, max_new_tokens: int | None) -> RowTask:
     """Files of POPE as a task; each is a split by its name, or its rows name theirs.
 
     Raises:
@@ -90,7 +90,7 @@ def questions_task(sources: Sequence[Source], images: str | None, max_new_tokens
                 number += 1
 
     settings = {"asked": "yes or no", "max_new_tokens": tokens}
-    return Task("answers.jsonl", AnswerLine, settings, sum(map(len, asked)), rows, partial(_asked, tokens=tokens))
+    return RowTask("answers.jsonl", AnswerLine, settings, sum(map(len, asked)), rows, partial(_asked, tokens=tokens))
 
 
 def _begun(number: int, question: PopeQuestion) -> dict[str, Any]:
