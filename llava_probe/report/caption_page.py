@@ -75,7 +75,8 @@ def _objects(found: Chair) -> str:
         for thing, times in made_up.most_common(_SHOWN)
     ]
     more = f"\n\n{len(made_up) - _SHOWN} more objects are made up." if len(made_up) > _SHOWN else ""
-    return markdown_table(["object", "made up", "of mentions", "captions of pictures that have it"], rows) + more
+    table = markdown_table(["object", "made up", "of mentions", "captions of pictures that have it"], rows)
+    return f"Made up most often:\n\n{table}{more}"
 
 
 def _table(table: SignalTable, figures: Sequence[str]) -> list[str]:
