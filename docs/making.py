@@ -48,6 +48,7 @@ LIVE = {
     "05_take_a_part_away": Live(34, "What shape is the orange object?", cut=True),
     "06_what_a_layer_knows": Live(34, "What colour is the triangle?", ("relevance",)),
     "07_what_each_layer_says": Live(92, "What colour is the circle?", ("attnlrp",)),
+    "08_when_not_to_believe_it": Live(4, "Describe the image."),
     "09_what_changed": Live(9, "What colour is the ring?", cut=True),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#|~$!])")
 
@@ -33,6 +34,12 @@ def quoted(text: str) -> str:
 def in_markdown(text: object) -> str:
     """``text`` as words of a line of Markdown, in a table too: no mark-up, no HTML, no end of line."""
     return _MARKS.sub(r"\\\1", visible(str(text).replace("\n", "⏎")))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; cells stand in it as they are, so what comes from others goes through ``in_markdown``."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def in_html(text: object) -> str:

@@ -289,7 +289,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "lp.chair": (lp.chair, {
             "captions": {1: "a dog"}, "instances": folder / "instances.json", "references": None, "synonyms": None,
             "drop_cut": True, "prompt": "Describe.", "max_new_tokens": 9, "decoding": "greedy"}),
-        "lp.hallucination": (lp.hallucination, {"vlm": vlm, "trace": trace, "objects": list(w["told"].words)}),
+        "lp.hallucination": (lp.hallucination, {
+            "vlm": vlm, "trace": trace, "objects": list(w["told"].words), "synonyms": None}),
         "lp.signal_table": (lp.signal_table, {
             "found": [w["told"]] * 2, "made_up": [[True] * len(w["told"]), [False] * len(w["told"])],
             "pictures": ["a", "b"], "seed": 0}),
@@ -392,6 +393,9 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.written_from": (figures.written_from, {"written": w["written"], "highest": 1.0, **drawn}),
         "figures.losses": (figures.losses, {"result": w["tuned"], **drawn}),
         "figures.reliability": (figures.reliability, {"found": w["calibration"], "of": "width", **drawn}),
+        "figures.risk_coverage": (figures.risk_coverage, {"found": {"a": w["calibration"]}, **drawn}),
+        "figures.signal_scores": (figures.signal_scores, {
+            "table": lp.signal_table([w["told"]] * 2, [[True] * len(w["told"]), [False] * len(w["told"])]), **drawn}),
         "figures.mappable": (figures.mappable, {"drawn": figures.maps(m, row=0)}),
         "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),

@@ -37,6 +37,7 @@ ORDER = (
         "described.py",
         "stored.py",
         "whole_file.py",
+        "json_lines.py",
         "resampling.py",
         "rooms.py",
         "tiny/",
@@ -48,7 +49,7 @@ ORDER = (
     ("model.py", "loading/"),
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
     ("agreement.py", "evaluate/", "sweeps/", "compare/", "signals/", "finetune/"),
-    ("view/", "leaderboard/"),
+    ("view/", "leaderboard/", "report/"),
     ("cli/",),
     ("__main__.py",),
 )

@@ -27,6 +27,7 @@ from llava_probe.cli.interventions import InOrder
 from llava_probe.cli.leaderboard import leaderboard
 from llava_probe.cli.models import models
 from llava_probe.cli.run import run
+from llava_probe.cli.signals import signals
 from llava_probe.cli.trace_cause import trace_cause
 from llava_probe.cli.view import view
 
@@ -38,8 +39,8 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, extract, fit_probe, fit_lens, bank,
-    finetune, compare, models,
+    demo, run, app_verb, view, attribute, flow, trace_cause, check, leaderboard, signals, extract, fit_probe, fit_lens,
+    bank, finetune, compare, models,
 )  # fmt: skip
 for _verb in _VERBS:
     # what ``run`` does not know goes to transformers' generate

@@ -1,23 +1,22 @@
 """One line of scores and what a folder of them was made with, by type: what is read is what ``scoring.py`` writes.
 
-A line that is something else is refused by its number. Only the last one may be cut: a run that was killed leaves it
-without its end, or another run is just writing it; that question counts as not scored.
+A line that is something else is refused by its number.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from llava_probe.described import Natural
 from llava_probe.errors import BadFile
-from llava_probe.stored import converted, decoded, opened, read_bytes
+from llava_probe.json_lines import each_line
+from llava_probe.stored import converted, decoded, read_bytes
 
-#: Bytes of one line, of a description with all methods some 100 kB; and of run.json.
-_LONGEST, _MOST = 50_000_000, 10_000_000
+#: Bytes of run.json.
+_MOST = 10_000_000
 #: No score, time or count is larger; sums of larger ones overflow.
 _LARGEST = 1e12
 
@@ -113,37 +112,9 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         BadFile: a line is damaged, or none of ours; its number is told.
     """
     for path in paths:
-        with opened("file of scores", path) as file:
-            number = 0
-            while line := file.readline(_LONGEST):
-                number += 1
-                what = f"line {number} of {path}"
-                if len(line) == _LONGEST:
-                    raise BadFile(f"{what} is damaged: it has more than {_LONGEST:,} bytes")
-                if not line.strip():
-                    continue
-                try:
-                    plain = decoded(f"{what} is damaged", line, dict[str, Any])
-                except BadFile:
-                    if line.endswith(b"\n"):
-                        raise
-                    _warn_of_a_cut(path)
-                    continue
-                _check_line(plain, what)
-                yield plain
-
-
-def drop_cut_line(path: Path) -> None:
-    """Take away the end of a line that was being written when a run was killed: the next would be stuck to it."""
-    with opened("file of scores", path) as file:
-        kept = 0
-        while line := file.readline(_LONGEST):
-            kept += len(line) if line.endswith(b"\n") else 0
-        cut = file.tell() > kept
-    if cut:
-        _warn_of_a_cut(path)
-        with path.open("r+b") as file:
-            file.truncate(kept)
+        for where, plain in each_line("file of scores", path):
+            _check_line(plain, where)
+            yield plain
 
 
 def read_made(path: Path) -> dict[str, Any]:
@@ -157,14 +128,6 @@ def read_made(path: Path) -> dict[str, Any]:
     plain = decoded(f"{what} is damaged", data, dict[str, Any])
     converted(f"{what} is damaged", plain, Made)
     return plain
-
-
-def _warn_of_a_cut(path: Path) -> None:
-    warnings.warn(
-        f"the last line of {path} is not whole: a run was killed, or is still writing it; its question counts as not "
-        "scored",
-        stacklevel=3,
-    )
 
 
 def _check_line(plain: dict[str, Any], what: str) -> None:

@@ -5,12 +5,12 @@ Every sentence with a figure in it is made from the scores, so the page cannot s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_probe.escaping import in_markdown, visible
+from llava_probe.escaping import in_markdown, markdown_table, visible
 from llava_probe.leaderboard.board import is_description
 from llava_probe.leaderboard.entries import BASELINES
 from llava_probe.leaderboard.figures import SPOKEN
@@ -102,11 +102,6 @@ def _share(score: Score | None) -> str:
     return "" if score is None else f"{score.mean:.2f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def _places(board: Leaderboard) -> str:
     named = [*(_named(kind) for kind in board.kinds), "all"]
     head = ["", *(f"{kind}: touches / inside / AP" for kind in named), "cases"]
@@ -131,7 +126,7 @@ def _places(board: Leaderboard) -> str:
         if some
         else ""
     )
-    return f"{_table(head, rows)}\n\nCases: {counts}. Baselines in italics.{fewer}"
+    return f"{markdown_table(head, rows)}\n\nCases: {counts}. Baselines in italics.{fewer}"
 
 
 def _intervals(board: Leaderboard) -> str:
@@ -140,7 +135,7 @@ def _intervals(board: Leaderboard) -> str:
         for name in board.names
         if name not in BASELINES
     ]
-    told = _table(["peak inside", *(_named(kind) for kind in board.kinds)], rows)
+    told = markdown_table(["peak inside", *(_named(kind) for kind in board.kinds)], rows)
     blind = [
         f"{name} {score.mean:.2f} ({score.cases})"
         for name in board.names
@@ -210,7 +205,7 @@ def _verdicts(board: Leaderboard) -> str:
         if better
         else "Nothing puts its peak inside more often than raw attention, by a paired interval."
     )
-    return " ".join(sentences) + "\n\n" + _table(head, rows) + _removal(board)
+    return " ".join(sentences) + "\n\n" + markdown_table(head, rows) + _removal(board)
 
 
 def _apart(found: Difference | None) -> str:
@@ -233,7 +228,7 @@ def _removal(board: Leaderboard) -> str:
     return (
         "\n\nWhat there is to find: the word's probability with the whole picture, with the object's own visual tokens "
         "replaced by the mean token, with these alone left, with as many other tokens replaced, and with the object's "
-        "pixels painted over in the photograph.\n\n" + _table(["", *names], rows)
+        "pixels painted over in the photograph.\n\n" + markdown_table(["", *names], rows)
     )
 
 
@@ -275,7 +270,9 @@ def _random(board: Leaderboard) -> str:
     return (
         f"All weights of the language model's blocks drawn anew (Adebayo et al. 2018), the same words explained on "
         f"{count.cases if count else 0} questions; a map that is still right never came from the model. {verdict}\n\n"
-        + _table(["", "inside", "inside, random layers", "average precision", "average precision, random layers"], rows)
+        + markdown_table(
+            ["", "inside", "inside, random layers", "average precision", "average precision, random layers"], rows
+        )
     )
 
 
@@ -291,7 +288,7 @@ def _curves(board: Leaderboard) -> str:
     return (
         f"Visual tokens replaced by their mean in the map's order, and put back in it ({count.cases if count else 0} "
         "questions): the area under the word's probability. Deletion should be low, insertion high.\n\n"
-        + _table(["", "deletion", "insertion"], rows)
+        + markdown_table(["", "deletion", "insertion"], rows)
     )
 
 
@@ -308,7 +305,7 @@ def _descriptions(board: Leaderboard) -> list[str]:
         "## The words of a description",
         f"{count} descriptions, each object's word against that object, three function words against darkness (TAM's "
         "measures: IoU at Otsu's threshold, share of pixels darker than nouns are on average, their harmonic mean).",
-        _table(["", "Obj-IoU", "Func-IoU", "F1-IoU"], rows),
+        markdown_table(["", "Obj-IoU", "Func-IoU", "F1-IoU"], rows),
     ]
 
 
@@ -337,7 +334,7 @@ def _costs(board: Leaderboard) -> str:
     ]
     found = {name: board.refused(name) for name in dict.fromkeys(_all_entries(board))}
     refused = [f"{name}: {in_markdown(why)}" for name, why in found.items() if why]
-    told = _table(["", "run as", "seconds a word (median)", "forward passes", "backward passes"], rows)
+    told = markdown_table(["", "run as", "seconds a word (median)", "forward passes", "backward passes"], rows)
     return told + ("\n\nNot run: " + "; ".join(refused) + "." if refused else "")
 
 

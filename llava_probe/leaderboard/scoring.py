@@ -38,8 +38,9 @@ from llava_probe.evaluate.precision import average_precision
 from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.ranks import agreement
 from llava_probe.evaluate.tam import tam_scores
+from llava_probe.json_lines import drop_cut_line
 from llava_probe.leaderboard.entries import ScoringPlan
-from llava_probe.leaderboard.lines import drop_cut_line, read_scores
+from llava_probe.leaderboard.lines import read_scores
 from llava_probe.leaderboard.run import asked, claim
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
@@ -99,7 +100,7 @@ def score_cases(
         target.mkdir(parents=True, exist_ok=True)
         claim(target, vlm, plan)
         if path.exists():
-            drop_cut_line(path)
+            drop_cut_line("file of scores", path)
         done = {line["question"]: line.get("asked") for line in read_scores(sorted(target.glob("scores-*.jsonl")))}
         if other := [name for name, digest in questions.items() if done.get(name, digest) != digest]:
             raise BadInput(

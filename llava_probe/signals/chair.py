@@ -141,14 +141,15 @@ def chair(
     """Which objects captions name, and which of them are not on the picture.
 
     Args:
-        captions: a file or rows with ``image_id`` (or ``image``) and ``caption`` (or ``text``); or captions or traces
-            by the number of their picture, as a dict or in pairs.
+        captions: a file or rows with ``image_id`` (or ``image``) and ``caption`` (or ``text``), and where they tell it
+            ``prompt``, ``max_new_tokens``, ``decoding`` and whether it was ``cut``; or captions or traces by the number
+            of their picture, as a dict or in pairs.
         instances: COCO's ``instances_*.json``, one or several; ``references``: its ``captions_*.json``, whose objects
             are there too. Without them the figures are higher than those of papers.
         synonyms: a file with a line an object, ``couch, sofa, settee``; papers use that of the first one, which holds
             more words than ours.
         drop_cut: leave out a last sentence that does not end, where the length limit cut it.
-        prompt, max_new_tokens, decoding: how captions that are no traces were made, for the report.
+        prompt, max_new_tokens, decoding: how captions that do not tell it were made, for the report.
 
     Raises:
         BadInput: a row that cannot be read, a picture that the instances do not have, or a category without a word: the
@@ -180,16 +181,30 @@ def chair(
 
 
 @dataclass(frozen=True)
-class _Read:
+class ReadCaption:
+    """A caption, and what is known of how it was made.
+
+    Attributes:
+        picture: its number.
+        cut: whether the length limit ended it; None where nobody told, as ``prompt``, ``limit`` and ``decoding``.
+        binding: with what it was made, of a trace.
+    """
+
     picture: int
     caption: str
     cut: bool | None = None
-    binding: Binding | None = None
+    prompt: str | None = None
     limit: str | None = None
     decoding: str | None = None
+    binding: Binding | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row that ``lp.chair`` reads."""
+        told = {"image_id": self.picture, "caption": self.caption, "cut": self.cut, "prompt": self.prompt}
+        return {**told, "max_new_tokens": self.limit, "decoding": self.decoding}
 
 
-def _read(captions: Any) -> Iterator[_Read]:
+def _read(captions: Any) -> Iterator[ReadCaption]:
     """Every caption with its picture, and what a trace tells besides."""
     by_column = isinstance(captions, Mapping) and {*_NUMBER, *_CAPTION} & set(captions)
     if isinstance(captions, Mapping) and not by_column:
@@ -205,27 +220,35 @@ def _read(captions: Any) -> Iterator[_Read]:
             yield _of_row(entry, f"row {place}")
         elif isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[1], str | Trace):
             picture, caption = picture_number(entry[0], f"caption {place}"), entry[1]
-            yield _of_trace(picture, caption) if isinstance(caption, Trace) else _Read(picture, caption)
+            yield caption_of(picture, caption) if isinstance(caption, Trace) else ReadCaption(picture, caption)
         else:
             raise BadInput(f"caption {place} is neither a row nor a picture's number with its caption or trace")
 
 
-def _of_row(row: Mapping[str, Any], where: str) -> _Read:
+def _of_row(row: Mapping[str, Any], where: str) -> ReadCaption:
     caption = cell_of(row, _CAPTION, where, "caption")
     if not isinstance(caption, str):
         raise BadInput(f"the caption of {where} is a {type(caption).__name__} and no text")
-    return _Read(picture_number(cell_of(row, _NUMBER, where, "picture"), where), caption)
+    cut = row.get("cut")
+    prompt, limit, decoding = (
+        None if row.get(name) is None else str(row[name]) for name in ("prompt", "max_new_tokens", "decoding")
+    )
+    picture = picture_number(cell_of(row, _NUMBER, where, "picture"), where)
+    return ReadCaption(picture, caption, cut if isinstance(cut, bool) else None, prompt, limit, decoding)
 
 
-def _of_trace(picture: int, trace: Trace) -> _Read:
+def caption_of(picture: int, trace: Trace) -> ReadCaption:
+    """What an answer says of the picture of some number."""
     settings = {**trace.provenance.get("decoding", {}), **trace.request.generate}
-    return _Read(
+    binding = Binding.of(trace)
+    return ReadCaption(
         picture,
         trace.answer,
         trace.cut_off,
-        Binding.of(trace),
+        " ... ".join(binding.prompt),
         str(settings.get("max_new_tokens", "the model's own")),
         "a given answer" if trace.scored else _way(settings, trace.request.seed),
+        binding,
     )
 
 
@@ -241,7 +264,7 @@ def _way(settings: Mapping[str, Any], seed: int | None) -> str:
     return ", ".join([way, *(f"{name} {value}" for name, value in told.items())])
 
 
-def _whole(one: _Read) -> str:
+def _whole(one: ReadCaption) -> str:
     """The caption up to its last full sentence, where it was cut; all of it where no sentence ends."""
     caption = one.caption.rstrip()
     found = [*_END.finditer(caption)]
@@ -277,12 +300,13 @@ def _measured(reports: tuple[CaptionReport, ...]) -> dict[str, Estimate]:
 # --- settings ---
 
 
-def _prompt(read: list[_Read], told: str | None) -> str:
+def _prompt(read: list[ReadCaption], told: str | None) -> str:
     found: Binding | None = None
     for number, one in enumerate(read):
         if one.binding is not None:
             found = one.binding if found is None else found.joined(one.binding, f"number {number}")
-    return (told or _UNKNOWN) if found is None else " ... ".join(found.prompt).replace("\n", "⏎")
+    said = _agreed((one.prompt for one in read), told) if found is None else " ... ".join(found.prompt)
+    return said.replace("\n", "⏎")
 
 
 def _agreed(found: Iterable[str | None], told: Any) -> str:

@@ -28,6 +28,7 @@ _NUMBER = re.compile(r"(?:.*\D)?0*(\d+)(?:\.\w+)?", re.DOTALL)
 
 class _Picture(msgspec.Struct):
     id: int | str
+    file_name: str | None = None
 
 
 class _Category(msgspec.Struct):
@@ -67,6 +68,15 @@ def picture_number(told: Any, where: str) -> int:
     if found is None:
         raise BadInput(f"{where} is of the picture {shortened(repr(told))}, which has no number of COCO's")
     return int(found[1])
+
+
+def pictures_of(path: str | Path) -> list[dict[str, Any]] | None:
+    """The pictures that a file of instances lists, a row with ``image_id`` and ``image`` each; None if it is none."""
+    try:
+        held = _read(path, _Instances, "COCO's instances")
+    except BadInput:
+        return None
+    return [{"image_id": picture.id, "image": picture.file_name} for picture in held.images]
 
 
 def on_pictures(

@@ -2,6 +2,7 @@
 
     found = lp.hallucination(vlm, trace)                       # COCO's objects, as CHAIR finds them
     found = lp.hallucination(vlm, trace, ["star", "heart"])    # or words of your own
+    found = lp.hallucination(vlm, trace, synonyms="words.txt") # or other objects with other words for them
     print(found)                                               # a line for each time that one is named
 
 A signal is a number, no verdict: ``lp.signal_table`` tells over a data set how often each puts a word that is made up
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,14 +105,14 @@ class Hallucination(Tabular):
         positions: of its tokens in the sequence.
         values: [words] by the signal's name; NaN where it has none, such as states of a word that ends the answer and
             was never fed to the model. ``frequency`` needs other answers: ``signal_table`` fills it in.
-        trace: what was read.
+        answer: that they stand in.
     """
 
     words: tuple[str, ...]
     objects: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
     values: Mapping[str, FloatArray]
-    trace: Trace = field(repr=False)
+    answer: str = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -139,7 +141,9 @@ class Hallucination(Tabular):
 
 
 @checked
-def hallucination(vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = None) -> Hallucination:
+def hallucination(
+    vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = None, *, synonyms: str | Path | None = None
+) -> Hallucination:
     """Every signal of ``lp.SIGNALS``, of every object word of an answer.
 
     The model runs once over prompt and answer for states that the trace has not kept.
@@ -148,16 +152,19 @@ def hallucination(vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = 
         vlm: the model of the trace.
         trace: with its logits, and attention of all layers and heads, as by default.
         objects: the words to look for; None: COCO's 80 categories with their synonyms, as ``lp.chair`` finds them.
+        synonyms: a file with a line an object, ``couch, sofa, settee``, in place of COCO's, as ``lp.chair`` takes it.
 
     Raises:
-        BadInput: a trace of another model, or without a picture.
+        BadInput: a trace of another model, or without a picture; both ``objects`` and ``synonyms``.
         OutOfRange: the answer names none of the objects.
         NotCaptured: logits or attention were not kept.
         BadModel: the model's layers carry several streams, or it has no output embedding.
     """
     if not any(token.role == "image" for token in trace.tokens):
         raise BadInput("this trace has no visual tokens, so nothing that its answer names is on a picture")
-    found = _named_in(trace, objects)
+    if objects is not None and synonyms is not None:
+        raise BadInput("objects= are words and synonyms= a file of words; give one of them")
+    found = _named_in(trace, objects, Synonyms.own() if synonyms is None else Synonyms.read(synonyms))
     sure = confidence(trace)
     starts = [positions[0] - trace.prompt_length for _, _, positions in found]
     runs = [[position - trace.prompt_length for position in positions] for _, _, positions in found]
@@ -174,7 +181,7 @@ def hallucination(vlm: VLM, trace: Trace, objects: str | Sequence[str] | None = 
     }
     words, things, positions = (tuple(part) for part in zip(*found, strict=True))
     return Hallucination(
-        words, things, positions, {name: np.asarray(values[name], dtype=np.float64) for name in SIGNALS}, trace
+        words, things, positions, {name: np.asarray(values[name], dtype=np.float64) for name in SIGNALS}, trace.answer
     )
 
 
@@ -183,10 +190,12 @@ def at_depth(layer: int, layers: int) -> int:
     return round(layer * layers / _DEPTH)
 
 
-def _named_in(trace: Trace, objects: str | Sequence[str] | None) -> list[tuple[str, str, tuple[int, ...]]]:
+def _named_in(
+    trace: Trace, objects: str | Sequence[str] | None, synonyms: Synonyms
+) -> list[tuple[str, str, tuple[int, ...]]]:
     """Each time that the answer names an object, in order: the words, the object, the positions of its tokens."""
     if objects is None:
-        told = [(trace.answer[each.start : each.end], each.object) for each in named(trace.answer, Synonyms.own())]
+        told = [(trace.answer[each.start : each.end], each.object) for each in named(trace.answer, synonyms)]
         pairs, seen = [], dict.fromkeys((word for word, _ in told), 0)
         for word, thing in told:
             pairs.append((word, thing, trace.find(word, "generated", seen[word])))
@@ -196,7 +205,11 @@ def _named_in(trace: Trace, objects: str | Sequence[str] | None) -> list[tuple[s
         pairs = [(word, word, positions) for word in listed for positions in _each(trace, word)]
     pairs = sorted((each for each in pairs if each[2]), key=lambda each: each[2])
     if not pairs:
-        none = "none of COCO's objects; name yours, objects=['star']" if objects is None else f"none of {list(listed)}"
+        none = (
+            f"none of {list(listed)}"
+            if objects is not None
+            else f"no object of {synonyms.name}; name yours, objects=['star']"
+        )
         raise OutOfRange(f"the answer {shortened(trace.answer.strip())!r} names {none}")
     return pairs
 

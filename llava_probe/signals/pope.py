@@ -48,7 +48,7 @@ class PopeSplit:
         name: of the split.
         text: by the official reading of what was said; ``hedged``: so many answers hold neither yes nor no, and count
             as yes.
-        weighed: by the summed probabilities of yes and no; None for answers that are no traces.
+        weighed: by the summed probabilities of yes and no; None where these are not told, of texts say.
         pictures: [n] of each question any key of its picture; ``labels``: [n] whether yes is right.
         answers: [n] what was said.
         yes: [n] the probability of yes as a share of yes and no: ``lp.calibration(split.yes, split.labels,
@@ -84,7 +84,7 @@ class Pope(Tabular):
         return self._shown().text()
 
     def __str__(self) -> str:
-        return "\n".join([self.table(), *self._notes()])
+        return "\n".join([self.table(), *self.notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """The measures as plain data, ready for JSON."""
@@ -97,14 +97,15 @@ class Pope(Tabular):
         return found
 
     def _repr_html_(self) -> str:
-        return self._shown().html("; ".join(self._notes()))
+        return self._shown().html("; ".join(self.notes()))
 
     def _verdicts(self) -> list[tuple[PopeSplit, str, Verdicts]]:
         """Each split by each reading that it has."""
         both = [(split, {"text": split.text, "probability": split.weighed}) for split in self.splits.values()]
         return [(split, name, found) for split, by in both for name, found in by.items() if found is not None]
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What the measures hide, in sentences: answers that are neither, and how far both readings agree."""
         told = []
         for split in self.splits.values():
             if split.hedged:
@@ -156,13 +157,13 @@ def pope(
             names it.
         answers: a model, which is asked; or a file or rows with ``answer`` (or ``text``), found by ``question_id``
             where both have it and else by their order; or texts or traces in the order of the questions. By split where
-            ``questions`` are, or one model for all.
+            ``questions`` are, or one model for all. Rows may tell the probabilities of ``yes`` and ``no`` too.
         images: the folder of the pictures, of a model that is asked.
         max_new_tokens, batch_size: of a model that is asked.
         progress: whether a bar is shown.
 
     Returns:
-        Measures with 95 % intervals over pictures. The verdict by probability only where traces tell it.
+        Measures with 95 % intervals over pictures. The verdict by probability only where traces or rows tell it.
 
     Raises:
         BadInput: a row that cannot be read, a label that is neither yes nor no, an answer that is missing, or stands

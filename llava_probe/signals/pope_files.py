@@ -38,7 +38,8 @@ _LABEL, _QUESTION, _ANSWER, _ASKED = (
     ("question", "prompt"),
 )
 _LABELS = {"yes": True, "no": False}
-_LITTLE = Capture(attention=False, hidden_states=False, scores=False)
+#: All that is read of an answer.
+LITTLE = Capture(attention=False, hidden_states=False, scores=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class PopeAnswer:
 
     Attributes:
         text: that was said.
-        yes, no: the summed probability of each; None of a text without a trace, as ``binding``, what it was made with.
+        yes, no: the summed probability of each; None where neither a trace nor a row tells them.
+        binding: with what it was made, of a trace.
         id: of the question that it says it answers; ``question``: the words of that; ``where``: it stands.
     """
 
@@ -125,7 +127,7 @@ def read_answers(given: Any) -> Iterator[PopeAnswer]:
         return
     for place, one in enumerate(given):
         if isinstance(one, Trace):
-            yield _of_trace(one, f"trace {place}")
+            yield answer_of(one, f"trace {place}")
         elif isinstance(one, str):
             yield PopeAnswer(one, where=f"answer {place}")
         elif isinstance(one, Mapping):
@@ -152,9 +154,9 @@ def ask(
                     raise BadInput(f"{place} of {source.name} cannot be asked: {sample.fault}")
             posed = [{"image": sample.image, "question": sample.question} for sample in some]
             for sample, trace in zip(
-                some, vlm.generate_batch(posed, max_new_tokens=max_new_tokens, capture=_LITTLE), strict=True
+                some, vlm.generate_batch(posed, max_new_tokens=max_new_tokens, capture=LITTLE), strict=True
             ):
-                yield _of_trace(trace, f"row {sample.row}")
+                yield answer_of(trace, f"row {sample.row}")
             bar.update(len(some))
 
 
@@ -197,9 +199,16 @@ def _of_row(row: Mapping[str, Any], where: str) -> PopeAnswer:
     key = row.get("question_id")
     asked = next((str(row[name]) for name in _ASKED if row.get(name) is not None), None)
     said = str(cell_of(row, _ANSWER, where, "answer"))
-    return PopeAnswer(said, id=None if key is None else str(key), question=asked, where=where)
+    weighed = [row.get(side) for side in _LABELS]
+    yes, no = weighed if all(isinstance(each, float) and 0 <= each <= 1 for each in weighed) else (None, None)
+    return PopeAnswer(said, yes, no, id=None if key is None else str(key), question=asked, where=where)
 
 
-def _of_trace(trace: Trace, where: str) -> PopeAnswer:
+def answer_of(trace: Trace, where: str) -> PopeAnswer:
+    """What a trace says, and how likely yes and no were.
+
+    Raises:
+        NotCaptured: a trace without logits.
+    """
     yes, no = weigh(trace, ["yes", "no"]).probability
     return PopeAnswer(trace.answer, yes, no, Binding.of(trace), question=trace.question, where=where)

@@ -218,7 +218,7 @@ def _measured(value: float, drawn: FloatArray) -> Estimate:
 def _frequencies(found: Sequence[Hallucination], pictures: IntArray) -> FloatArray:
     """Of each word, how often answers about other pictures name its object, for a hundred of their words."""
     named = [Counter(each.objects) for each in found]
-    words = [len(each.trace.answer.split()) for each in found]
+    words = [len(each.answer.split()) for each in found]
     told: list[float] = []
     for number, each in enumerate(found):
         others = np.flatnonzero(pictures != pictures[number])

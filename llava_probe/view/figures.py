@@ -7,7 +7,7 @@ drawn among your own, ``width=`` (``"column"``, ``"page"`` or inches) and ``titl
 also ``cmap=`` and ``highest=``, and ``lp.figures.mappable`` gives their colours for a colour bar of your own.
 """
 
-from llava_probe.view.calibration_figures import reliability
+from llava_probe.view.calibration_figures import reliability, risk_coverage
 from llava_probe.view.canvas import mappable, save
 from llava_probe.view.compare_figures import changed, models_compared
 from llava_probe.view.feature_figures import features
@@ -17,6 +17,7 @@ from llava_probe.view.lens_figures import lens, tuned_lens, words_on
 from llava_probe.view.map_figures import compare, head_maps, maps
 from llava_probe.view.patch_words import contextual_words
 from llava_probe.view.probe_figures import confusion, probes
+from llava_probe.view.signal_figures import signal_scores
 from llava_probe.view.sweep_figures import attribution_patching, causal_trace, dose_response, information_flow
 from llava_probe.view.trace_figures import confidence, tokens
 from llava_probe.view.written_figures import written, written_from
@@ -42,7 +43,9 @@ __all__ = [
     "models_compared",
     "probes",
     "reliability",
+    "risk_coverage",
     "save",
+    "signal_scores",
     "tokens",
     "tuned_lens",
     "words_on",

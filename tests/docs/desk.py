@@ -54,7 +54,8 @@ def lay(folder: Path) -> None:
             scene.save(folder / pictures / f"COCO_val2014_{number:012}.jpg")
     asked = [{"image": f"{name}.png", "question": "What colour is the cross?"} for name in ("a", "b")]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
-    captions = [f"A picture of {each.colour} things: a {each.kind}." for n in range(9) for each in tiny.scene(n).objects]
+    things = [thing for seed in range(9) for thing in tiny.scene(seed).objects]
+    captions = [f"A picture of {thing.colour} things: a {thing.kind}." for thing in things]
     (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
     for name, whole in _data_sets(scene.size).items():
         (folder / name).write_text(whole, encoding="utf-8")

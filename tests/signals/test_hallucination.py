@@ -109,7 +109,7 @@ def test_a_word_that_ends_an_answer_has_no_state_of_its_own(tiny_vlm):
 def test_what_cannot_be_read_is_a_sentence(tiny_vlm, trace):
     with pytest.raises(lp.OutOfRange, match=r"names none of \['zebra'\]"):
         lp.hallucination(tiny_vlm, trace, "zebra")
-    with pytest.raises(lp.OutOfRange, match="none of COCO's objects; name yours"):
+    with pytest.raises(lp.OutOfRange, match="names no object of llava_probe's list; name yours"):
         lp.hallucination(tiny_vlm, tiny_vlm.score(SCENE.image, "What?", "A red heart."))
     bare = tiny_vlm.generate(SCENE.image, "Describe the image.", capture=lp.Capture(attention=False))
     with pytest.raises(lp.NotCaptured, match="attention of all layers and heads"):
@@ -177,7 +177,7 @@ def test_signals_together_are_told_on_pictures_they_were_not_fitted_on(found):
 def test_words_are_rarer_where_other_answers_do_not_name_them(found):
     made = [replace(found, objects=("star",) * 3), replace(found, objects=("heart",) * 3), found]
     made[2] = replace(found, objects=("star", "heart", "cross"))
-    words = len(found.trace.answer.split())
+    words = len(found.answer.split())
     told = _frequencies(made, np.arange(3))
     assert told[-3:] == pytest.approx([100 * 3 / (2 * words), 100 * 3 / (2 * words), 0])
     assert _frequencies(made, np.array([0, 1, 0]))[-3:] == pytest.approx([0, 100 * 3 / words, 0])

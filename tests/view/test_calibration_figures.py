@@ -1,4 +1,4 @@
-"""The reliability diagram draws the numbers of a calibration, with intervals, counts and the floor."""
+"""The figures draw the numbers of a calibration: bins with intervals, counts and the floor; risk by coverage."""
 
 import numpy as np
 import pytest
@@ -36,3 +36,15 @@ def test_one_answer_has_no_interval_to_draw():
 def test_another_kind_of_bins_is_refused():
     with pytest.raises(lp.BadInput, match="width"):
         lp.figures.reliability(FOUND, "equal")
+
+
+def test_risk_by_coverage_is_the_calibrations():
+    figure = lp.figures.risk_coverage({"stated": FOUND, "any order": lp.calibration([0.7, 0.7], [1, 0], draws=2)})
+    (axes,) = figure.axes
+    stated, whole, chance, _ = axes.lines
+    assert list(stated.get_ydata()) == list(FOUND.risk) and list(stated.get_xdata()) == list(FOUND.coverage)
+    assert list(whole.get_ydata()) == pytest.approx([1 - float(FOUND.accuracy)] * 2)
+    assert set(chance.get_ydata()) == {0.5}, "equal confidences have no order"
+    assert [text.get_text().split(":")[0] for text in figure.legends[0].get_texts()] == ["stated", "any order"]
+    with pytest.raises(lp.BadInput, match="got none"):
+        lp.figures.risk_coverage({})

@@ -19,6 +19,7 @@ from tests.view.drawn import cut_off, texts
 from tests.view.test_compare_figures import FOUND
 from tests.view.test_finetune_figures import RUN
 from tests.view.test_lens_figures import REPORT
+from tests.view.test_signal_figures import SCORES
 from tests.view.test_sweep_figures import DOSE, FLOW, PATCHING, TRACE
 from tests.view.test_written_figures import made
 
@@ -67,6 +68,8 @@ def drawings(trace, tiny_vlm, tmp_path_factory):
         "attribution_patching": (figures.attribution_patching, (PATCHING,)),
         "losses": (figures.losses, (RUN,)),
         "reliability": (figures.reliability, (lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),)),
+        "risk_coverage": (figures.risk_coverage, (lp.calibration([0.2, 0.4, 0.9], [0, 1, 1], times=5, draws=5),)),
+        "signal_scores": (figures.signal_scores, (SCORES,)),
         "lens": (figures.lens, (read,)),
         "words_on": (figures.words_on, (read, 2)),
         "tuned_lens": (figures.tuned_lens, (REPORT,)),
