@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,6 @@ def leaderboard(
     if part is None:
         given = f"--cases {cases}" if cases else f"--scenes {scenes}"
         given += f" --closer {closer}" * (closer != CLOSER) + " --quick" * quick
-        command = f"llava-probe leaderboard {model.typed} {given} --out {out}"
+        command = f"llava-probe leaderboard {shlex.join(model.typed)} {given} --out {out}"
         written = write_leaderboard(vlm, wanted, kept, out, model=model.model, command=command)[0]
     typer.echo(f"\nEverything is in {written}")

@@ -70,10 +70,14 @@ class ModelOptions:
         return {name: value for name, value in given.items() if value is not None and value is not False}
 
     @property
-    def typed(self) -> str:
-        """The same as it is typed."""
+    def typed(self) -> list[str]:
+        """The same as words of a command."""
         options = [("model", self.model), *self.settings.items()]
-        return " ".join(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in options)
+        return [
+            word
+            for name, value in options
+            for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
+        ]
 
     def load(self) -> VLM:
         """The model."""

@@ -68,7 +68,6 @@ def signals(
 
     found: AskedQuestions | DescribedPictures
     options: dict[str, list[Any] | None] = {
-        "--model": [model.model],
         "--images": [images],
         "--instances": instances,
         "--references": references,
@@ -99,7 +98,7 @@ def signals(
         if each is not None
         for word in (name, each)
     ]
-    command = shlex.join(["llava-probe", "signals", *files, *typed])
+    command = shlex.join(["llava-probe", "signals", *files, *model.typed, *typed])
     written = write_report(found, out, model=model.model, command=command, failed=failed)
     typer.echo(f"\nEverything is in {told_folder(out, written)}")
     if failed:

@@ -21,6 +21,7 @@ from tests import zoo
 FAMILIES = {"llava-hf/llava-v1.6-mistral-7b-hf": "llava_next", "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl"}
 
 SIGN = "What is the text on the stop sign?"
+SHAPES = ["star", "circle"]
 
 
 @contextmanager
@@ -69,6 +70,11 @@ def names(page: str, vlm: lp.VLM) -> dict[str, Any]:
         told |= {"direction": lp.Direction.of_word(vlm, "red"), "samples": [("a.png", question)]}
         told |= {"base": vlm, "taught": lp.load("tiny")}
         told |= {when: vlm.generate(tiny.scene(34).image, ask) for when, ask in (("before", SIGN), ("after", question))}
+        told |= {"captions": {1: "A dog and a cat."}, "confidence": [0.9, 0.8, 0.6, 0.7], "correct": [1, 1, 0, 1]}
+        told["described"] = [vlm.generate(tiny.scene(n).image, "Describe the image.") for n in (0, 3)]
+        told["made_up"] = [
+            [bool(n)] * len(lp.hallucination(vlm, each, SHAPES)) for n, each in enumerate(told["described"])
+        ]
         told["traces"] = [vlm.generate(tiny.scene(n).image, SIGN) for n in (34, 35)]
         told["rows"] = [
             {"image": tiny.scene(n).image, "question": SIGN, "colour": tiny.scene(n).objects[0].colour}
@@ -92,7 +98,9 @@ def _data_sets(size: tuple[int, int]) -> dict[str, str]:
         ],
         "categories": [{"id": 9, "name": "star"}],
     }
+    there = {**instances, "categories": [{"id": 9, "name": "dog"}]}
     return {
+        "instances_val2014.json": json.dumps(there),
         "v2_OpenEnded_mscoco_val2014_questions.json": json.dumps({"questions": asked}),
         "v2_mscoco_val2014_annotations.json": json.dumps({"annotations": answered}),
         "coco_pope_random.json": "\n".join(map(json.dumps, lines)),
