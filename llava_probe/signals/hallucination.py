@@ -186,11 +186,7 @@ def at_depth(layer: int, layers: int) -> int:
 def _named_in(trace: Trace, objects: str | Sequence[str] | None) -> list[tuple[str, str, tuple[int, ...]]]:
     """Each time that the answer names an object, in order: the words, the object, the positions of its tokens."""
     if objects is None:
-        told = [(trace.answer[each.start : each.end], each.object) for each in named(trace.answer, Synonyms.own())]
-        pairs, seen = [], dict.fromkeys((word for word, _ in told), 0)
-        for word, thing in told:
-            pairs.append((word, thing, trace.find(word, "generated", seen[word])))
-            seen[word] += 1
+        pairs = _of_coco(trace)
     else:
         listed = dict.fromkeys([objects] if isinstance(objects, str) else objects)
         pairs = [(word, word, positions) for word in listed for positions in _each(trace, word)]
@@ -199,6 +195,18 @@ def _named_in(trace: Trace, objects: str | Sequence[str] | None) -> list[tuple[s
         none = "none of COCO's objects; name yours, objects=['star']" if objects is None else f"none of {list(listed)}"
         raise OutOfRange(f"the answer {shortened(trace.answer.strip())!r} names {none}")
     return pairs
+
+
+def _of_coco(trace: Trace) -> list[tuple[str, str, tuple[int, ...]]]:
+    """COCO's objects by their letters: the same word may stand before, in another that CHAIR does not count as it."""
+    text, owners = "", []
+    for token in trace.generated:
+        piece = "\0" if token.id in trace.ends else token.text
+        text, owners = text + piece, owners + [token.position] * len(piece)
+    return [
+        (text[each.start : each.end], each.object, tuple(sorted({*owners[each.start : each.end]})))
+        for each in named(text, Synonyms.own())
+    ]
 
 
 def _each(trace: Trace, word: str) -> list[tuple[int, ...]]:
