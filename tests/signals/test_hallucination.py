@@ -196,5 +196,10 @@ def test_a_table_without_two_sides_is_a_sentence(found):
         lp.signal_table([found], [[True] * 3])
     with pytest.raises(lp.BadInput, match=r"a list for each answer.* the first have 3 words"):
         lp.signal_table([found], [[True]])
+    with pytest.raises(lp.BadInput, match="a list for each answer"):
+        lp.signal_table([found], [True])
+    for unknown in (float("nan"), 0.5, "False"):
+        with pytest.raises(lp.BadInput, match=f"says True or False of each word; got {unknown!r}"):
+            lp.signal_table([found], [[False, True, unknown]])
     with pytest.raises(lp.BadInput, match="got none"):
         lp.signal_table([], [])
