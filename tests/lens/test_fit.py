@@ -94,6 +94,7 @@ def test_a_run_that_was_broken_off_ends_as_an_undisturbed_one(tmp_path, monkeypa
     assert whole.report.rows == again.report.rows and whole.losses == again.losses
     assert not (tmp_path / "again" / fitting.CHECKPOINT).exists()
     told = (tmp_path / "whole" / "tuned_lens.json").read_bytes()
+    assert (tmp_path / "again" / "tuned_lens.json").read_bytes() == told
     assert lp.fit_lens(vlm, rows(4), tmp_path / "whole", **asked).report.rows == whole.report.rows  # nothing runs again
     assert (tmp_path / "whole" / "tuned_lens.json").read_bytes() == told
     with pytest.raises(lp.BadInput, match="holds another run: lr"):
