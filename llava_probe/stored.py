@@ -228,7 +228,7 @@ def _beyond_json(data: bytes | str) -> bool:
 
 @contextmanager
 def whole(what: str, path: Any) -> Iterator[Path]:
-    """A path beside ``path`` to write to, moved there when the context ends well: the new file, or still the old one.
+    """A path to write to, in a folder beside ``path``, moved there when the context ends well; else the old one stays.
 
     What a killed process left of the same is removed.
 
@@ -246,14 +246,13 @@ def whole(what: str, path: Any) -> Iterator[Path]:
                 raise BadFile(f"the {what} could not be written to {target}: that is {kind}")
         part = _part_of(target)
         try:
-            part.touch(exist_ok=False)
-            with _held(part):
-                yield part
-                _synced(part)
-                part.replace(target)
-        finally:  # after a move there is nothing left
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            part.mkdir()
+            with _held(part):  # the folder: a library may put a file of its own, which nobody holds, in a file's place
+                yield part / target.name
+                _synced(part / target.name)
+                (part / target.name).replace(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -305,9 +304,14 @@ def _part_of(target: Path) -> Path:
     """A new name beside ``target``; what others left there under such a name, and nobody is writing to, is removed."""
     name = f".{target.name[:64]}."
     for left in target.parent.glob(f"{glob.escape(name)}{'[0-9a-f]' * 32}.part"):
-        with suppress(OSError), _held(left, sure=True):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        remove_left(left)
     return target.with_name(f"{name}{uuid.uuid4().hex}.part")
+
+
+def remove_left(part: Path) -> None:
+    """Remove what a killed process left half written, a file or a folder; what a living one writes it holds."""
+    with suppress(OSError), _held(part, sure=True):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from llava_probe import stored
 from llava_probe.errors import BadFile, BadInput
@@ -159,6 +161,14 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
         assert (tmp_path / "page").read_text() == "mine"
     assert (tmp_path / "page").read_text() == "theirs"
     assert {path.name for path in tmp_path.iterdir()} == {".page.part", f".other{LEFT[5:]}", "page.mine", "page"}
+
+
+def test_what_another_writes_is_kept_where_its_library_replaces_the_file(tmp_path: Path) -> None:
+    with stored.whole("page", tmp_path / "page") as theirs:
+        safetensors.torch.save_file({"theirs": torch.zeros(1)}, theirs)  # writes beside it and moves
+        stored.write_text("page", tmp_path / "page", "mine")
+    assert list(safetensors.torch.load_file(tmp_path / "page")) == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
 
 
 def test_several_files_move_together_the_one_that_is_read_first(tmp_path: Path) -> None:

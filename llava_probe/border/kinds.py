@@ -236,8 +236,9 @@ def _sequence(entry: Kind) -> Kind:
         if isinstance(value, _NO_LISTS):
             return NO
         if getattr(value, "ndim", None) is not None:
-            if letter_of(getattr(value, "dtype", "")) in ("U", "T"):
-                return read(value.tolist())  # an array of texts is a list of them
+            keys = entry is _PLAIN[abc.Hashable] and hasattr(value, "tolist")
+            if keys or letter_of(getattr(value, "dtype", "")) in ("U", "T"):
+                return read(value.tolist())  # an array of texts is a list of them; a tensor's entries are no keys
             return value if value.ndim and type(reader(_sample(value))) is not Refused else NO
         return value if hasattr(value, "__len__") and hasattr(value, "__getitem__") else NO
 

@@ -189,9 +189,9 @@ def _number_array(given: Any) -> bool:
 
 
 def read_hashable(value: Any) -> Any:
-    """What can be a key."""
+    """What can be a key; a tensor equals no other, whatever it holds."""
     try:
         hash(value)
     except TypeError:
         return NO
-    return value
+    return Refused("which is no key; .tolist() gives its numbers") if hasattr(value, "detach") else value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.errors import BadFile, first_line
+from llava_probe.stored import remove_left
 
 try:
     import fcntl
@@ -89,8 +90,11 @@ def alone(path: Path) -> Iterator[None]:
 
 def sweep(folder: Path) -> None:
     """Remove what killed runs left half written; what a living one writes is locked."""
-    for leftover in folder.rglob(".*.part"):
+    for leftover in list(folder.rglob(".*.part")):
         if TEMPORARY.fullmatch(leftover.name):
+            if leftover.is_dir():
+                remove_left(leftover)
+                continue
             with suppress(OSError), leftover.open("rb+") as opened:
                 if _lock(opened, wait=False):
                     leftover.unlink()

@@ -117,7 +117,7 @@ class WordBank:
         return self._states[self.layers.index(layer)]
 
     def words(
-        self, trace: Trace, layer: int, at: At = IMAGE, top: Count = 5, among: Sequence[str] | None = None
+        self, trace: Trace, layer: int, at: At = IMAGE, top: Count = 5, among: str | Sequence[str] | None = None
     ) -> ContextualWords:
         """The nearest words to some tokens' states, over all layers of the bank.
 
@@ -186,7 +186,7 @@ class WordBank:
             raise OutOfRange(f"{word!r} is no word of this bank ({told}); word_bank(...) of sentences with it has it")
         return found
 
-    def _mask(self, among: Sequence[str] | None) -> Tensor | None:
+    def _mask(self, among: str | Sequence[str] | None) -> Tensor | None:
         """[contexts] bool: those of some words."""
         if among is None:
             return None

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from llava_probe import __version__
 from llava_probe.asking.identity import differences, model_of, processor_of
 from llava_probe.border import Count, Portion, Positive, Seed, checked
-from llava_probe.errors import BadInput
+from llava_probe.errors import BadInput, OutOfRange
 from llava_probe.features.extractor import LOOKED_AT
 from llava_probe.features.packs import AskingSettings
 from llava_probe.features.samples import Sample, digest, read_samples
@@ -91,7 +91,8 @@ def fit_lens(
         vlm: the model, or its name or folder for ``lp.load``.
         samples: as ``lp.extract`` takes them; an answer is read after its question.
         out: the folder of the lens; one that holds part of the same run is finished.
-        layers: hidden states that get a translator, from 0, the embedding; all but the last when None.
+        layers: hidden states that get a translator, from 0, the embedding, negative from the end; all but the last,
+            which is -1, when None.
         question, prompt, columns, images, split, answers: as ``lp.extract`` takes them.
         system, template_kwargs, processor_kwargs: how each is asked, likewise.
         held_out: share of the pictures that are only measured.
@@ -166,8 +167,11 @@ def _fittable(vlm: VLM, layers: int | Sequence[int] | None) -> list[int]:
         raise BadInput("an intervention is in force, so the lens would be of another model than it is bound to")
     if vlm.model.dtype == torch.float16:
         raise BadInput("the model is in float16, in which slopes vanish; load it with dtype='bfloat16' or 'float32'")
-    there = tuple(range(vlm.anatomy.layers))
-    numbers = sorted({*kept_columns(layers, there, len(there), "a translator of layer", "layers")})
+    last = vlm.anatomy.layers
+    there = range(last) if layers is None else layers
+    numbers = sorted({*kept_columns(there, tuple(range(last + 1)), last + 1, "hidden state", "layers")})
+    if last in numbers:
+        raise OutOfRange(f"hidden state {last} is the last, whose word is the model's own: it needs no translator")
     if not numbers:
         raise BadInput("layers= names no layer; leave it out for all but the last")
     return numbers

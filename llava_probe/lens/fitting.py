@@ -169,7 +169,7 @@ class _Told(Stored, frozen=True):
     """What a checkpoint says besides its tensors."""
 
     step: int
-    losses: list[dict[str, float | None]]
+    losses: list[dict[str, int | float | None]]  # a step stays a whole number, so that a file's bytes stay
     left_out: list[str]
 
 

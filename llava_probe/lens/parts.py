@@ -19,6 +19,8 @@ would have done without it is not asked (``lp.ablate`` asks that). How one pass 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from llava_probe.analyzers.sinks import FIRST_LAYER, massive
@@ -60,6 +62,9 @@ def written_by(
         NotANumber: the model's logits are NaN.
     """
     warn_of_another(vlm, trace)
+    if trace.interventions and trace.interventions != in_force(vlm.anatomy):
+        told = "this trace was made under interventions that are not in force now: its answer is split without them"
+        warnings.warn(told, stacklevel=3)
     step, ids, told = _asked(vlm, trace, token, contrast)
     fed = trace.prompt_length + step
     with alone_with(vlm.anatomy.model), torch.inference_mode(False), frozen(vlm.anatomy.model):

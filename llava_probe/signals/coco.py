@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llava_probe.stored import decoded, opened
 #: A file, or several, as for train and val.
 CocoFiles = str | Path | Sequence[str | Path]
 
-_NUMBER = re.compile(r"(?:.*\D)?0*(\d+)(?:\.\w+)?", re.DOTALL)
+_NUMBER = re.compile(r"(?:.*\D)?0*(\d+)", re.DOTALL)
 
 
 class _Picture(msgspec.Struct):
@@ -62,9 +63,9 @@ def picture_number(told: Any, where: str) -> int:
     Raises:
         BadInput: there is none in it.
     """
-    if isinstance(told, int) and not isinstance(told, bool):
-        return told
-    found = _NUMBER.fullmatch(told) if isinstance(told, str) else None
+    if isinstance(told, Integral) and not isinstance(told, bool):  # of a frame: NumPy's
+        return int(told)
+    found = _NUMBER.fullmatch(Path(told).stem) if isinstance(told, str) else None  # ".jp2" holds a digit too
     if found is None:
         raise BadInput(f"{where} is of the picture {shortened(repr(told))}, which has no number of COCO's")
     return int(found[1])

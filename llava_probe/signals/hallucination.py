@@ -195,11 +195,7 @@ def _named_in(
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """Each time that the answer names an object, in order: the words, the object, the positions of its tokens."""
     if objects is None:
-        told = [(trace.answer[each.start : each.end], each.object) for each in named(trace.answer, synonyms)]
-        pairs, seen = [], dict.fromkeys((word for word, _ in told), 0)
-        for word, thing in told:
-            pairs.append((word, thing, trace.find(word, "generated", seen[word])))
-            seen[word] += 1
+        pairs = _of_coco(trace, synonyms)
     else:
         listed = dict.fromkeys([objects] if isinstance(objects, str) else objects)
         pairs = [(word, word, positions) for word in listed for positions in _each(trace, word)]
@@ -212,6 +208,18 @@ def _named_in(
         )
         raise OutOfRange(f"the answer {shortened(trace.answer.strip())!r} names {none}")
     return pairs
+
+
+def _of_coco(trace: Trace, synonyms: Synonyms) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Objects by their letters: the same word may stand before, in another that CHAIR does not count as it."""
+    text, owners = "", []
+    for token in trace.generated:
+        piece = "\0" if token.id in trace.ends else token.text
+        text, owners = text + piece, owners + [token.position] * len(piece)
+    return [
+        (text[each.start : each.end], each.object, tuple(sorted({*owners[each.start : each.end]})))
+        for each in named(text, synonyms)
+    ]
 
 
 def _each(trace: Trace, word: str) -> list[tuple[int, ...]]:

@@ -187,7 +187,8 @@ def _each(choices: Any, count: int) -> tuple[tuple[str, ...], ...]:
     if len(each) != count:
         raise BadInput(f"choices= are the same for all, or a list for each of {count} samples; got {len(each)} lists")
     for names in each:
-        if not 2 <= len(names) <= len(ascii_uppercase) or len({name.strip().casefold() for name in names}) < len(names):
+        different = {name.strip().casefold() for name in names} - {""}
+        if not 2 <= len(names) <= len(ascii_uppercase) or len(different) < len(names):
             raise BadInput(f"choices are 2 to 26 different answers; got {list(names)}")
     return tuple(each)
 
@@ -220,10 +221,9 @@ def _posed(sample: Any, names: Sequence[str], turn: int, letters: bool, form: st
     if isinstance(sample, Trace):
         image, question = list(sample.images), sample.question
     else:
-        try:
-            image, question = sample
-        except (TypeError, ValueError):
-            raise BadInput(f"a sample is a trace, or a picture and a question; got {type(sample).__name__}") from None
+        if not isinstance(sample, list | tuple) or len(sample) != 2:
+            raise BadInput(f"a sample is a trace, or a picture and a question; got {type(sample).__name__}")
+        image, question = sample
     if not isinstance(question, str):
         raise BadInput("a sample has a question in plain words to put choices behind")
     if not letters:

@@ -3,9 +3,9 @@
     questions = read_questions(open_source("coco_pope_random.json"), "random")
     said = matched(read_answers("answers.jsonl"), questions)
 
-An answer finds its question by ``question_id`` where both have one, else by its place; where it tells what was asked,
-that is compared. POPE's own evaluator counts any label but "no" as yes and pairs by place alone; here a label that is
-neither, an answer too few and one to another question are each refused, with the line.
+An answer finds its question by ``question_id`` where each has its own, else by its place; where it tells its id or what
+was asked, that is compared. POPE's own evaluator counts any label but "no" as yes and pairs by place alone; here a
+label that is neither, an answer too few and one to another question are each refused, with the line.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read_questions(source: Source, split: str) -> list[PopeQuestion]:
     found = []
     for where, row in each_row(source):
         label = cell_of(row, _LABEL, where, "label")
-        if label not in ("yes", "no"):
+        if not isinstance(label, str) or label not in _LABELS:
             raise BadInput(f"the label of {where} is {shortened(repr(label))}; it is 'yes' or 'no'")
         key = row.get("question_id")
         image = row.get("image_source") or row.get("image")
@@ -177,6 +177,11 @@ def matched(answers: Iterable[PopeAnswer], questions: Sequence[PopeQuestion], na
     if len(held) != len(questions):
         raise BadInput(f"there are {len(held):,} answers to the {len(questions):,} questions of {name}")
     for question, answer in zip(questions, held, strict=True):
+        if None not in (question.id, answer.id) and question.id != answer.id:
+            raise BadInput(
+                f"{answer.where} answers question_id {shortened(str(answer.id))}, where {question.where} is "
+                f"{shortened(str(question.id))}; ids that stand twice find no question, so answers come in its order"
+            )
         if answer.question is not None and question.text.strip() not in answer.question:
             told, asked = (shortened(repr(text)) for text in (answer.question, question.text))
             raise BadInput(f"{answer.where} answers {told}, where {question.where} asks {asked}")

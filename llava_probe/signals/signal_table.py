@@ -23,7 +23,7 @@ import numpy as np
 from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.arrays import FloatArray, IntArray
 from llava_probe.border import Seed, checked
-from llava_probe.errors import BadInput, OutOfRange
+from llava_probe.errors import BadInput, OutOfRange, shortened
 from llava_probe.resampling import each_resample, interval
 from llava_probe.signals.hallucination import SIGNALS, Hallucination
 from llava_probe.signals.measured import RESAMPLED, Estimate, grouped
@@ -145,14 +145,18 @@ def signal_table(
     """
     if not found:
         raise BadInput("signal_table takes what lp.hallucination found in some answers; got none")
-    if len(made_up) != len(found) or any(len(truth) != len(each) for truth, each in zip(made_up, found, strict=True)):
+    sides = [np.asarray(each) for each in made_up]
+    if len(sides) != len(found) or any(side.shape != (len(each),) for side, each in zip(sides, found, strict=True)):
         counts = [len(each) for each in found[:5]]
         raise BadInput(
             f"made_up= takes a list for each answer, with True or False for each of its words; the "
             f"first have {', '.join(map(str, counts))} words"
         )
     numbers, count = grouped(pictures, len(found), "answers")
-    truth = np.concatenate([np.asarray(each, dtype=bool) for each in made_up])
+    told = [one for side in sides for one in side.tolist()]
+    if wrong := [one for one in told if one not in (0, 1)]:
+        raise BadInput(f"made_up= says True or False of each word; got {shortened(repr(wrong[0]))}")
+    truth = np.array(told, dtype=bool)
     if truth.all() or not truth.any():
         raise BadInput(
             f"{'all' if truth.all() else 'none'} of {len(truth)} words are made up: there is nothing to tell"

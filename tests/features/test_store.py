@@ -118,7 +118,9 @@ def test_a_shard_whose_every_sample_failed_is_whole(tmp_path):
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     one, other = filled(tmp_path / "one"), filled(tmp_path / "other")
     store.finish(one)
-    (other / ".manifest.json.0123456789abcdef0123456789abcdef.part").write_bytes(b"half")  # a kill in finish
+    (other / ".manifest.json.0123456789abcdef0123456789abcdef.part").mkdir()  # a kill in finish
+    (other / ".manifest.json.0123456789abcdef0123456789abcdef.part" / "manifest.json").write_bytes(b"half")
+    (other / ".errors.parquet.0123456789abcdef0123456789abcdef.part").write_bytes(b"half")
     (other / "errors.parquet").write_bytes(b"")
     assert set(store.begin(other, SETTINGS)) == {0, 1}
     store.finish(other)

@@ -77,6 +77,7 @@ def test_only_some_words_may_be_found(bank, trace):
     found = bank.words(trace, layer=2, among=["car", "sign"], top=9)
     assert found.similarity.shape == (36, 2)
     assert {word for token in found.texts for word in token} == {"car", "sign"}
+    assert {word for token in bank.words(trace, layer=2, among="car").texts for word in token} == {"car"}
 
 
 def test_a_single_token_and_an_answer_can_be_looked_at(bank, trace):

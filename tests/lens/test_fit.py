@@ -49,7 +49,7 @@ def test_it_finds_a_planted_affine_change(tmp_path):
 
 def test_words_and_visual_tokens_have_translators_of_their_own(tmp_path):
     vlm = lp.VLM(random_llava(), llava_processor())
-    tuned = lp.fit_lens(vlm, rows(4), tmp_path, layers=[2], steps=3, held_out=0)
+    tuned = lp.fit_lens(vlm, rows(4), tmp_path, layers=[-3], steps=3, held_out=0)
     states, visual = torch.randn(4, 64), torch.tensor([True, False, True, False])
     moved = tuned.translate(states, 2, visual)
     for kind, chosen in (("visual", visual), ("text", ~visual)):
@@ -94,6 +94,7 @@ def test_a_run_that_was_broken_off_ends_as_an_undisturbed_one(tmp_path, monkeypa
     assert whole.report.rows == again.report.rows and whole.losses == again.losses
     assert not (tmp_path / "again" / fitting.CHECKPOINT).exists()
     told = (tmp_path / "whole" / "tuned_lens.json").read_bytes()
+    assert (tmp_path / "again" / "tuned_lens.json").read_bytes() == told
     assert lp.fit_lens(vlm, rows(4), tmp_path / "whole", **asked).report.rows == whole.report.rows  # nothing runs again
     assert (tmp_path / "whole" / "tuned_lens.json").read_bytes() == told
     with pytest.raises(lp.BadInput, match="holds another run: lr"):
@@ -180,7 +181,9 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_told(tmp_path):
     [
         (rows(1), {}, "of 1 pictures leaves none to fit"),
         (rows(3), {"layers": []}, "layers= names no layer"),
-        (rows(3), {"layers": [4]}, "a translator of layer 4 is not there: this model has 0 to 3"),
+        (rows(3), {"layers": [5]}, "hidden state 5 is not there: this model has 0 to 4"),
+        (rows(3), {"layers": [4]}, "hidden state 4 is the last"),
+        (rows(3), {"layers": -1}, "hidden state 4 is the last"),
         ([{"image": "gone.png", "question": "what"}], {"held_out": 0}, "no sample could be read: row 0"),
     ],
 )

@@ -303,6 +303,14 @@ def test_what_is_cut_is_not_read(vlm, trace):
     assert written.about["interventions"][0]["kind"] == "knock_out"
 
 
+def test_an_answer_that_was_given_under_an_intervention_is_split_under_it_or_that_is_told(vlm, trace):
+    with lp.knock_out(vlm, keys="image", layers=[1, 2]):
+        cut = vlm.score(photo(), trace.question, trace.generated_ids, capture=lp.Capture(attention=False))
+        assert lp.written_by(vlm, cut, -2).logit == pytest.approx(float(cut.logits[-2, cut.generated[-2].id]), rel=1e-4)
+    with pytest.warns(UserWarning, match="made under interventions that are not in force now"):
+        lp.written_by(vlm, cut, -2)
+
+
 def test_a_head_whose_output_is_anothers_read_nothing(vlm, trace):
     with lp.ablate(vlm, heads={1: [2]}):
         written = lp.written_by(vlm, trace, asked(trace))

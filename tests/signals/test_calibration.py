@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
@@ -151,6 +152,15 @@ def test_tensors_and_truths_are_taken_and_everything_is_told(tmp_path):
     assert "<table" in c._repr_html_() and "<table" in c.bins._repr_html_()
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, lambda keys: pd.Series(list(map(str, keys)))])
+def test_groups_are_by_what_they_hold_however_they_are_kept(kind):
+    stated, right = simulated(60)
+    pictures = [number // 6 for number in range(60)]
+    assert lp.calibration(stated, right, kind(pictures), **FAST).to_dict() == (
+        lp.calibration(stated, right, pictures, **FAST).to_dict()
+    )
+
+
 WRONG = {
     "none": (([], []), {}, "one confidence and one correctness for each answer"),
     "lengths": (([0.1], [0, 1]), {}, "got [1] and [2]"),
@@ -158,6 +168,8 @@ WRONG = {
     "not a number": (([0.1, float("nan")], [0, 1]), {}, "number 1 is nan"),
     "correctness": (([0.1, 0.2], [0, 2]), {}, "number 1 is 2"),
     "groups": (([0.1, 0.2], [0, 1]), {"groups": ["a"]}, "for each of 2 answers; got 1"),
+    "a frame": (([0.1, 0.2], [0, 1]), {"groups": pd.DataFrame({"picture": [1, 2]})}, "takes a list of hashable things"),
+    "keys": (([0.1, 0.2], [0, 1]), {"groups": list(torch.zeros(2))}, "which is no key; .tolist() gives its numbers"),
 }
 
 

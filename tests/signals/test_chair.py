@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import llava_probe as lp
@@ -72,6 +73,7 @@ def test_captions_are_read_from_the_files_people_have(form, coco, tmp_path):
 def test_pictures_are_known_however_they_are_told():
     told = (42, "42", "000000000042", "COCO_val2014_000000000042.jpg", "val2017/000000000042.jpg")
     assert {picture_number(each, "x") for each in told} == {42}
+    assert {picture_number(each, "x") for each in (np.int64(42), "42.0", "val2017/42.jp2")} == {42}
 
 
 def test_several_files_are_one_data_set(coco, tmp_path):

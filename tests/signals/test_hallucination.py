@@ -99,6 +99,14 @@ def test_cocos_objects_are_found_by_chairs_words(tiny_vlm, trace):
     assert not math.isnan(found.values["contextual"][0])
 
 
+def test_an_object_is_read_where_it_stands_and_not_in_another_that_has_its_name(tiny_vlm):
+    told = tiny_vlm.score(SCENE.image, "Describe the image.", "A teddy bear, a dog-house, a bear and a dog.")
+    found = lp.hallucination(tiny_vlm, told)
+    assert found.objects == ("teddy bear", "bear", "dog")
+    for word, positions in zip(found.words[1:], found.positions[1:], strict=True):
+        assert positions == told.find(word, "generated", occurrence=-1)
+
+
 def test_a_word_that_ends_an_answer_has_no_state_of_its_own(tiny_vlm):
     cut = tiny_vlm.generate(SCENE.image, "Describe the image.", max_new_tokens=5)
     last = cut.tokens[-1].text.strip()
@@ -188,5 +196,10 @@ def test_a_table_without_two_sides_is_a_sentence(found):
         lp.signal_table([found], [[True] * 3])
     with pytest.raises(lp.BadInput, match=r"a list for each answer.* the first have 3 words"):
         lp.signal_table([found], [[True]])
+    with pytest.raises(lp.BadInput, match="a list for each answer"):
+        lp.signal_table([found], [True])
+    for unknown in (float("nan"), 0.5, "False"):
+        with pytest.raises(lp.BadInput, match=f"says True or False of each word; got {unknown!r}"):
+            lp.signal_table([found], [[False, True, unknown]])
     with pytest.raises(lp.BadInput, match="got none"):
         lp.signal_table([], [])

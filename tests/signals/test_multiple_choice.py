@@ -131,11 +131,13 @@ def test_a_fit_is_bound_to_what_was_asked(tiny_vlm, tmp_path):
 WRONG = {
     "one choice": ([(None, "?")], ["yes"], {}, "2 to 26 different answers"),
     "the same twice": ([(None, "?")], ["yes", "Yes "], {}, "2 to 26 different answers"),
+    "an empty one": ([(None, "?")], ["yes", " "], {}, "2 to 26 different answers"),
     "27 choices": ([(None, "?")], [f"c{n}" for n in range(27)], {}, "2 to 26 different answers"),
     "other lists": ([(None, "?")], [["a", "b"], ["c", "d"]], {}, "got 2 lists"),
     "no sample": ([], ["yes", "no"], {}, "no question"),
     "no samples": ("x", ["yes", "no"], {}, "got str"),
     "no pair": ([3], ["yes", "no"], {}, "got int"),
+    "a dict": ([{"image": None, "question": "?"}], ["yes", "no"], {}, "got dict"),
     "no question": ([(None, None)], ["yes", "no"], {}, "plain words"),
     "a form without its places": ([(None, "?")], ["yes", "no"], {"form": "{question}"}, "{question} and {options}"),
 }

@@ -124,6 +124,21 @@ FAULTS = {
     "an id too few": ("", [{"answer": "no", "question_id": n} for n in range(6)], "no answer has the question_id 6"),
     "no answer": ("", [{"said": "no"}] * 6, "answer 0 has no answer"),
     "no text": ("", [3] * 6, "answer 0 is a int"),
+    "a label that is a list": (
+        '{"text": "T", "label": ["yes", "no"], "image": "a"}',
+        SAID,
+        "line 2 of q.json is ['yes",
+    ),
+    "ids that stand twice, in another order": (
+        '{"question_id": 6, "text": "T", "label": "yes", "image": "a"}',
+        [{"answer": "no", "question_id": n} for n in (6, 6, 5, 4, 3, 2, 1)],
+        "answer 0 answers question_id 6, where line 1 of q.json is 1",
+    ),
+    "an answer without an id, the others in another order": (
+        "",
+        [{"answer": "no", "question_id": n} for n in (6, 5, 4)] + [{"answer": "no"}] * 3,
+        "answer 0 answers question_id 6, where line 1 of q.json is 1",
+    ),
 }
 
 
