@@ -111,9 +111,9 @@ interventions: $(VENV)/.dev
 # The same leaderboard for the second model, on fewer scenes and without what takes tens of passes a word: half an hour.
 leaderboard-smol: $(VENV)/.dev
 	for part in 1/2 2/2; do \
-	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 2 --part $$part --scores build/leaderboard_smol & \
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 0 --part $$part --scores build/leaderboard_smol & \
 	done; wait
-	$(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 2 --scores build/leaderboard_smol --out figures/leaderboard_smol.md
+	$(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 0 --scores build/leaderboard_smol --out figures/leaderboard_smol.md
 
 # Which findings hold on both models that ship, on 40 held-out scenes of each kind: half an hour on two cores.
 two-models: $(VENV)/.dev

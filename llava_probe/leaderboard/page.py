@@ -42,10 +42,8 @@ def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Mapp
         _intervals(board),
         "## Which beat what knows nothing",
         _verdicts(board),
-        "## With the language model's layers random",
-        _random(board),
-        "## Does what it marks matter to the model?",
-        _curves(board),
+        *_section("## With the language model's layers random", _random(board)),
+        *_section("## Does what it marks matter to the model?", _curves(board)),
         *_descriptions(board),
         "## Where they disagree",
         _disagreement(board),
@@ -54,6 +52,11 @@ def leaderboard_page(board: Leaderboard, model: str, command: str, figures: Mapp
         _costs(board),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(heading: str, told: str) -> list[str]:
+    """Nothing where nothing was measured."""
+    return [heading, told] if told else []
 
 
 def _opening(board: Leaderboard, model: str, command: str) -> str:

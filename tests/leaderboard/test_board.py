@@ -230,6 +230,7 @@ def test_a_page_without_a_right_answer_has_no_picture(tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "out" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "layers random" not in page and "matter to the model" not in page  # no question was looked at closely
     assert "--closer 0 --quick" in page and "| describe: touches" in page
     folder = write_cases([replace(case, answer="no") for case in found], tmp_path / "wrong").parent
     arguments[2] = str(folder / "cases.jsonl")
