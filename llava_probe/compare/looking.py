@@ -25,7 +25,7 @@ class Looking:
         layers, heads: the models' numbers.
         a, b: [parts, layers, heads] mean share of attention on each of ``analyzers.heads.PARTS``.
         moved: [layers, heads] share of a row's attention that lies on other tokens in the other trace: half of the sum
-            of |b − a| over keys, a mean over rows; 0 the same, 1 nothing in common.
+            of ``abs(b − a)`` over keys, a mean over rows; 0 the same, 1 nothing in common.
     """
 
     layers: tuple[int, ...]
