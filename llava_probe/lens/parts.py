@@ -63,8 +63,10 @@ def written_by(
     """
     warn_of_another(vlm, trace)
     if trace.interventions and trace.interventions != in_force(vlm.anatomy):
-        told = "this trace was made under interventions that are not in force now: its answer is split without them"
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(
+            "this trace was made under interventions that are not in force now: its answer is split without them",
+            stacklevel=3,
+        )
     step, ids, told = _asked(vlm, trace, token, contrast)
     fed = trace.prompt_length + step
     with alone_with(vlm.anatomy.model), torch.inference_mode(False), frozen(vlm.anatomy.model):

@@ -212,10 +212,9 @@ def _named_in(
 
 def _of_coco(trace: Trace, synonyms: Synonyms) -> list[tuple[str, str, tuple[int, ...]]]:
     """Objects by their letters: the same word may stand before, in another that CHAIR does not count as it."""
-    text, owners = "", []
-    for token in trace.generated:
-        piece = "\0" if token.id in trace.ends else token.text
-        text, owners = text + piece, owners + [token.position] * len(piece)
+    pieces = [("\0" if token.id in trace.ends else token.text, token.position) for token in trace.generated]
+    text = "".join(piece for piece, _ in pieces)
+    owners = [position for piece, position in pieces for _ in piece]
     return [
         (text[each.start : each.end], each.object, tuple(sorted({*owners[each.start : each.end]})))
         for each in named(text, synonyms)
