@@ -24,8 +24,8 @@ def bank(
         str | None, typer.Option(help="Of the text: 4,16,30; about eight over the depth if left.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Of a data set: sentence, text, caption ... if left.")] = None,
-    contexts: Annotated[int, typer.Option(help="Of one word at most.")] = 50,
-    most: Annotated[int, typer.Option(help="Contexts in all.")] = 5000,
+    contexts: Annotated[int, typer.Option(help="Of one word, at most.")] = 50,
+    most: Annotated[int, typer.Option(help="Contexts in all, at most.")] = 5000,
     batch_size: Annotated[int | None, typer.Option(help="Sentences a pass; 8, on a GPU 32.")] = None,
     picture: Annotated[str | None, typer.Option(help="Also the nearest word at each patch of this picture.")] = None,
     layer: Annotated[int | None, typer.Option(help="Of its patches; the middle one if left.")] = None,

@@ -19,14 +19,18 @@ def fit_lens(
     asking: AskingOptions,
     samples: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, a folder of pictures, a data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the lens; the same command again goes on there.")],
-    layers: Annotated[str | None, typer.Option(help="0 the embedding, 8,16; all but the last if left.")] = (None),
+    layers: Annotated[
+        str | None, typer.Option(help="Hidden states, 8,16,24 (0 the embedding); all but the last if left.")
+    ] = (None),
     question: Annotated[str | None, typer.Option(help="For rows that have none.")] = None,
-    answers: Annotated[str | None, typer.Option(help="Another file with a row for each question_id.")] = None,
+    answers: Annotated[str | None, typer.Option(help="A file of answers, by question_id, for rows without.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the pictures that are only measured.")] = 0.2,
     epochs: Annotated[int, typer.Option(help="How often each sample is seen.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 8,
-    tokens: Annotated[int | None, typer.Option(help="Positions of each kind drawn of a sample; all if left.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Text and visual positions drawn of a sample; all if left.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="Of Adam, falling to nothing.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of order, held-out part and positions drawn.")] = 0,
 ) -> None:

@@ -50,11 +50,13 @@ def signals(
     references: Annotated[list[str] | None, typer.Option(help="COCO's captions_*.json: what people name.")] = None,
     synonyms: Annotated[str | None, typer.Option(help="A line an object: couch, sofa. COCO's 80 if left.")] = None,
     question: Annotated[str, typer.Option(help="What asks for a description.")] = _DESCRIBE,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most; 16, of a description 64.", min=1)] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Of an answer, at most; if left 16 for yes or no, 64 for a description.", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a pass.", min=1)] = 1,
     out: Annotated[Path, typer.Option(help="Folder of page, figures and answers; a run goes on there.")] = _OUT,
 ) -> None:
-    """Ask what the truth is known of, and tell on one page how far the answers can be believed.
+    """Try a model on what has a known truth (POPE, CHAIR), and tell on one page how far it can be believed.
 
     FILE has questions with a label yes or no, as POPE's (several files are its splits): accuracy and F1 by the text and
     by probability, calibration, risk and coverage.
