@@ -48,7 +48,7 @@ ORDER = (
     ("asking/", "maps/"),
     ("model.py", "loading/"),
     ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
-    ("agreement.py", "evaluate/", "sweeps/", "compare/", "signals/", "finetune/"),
+    ("agreement.py", "claimed.py", "evaluate/", "sweeps/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/", "report/"),
     ("cli/",),
     ("__main__.py",),

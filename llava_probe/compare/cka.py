@@ -68,7 +68,7 @@ def alikeness(x: FloatArray, y: FloatArray, seed: int = 0) -> Similarity:
     if rows < FEWEST_ROWS:
         return Similarity(Estimate(math.nan), math.nan, math.nan, math.nan, math.nan, rows)
     one, other = _gram(x), _gram(y)
-    scale = math.sqrt(max(0.0, hsic(one, one)) * max(0.0, hsic(other, other)))
+    scale = _scale(one, other)
     value = hsic(one, other) / scale if scale else math.nan
     generator = np.random.default_rng(seed)
     orders = [generator.permutation(rows) for _ in range(SHUFFLES)] if scale else []
@@ -89,8 +89,8 @@ def unbiased_cka(x: FloatArray, y: FloatArray) -> float:
     if len(x) < FEWEST_ROWS:
         return math.nan
     one, other = _gram(x), _gram(y)
-    scale = max(0.0, hsic(one, one)) * max(0.0, hsic(other, other))
-    return hsic(one, other) / math.sqrt(scale) if scale else math.nan
+    scale = _scale(one, other)
+    return hsic(one, other) / scale if scale else math.nan
 
 
 def biased_cka(x: FloatArray, y: FloatArray) -> float:
@@ -105,6 +105,10 @@ def hsic(one: FloatArray, other: FloatArray) -> float:
     """HSIC₁ of two matrices [n, n] whose diagonals are 0."""
     n = len(one)
     return float(_hsic_of(n, (one * other).sum(), one.sum(), other.sum(), one.sum(1) @ other.sum(1)))
+
+
+def _scale(one: FloatArray, other: FloatArray) -> float:
+    return math.sqrt(max(0.0, hsic(one, one)) * max(0.0, hsic(other, other)))
 
 
 def _hsic_of(n: int, product: FloatArray, one: FloatArray, other: FloatArray, rows: FloatArray) -> FloatArray:

@@ -99,19 +99,17 @@ def states_by_place(a: Trace, b: Trace) -> dict[str, tuple[Tensor, Tensor]]:
 
     The first token of a sequence is left out, where attention rests that has nothing to do.
     """
-    places = {
-        "last": [a.prompt_length - 1],
-        "image": [t.position for t in a.tokens if t.role == "image" and t.position],
-    }
-    others = {
-        "last": [b.prompt_length - 1],
-        "image": [t.position for t in b.tokens if t.role == "image" and t.position],
-    }
+    mine, theirs = _places(a), _places(b)
     return {
-        name: (a.hidden(at=at).float(), b.hidden(at=others[name]).float())
-        for name, at in places.items()
-        if at and len(at) == len(others[name])
+        name: (a.hidden(at=at).float(), b.hidden(at=theirs[name]).float())
+        for name, at in mine.items()
+        if at and len(at) == len(theirs[name])
     }
+
+
+def _places(trace: Trace) -> dict[str, list[int]]:
+    visual = [token.position for token in trace.tokens if token.role == "image" and token.position]
+    return {"last": [trace.prompt_length - 1], "image": visual}
 
 
 def _read(b: VLM, ending: Ending, place: str, layer: int, mean: Tensor, lengths: Tensor) -> LeftTrace:

@@ -13,10 +13,8 @@ from typing import Any, NotRequired, TypedDict
 from llava_probe.described import Natural
 from llava_probe.errors import BadFile
 from llava_probe.json_lines import each_line
-from llava_probe.stored import converted, decoded, read_bytes
+from llava_probe.stored import converted
 
-#: Bytes of run.json.
-_MOST = 10_000_000
 #: No score, time or count is larger; sums of larger ones overflow.
 _LARGEST = 1e12
 
@@ -115,19 +113,6 @@ def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         for where, plain in each_line("file of scores", path):
             _check_line(plain, where)
             yield plain
-
-
-def read_made(path: Path) -> dict[str, Any]:
-    """What a folder's ``run.json`` says it was made with.
-
-    Raises:
-        BadFile: it is not there, damaged, or says something else.
-    """
-    what = f"{path} (delete it, or give another folder for the scores)"
-    data = read_bytes("note of how scores were made", path, _MOST)
-    plain = decoded(f"{what} is damaged", data, dict[str, Any])
-    converted(f"{what} is damaged", plain, Made)
-    return plain
 
 
 def _check_line(plain: dict[str, Any], what: str) -> None:

@@ -11,46 +11,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_probe.asking.identity import differences, model_of
 from llava_probe.attribution import LocalisationHeads
+from llava_probe.claimed import RUN, claim, read_claim
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
-from llava_probe.inside.passes import in_force
 from llava_probe.leaderboard.entries import ScoringPlan
-from llava_probe.leaderboard.lines import read_made
+from llava_probe.leaderboard.lines import Made
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
-from llava_probe.stored import write_text
-
-RUN = "run.json"
 
 
-def claim(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
+def claim_scores(folder: Path, vlm: VLM, plan: ScoringPlan) -> None:
     """Note in a folder what its scores are made with, or see that they were made with the same.
 
     Raises:
         BadInput: the folder holds scores of another model or plan.
         BadFile: what it says of that is damaged.
     """
-    model = model_of(vlm.anatomy, vlm.model, in_full=True)
-    under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
-    mine = json.loads(json.dumps({"model": model, **under, **_told(plan)}, default=_plain))
-    path = folder / RUN
-    if not path.exists():
-        write_text("run of scores", path, json.dumps(mine, indent=1, ensure_ascii=False))
-    theirs = read_made(path)
-    if other := differences(theirs, mine, "{name}: {there}, here {here}"):
-        told = "; ".join(other)
-        raise BadInput(f"{folder} holds scores that were made in another way ({told}); give another folder")
+    claim(folder, vlm, json.loads(json.dumps(_told(plan), default=_plain)), what="scores", kind=Made)
 
 
 def made_with(folder: Path) -> Mapping[str, Any]:
-    """What ``claim`` noted in a folder; empty where nothing is.
+    """What ``claim_scores`` noted in a folder; empty where nothing is.
 
     Raises:
         BadFile: what is there is no such note.
     """
-    return read_made(folder / RUN) if (folder / RUN).exists() else {}
+    return read_claim(folder, "scores", Made) if (folder / RUN).exists() else {}
 
 
 def asked(group: Sequence[Case]) -> str:

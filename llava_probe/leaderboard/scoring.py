@@ -41,7 +41,7 @@ from llava_probe.evaluate.tam import tam_scores
 from llava_probe.json_lines import drop_cut_line
 from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.leaderboard.lines import read_scores
-from llava_probe.leaderboard.run import asked, claim
+from llava_probe.leaderboard.run import asked, claim_scores
 from llava_probe.maps.maps import ImageMap
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
@@ -98,7 +98,7 @@ def score_cases(
     path = target / f"scores-{number}-of-{parts}.jsonl"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        claim(target, vlm, plan)
+        claim_scores(target, vlm, plan)
         if path.exists():
             drop_cut_line("file of scores", path)
         done = {line["question"]: line.get("asked") for line in read_scores(sorted(target.glob("scores-*.jsonl")))}

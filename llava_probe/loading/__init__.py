@@ -42,7 +42,7 @@ def load(
             place, and where ``check_row.safetensors`` lies beside it (or in a model's folder, as ``lp.finetune`` leaves
             it) the logits of its row must be those of the end of training and not the base's.
         merge: put what the adapter adds into the weights, for good: a plain model, which answers as quickly as its base
-            (smol nearly twice as quickly) and has nothing to switch off. Held to the check row once more.
+            (smol's passes take 0.6 of the time) and has nothing to switch off. Held to the check row once more.
         revision: a branch, tag or commit of the repository.
         quantize: ``"4bit"`` (NF4) or ``"8bit"``: the weights by bitsandbytes, which must be installed.
         random_weights: a seed: the model's shape with the weights that its training began with, none of what it learnt;

@@ -17,16 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava_probe.asking.identity import differences, model_of
+from llava_probe.claimed import claim
 from llava_probe.errors import BadInput, ProbeError, shortened
 from llava_probe.features.samples import Sample
-from llava_probe.inside.passes import in_force
 from llava_probe.json_lines import drop_cut_line, each_line
 from llava_probe.model import VLM
-from llava_probe.stored import converted, made_folder, read_json, write_text
-
-#: What the lines of a folder were made with.
-ASKED_WITH = "run.json"
+from llava_probe.stored import converted, made_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +75,7 @@ def ask_rows(vlm: VLM, task: RowTask, folder: str | Path, batch_size: int = 1) -
         BadFile: it cannot be written, or what it holds is damaged.
     """
     target = made_folder("folder of answers", folder)
-    _claim(target, vlm, {**task.settings, "batch_size": batch_size})
+    claim(target, vlm, {**task.settings, "batch_size": batch_size}, what="answers")
     path = target / task.name
     if path.exists():
         drop_cut_line("file of answers", path)
@@ -148,17 +144,3 @@ def _check_same(told: Mapping[str, Any], held: Mapping[str, Any], path: Path) ->
             f"{path} holds answers to other rows (row {told['row']} has {other[0]} {there} there, {here} here); give "
             "another folder"
         )
-
-
-def _claim(folder: Path, vlm: VLM, settings: Mapping[str, Any]) -> None:
-    """Note in a folder what its lines are made with, or see that they were made with the same."""
-    under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
-    model = model_of(vlm.anatomy, vlm.model, in_full=True)
-    mine = json.loads(json.dumps({"model": model, **under, **settings}, default=str))
-    path = folder / ASKED_WITH
-    if not path.exists():
-        write_text("note of a run", path, json.dumps(mine, indent=1, ensure_ascii=False))
-        return
-    theirs = read_json("note of a run", path, dict[str, Any])
-    if other := differences(theirs, mine, "{name}: {there}, here {here}"):
-        raise BadInput(f"{folder} holds answers made in another way ({'; '.join(other)}); give another folder")
