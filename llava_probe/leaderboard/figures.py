@@ -58,6 +58,8 @@ def leaderboard_figure(board: Leaderboard) -> Canvas:
     seconds = [board.cost(name) for name in names]
     axes[-1].barh(places, [cost[0] if cost else np.nan for cost in seconds], color="#bbbbbb", height=0.6)
     axes[-1].set_xscale("log")
+    axes[-1].xaxis.set_major_formatter("{x:g}")
+    axes[-1].xaxis.set_minor_formatter("")
     axes[-1].set_title("seconds a word", fontsize=9)
     for axis in axes:
         axis.axhspan(-0.6, sum(name in BASELINES for name in names) - 0.5, color="#f2f2f2", zorder=0)

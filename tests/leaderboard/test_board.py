@@ -18,6 +18,7 @@ from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.board import MEASURES, Leaderboard
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
 from llava_probe.leaderboard.lines import LineRemoval, read_scores
+from llava_probe.leaderboard.figures import leaderboard_figure
 from llava_probe.leaderboard.page import leaderboard_page
 from llava_probe.leaderboard.scoring import score_cases, spans_of
 
@@ -118,6 +119,13 @@ def test_randomised_layers_come_back(tiny_vlm):
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_vlm.model.state_dict().items())
     with pytest.raises(lp.BadInput, match="0 to 6"), randomised(tiny_vlm, 9):
         pass
+
+
+def test_seconds_are_told_in_plain_numbers(scored):
+    figure = leaderboard_figure(Leaderboard.read(scored))
+    figure.canvas.draw()
+    told = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert told and all(float(text) > 0 for text in told if text)
 
 
 def test_the_page_says_what_was_measured(scored):
