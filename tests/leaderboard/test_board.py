@@ -17,8 +17,8 @@ from llava_probe.evaluate.randomised import randomised
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.board import MEASURES, Leaderboard
 from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
-from llava_probe.leaderboard.lines import LineRemoval, read_scores
 from llava_probe.leaderboard.figures import leaderboard_figure
+from llava_probe.leaderboard.lines import LineRemoval, read_scores
 from llava_probe.leaderboard.page import leaderboard_page
 from llava_probe.leaderboard.scoring import score_cases, spans_of
 
