@@ -421,6 +421,7 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Trace.each_row": (_used_up(trace.each_row), {"at": lp.LAST, "layer": 0, "head": 0}),
         "Trace.save": (trace.save, {"path": folder / "b.trace"}),
         "Trace.page": (trace.page, {"path": folder / "b.html"}),
+        "TraceComparison.page": (w["compared"].page, {"path": folder / "c.html"}),
         "ImageLayout.to_pixels": (w["layout"].to_pixels, {"values": m.row(0), "tiles": None}),
         "ImageLayout.to_tokens": (w["layout"].to_tokens, {"mask": mask}),
         "ImageLayout.tokens_in": (w["layout"].tokens_in, {"mask": mask}),

@@ -96,6 +96,7 @@ def _one(a: Trace, b: Trace, models: tuple[VLM, VLM] | None, out: Path) -> None:
         both = {"a": found.maps.a, "b": found.maps.b}
         drawn = compare_maps(both, difference=found.maps.difference is not None)
         written.append(save(drawn, out / "maps.png"))
+    written.append(found.page(out / "changed.html"))
     typer.echo(f"\nEverything is in {told_folder(out, written)}")
 
 

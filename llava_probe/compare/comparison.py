@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from llava_probe.compare.drift import Drift
 from llava_probe.compare.looking import Looking, Maps
 from llava_probe.compare.own_heads import OwnHeads
 from llava_probe.compare.through_lens import ThroughLens
+from llava_probe.rooms import front_door
 from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 
@@ -77,6 +79,16 @@ class TraceComparison(Tabular):
         return self.alignment.same
 
     @property
+    def change(self) -> Tensor | None:
+        """[rows] of the log-probability of each aligned token, in nats; NaN where a trace has none."""
+        return None if self.probability is None else self.probability.log().diff(dim=1)[:, 0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found, in words, a line a part."""
+        return [*self._said(), *self._inside(), *(f"{name} left out: {why}" for name, why in self.left_out.items())]
+
+    @property
     def largest(self) -> dict[str, float]:
         """The largest change of each part that was compared: all 0 of a trace and itself."""
         found: dict[str, Tensor | None] = {
@@ -112,7 +124,11 @@ class TraceComparison(Tabular):
             columns["KL"] = [kl[layer] for layer in numbers]
         return Table(columns)
 
-    # --- as data, as text ---
+    # --- as data, as text, as a page ---
+
+    def page(self, path: str | Path, *others: Any) -> Path:
+        """Write a page for the browser, one file without network: ``lp.page([comparison, *others], path)``."""
+        return front_door().page([self, *others], path)  # type: ignore[no-any-return]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain lists by name, an entry for each aligned token, ready for JSON; None where a trace has none."""
@@ -129,10 +145,10 @@ class TraceComparison(Tabular):
         return f"TraceComparison({self.a.answer[:40]!r} beside {self.b.answer[:40]!r})"
 
     def __str__(self) -> str:
-        return "\n".join([self.table(), "", *self._notes()])
+        return "\n".join([self.table(), "", *self.notes])
 
     def _repr_html_(self) -> str:
-        return self._shown().html("; ".join(self._notes()))
+        return self._shown().html("; ".join(self.notes))
 
     def _shown(self) -> Table:
         data = {
@@ -154,10 +170,6 @@ class TraceComparison(Tabular):
                 "change of entropy": (self.entropy[:, 1] - self.entropy[:, 0]).tolist(),
             }
         return Table(data)
-
-    def _notes(self) -> list[str]:
-        """What was found, a line a part."""
-        return [*self._said(), *self._inside(), *(f"{name} left out: {why}" for name, why in self.left_out.items())]
 
     def _said(self) -> list[str]:
         if self.same_answer:

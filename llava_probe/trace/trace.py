@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from llava_probe.border import checked
 from llava_probe.errors import NotCaptured
 from llava_probe.layout import ImageLayout
+from llava_probe.rooms import front_door
 from llava_probe.trace import file as trace_file
 from llava_probe.trace.distributions import TopK
 from llava_probe.trace.explained import IMAGE, PREDICTING, At, Tokens
@@ -259,10 +259,10 @@ class Trace:
 
     def page(self, path: str | Path, *others: Any) -> Path:
         """Write a page for the browser, one file without network: ``lp.page([trace, *others], path)``."""
-        return _front_door().page([self, *others], path)  # type: ignore[no-any-return]
+        return front_door().page([self, *others], path)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str:
-        return _front_door().view(self)._repr_html_()  # type: ignore[no-any-return]
+        return front_door().view(self)._repr_html_()  # type: ignore[no-any-return]
 
     # --- details ---
 
@@ -319,8 +319,3 @@ def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
 
 def _kept(records: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in records.items() if "." not in name)
-
-
-def _front_door() -> Any:
-    """The package as a user has it: what draws a trace stands rooms above, and is asked for by its public name."""
-    return import_module("llava_probe")

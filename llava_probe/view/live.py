@@ -20,7 +20,7 @@ from llava_probe.view.clicks import OFFERED, acted
 from llava_probe.view.page.contents import CELL_BUDGET, payload
 from llava_probe.view.page.document import as_text, script
 from llava_probe.view.page.fragment import fragment
-from llava_probe.view.page.runs import Result, gathered
+from llava_probe.view.page.runs import Result, gathered, with_traces
 
 #: What the front end runs: the component, and its two ends of the line to here.
 _RENDER = """
@@ -57,17 +57,17 @@ def viewer(results: Result | Iterable[Result], vlm: VLM | None = None) -> Any:
     """Traces and maps as something to explore in a notebook.
 
     Args:
-        results: a trace, a map, or several, as for ``lp.page``.
+        results: a trace, a map, a comparison, or several, as for ``lp.page``.
         vlm: the model that made them; with it the viewer is live.
 
     Returns:
-        What the last line of a cell shows: ``results`` are its traces and maps, of a live one with those made
-        since.
+        What the last line of a cell shows: ``results`` are its traces, maps and comparisons, of a live one with those
+        made since.
 
     Raises:
-        BadInput: something that is neither a trace nor a map, or a live viewer without anywidget.
+        BadInput: something that is none of these, or a live viewer without anywidget.
     """
-    given = [results] if not isinstance(results, Iterable) else list(results)
+    given = with_traces(results)
     gathered(given)
     return Still(given) if vlm is None else _live(given, vlm)
 

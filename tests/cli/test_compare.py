@@ -41,7 +41,9 @@ def test_a_picture_is_compared_as_in_python(tiny_vlm, other, picture, tmp_path):
     second = lp.load(other)
     traces = [vlm.generate(picture, QUESTION) for vlm in (tiny_vlm, second)]
     assert str(lp.compare(*traces, models=(tiny_vlm, second))) in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.txt", "changed.png", "maps.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "compare.txt", "changed.png", "maps.png", "changed.html",
+    }  # fmt: skip
     files = [trace.save(tmp_path / f"{name}.trace") for name, trace in zip("ab", traces, strict=True)]
     alone = call("compare", *files, "--out", tmp_path / "alone")
     assert alone.exit_code == 0 and str(lp.compare(*traces)) in alone.stdout

@@ -25,14 +25,15 @@ from llava_probe.maps.overlay import INK
 from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.request import spelled
 from llava_probe.trace.trace import Trace
+from llava_probe.view.page.changes import comparison_data
 from llava_probe.view.page.grids import attention_data
 from llava_probe.view.page.limits import limit_of
 from llava_probe.view.page.packing import Parcel
-from llava_probe.view.page.runs import Result, Run, gathered
+from llava_probe.view.page.runs import Result, Run, compared, gathered
 from llava_probe.view.terminal import notes
 
 #: What the page's reader must know to read this.
-FORMAT = 1
+FORMAT = 2
 #: Bytes of the parcel, compressed: in base64, with the component, a page of 10 MB.
 PAGE_BUDGET = 7_000_000
 #: Bytes of a parcel that goes into a notebook's cell.
@@ -56,23 +57,26 @@ _PLAIN, _SIGNED = (HEAT, "plasma", "viridis"), (SIGNED, "PuOr_r", "BrBG_r")
 
 @checked
 def payload(results: Result | Iterable[Result], budget: int = PAGE_BUDGET) -> bytes:
-    """Everything that the page component shows of some traces and maps, compressed.
+    """Everything that the page component shows of some traces, maps and comparisons, compressed.
 
     Args:
-        results: a trace, a map, or several: maps belong to the trace before them.
+        results: one of these, or several: maps belong to the trace before them.
         budget: about how many bytes; single heads are left out until it fits, which the page tells.
 
     Raises:
-        BadInput: something that is neither, or nothing.
+        BadInput: something that is none of these, or nothing.
     """
-    runs = gathered(results)
+    given = [results] if isinstance(results, Result) else list(results)
+    runs = gathered(given)
     parcel = Parcel()
     files = _photographs(runs, budget)
     told = [_run_data(run, parcel, files) for run in runs]
+    changes = [comparison_data(found, first, second, parcel) for first, second, found in compared(given, runs)]
     for number, (run, data) in enumerate(zip(runs, told, strict=True)):  # what is left goes to attention, a part each
         own = max(0, budget - parcel.size) // (len(runs) - number)
         data["attention"] = attention_data(run.trace, parcel, own) if run.trace is not None else None
-    return parcel.packed({"format": FORMAT, "colours": _colours(parcel), "ink": INK, "runs": told})
+    header = {"format": FORMAT, "colours": _colours(parcel), "ink": INK, "runs": told, "comparisons": changes}
+    return parcel.packed(header)
 
 
 def _run_data(run: Run, parcel: Parcel, files: Files) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from llava_probe.view.page.still import still
 
 
 def fragment(results: Result | Iterable[Result]) -> str:
-    """HTML of a cell that shows some traces and maps.
+    """HTML of a cell that shows some traces, maps and comparisons.
 
     Raises:
-        BadInput: something that is neither, or nothing.
+        BadInput: something that is none of these, or nothing.
     """
-    given = [results] if not isinstance(results, Iterable) else list(results)
+    given = [results] if isinstance(results, Result) else list(results)
     parcel = payload(given, CELL_BUDGET)
     mark = hashlib.sha256(parcel).hexdigest()[:12]
     build = hashlib.sha256(script().encode()).hexdigest()[:12]

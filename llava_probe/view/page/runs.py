@@ -2,7 +2,8 @@
 
     gathered([trace, lp.attribute(vlm, trace), other])      # two runs, the first with a map beside its attention
 
-A map without a trace is a run by itself: a photograph and its words.
+A map without a trace is a run by itself: a photograph and its words. A comparison opens the runs of its two traces,
+where these are not there yet.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from llava_probe.compare.comparison import TraceComparison
 from llava_probe.errors import BadInput, shortened
 from llava_probe.layout import ImageLayout
 from llava_probe.maps.maps import ImageMap
@@ -20,13 +22,15 @@ from llava_probe.trace.tokens import Token
 from llava_probe.trace.trace import Trace
 
 #: What a page is made of.
-Result = Trace | ImageMap
+Result = Trace | ImageMap | TraceComparison
 
 #: Pictures of different sizes are compared at this one; a smaller copy differs by less than so many levels.
 _LOOKED_AT, _ALIKE = (64, 64), 4.0
 
 #: More runs than this make no readable page.
 MOST_RUNS = 24
+
+_MADE_OF = "a page is made of traces and maps, and comparisons of traces"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +86,10 @@ def gathered(results: Result | Iterable[Result]) -> list[Run]:
     """The runs of a page.
 
     Raises:
-        BadInput: something that is neither a trace nor a map, nothing at all, or more than a page can hold.
+        BadInput: something that is none of these, nothing at all, or more than a page can hold.
     """
-    given = [results] if isinstance(results, Trace | ImageMap) else list(results)
     runs: list[Run] = []
-    for result in given:
+    for result in with_traces(results):
         if isinstance(result, Trace):
             runs.append(Run(result))
         elif isinstance(result, ImageMap):
@@ -96,10 +99,36 @@ def gathered(results: Result | Iterable[Result]) -> list[Run]:
                 run.maps.append((place, result))
             else:
                 runs.append(Run(None, [(0, result)]))
-        else:
-            raise BadInput(f"a page is made of traces and maps; got {shortened(repr(result))}")
+        elif not isinstance(result, TraceComparison):
+            raise BadInput(f"{_MADE_OF}; got {shortened(repr(result))}")
     if not runs:
-        raise BadInput("a page is made of traces and maps; got none")
+        raise BadInput(f"{_MADE_OF}; got none")
     if len(runs) > MOST_RUNS:
         raise BadInput(f"a page holds at most {MOST_RUNS} runs; got {len(runs):,}: write several pages")
     return runs
+
+
+def with_traces(results: Result | Iterable[Result]) -> list[Result]:
+    """The results, and before each comparison those of its traces that do not stand there yet."""
+    found: list[Result] = []
+    for result in [results] if isinstance(results, Result) else results:
+        if isinstance(result, TraceComparison):
+            there = [id(each) for each in found]
+            for trace in (result.a, result.b):  # a trace beside itself is two runs
+                if id(trace) in there:
+                    there.remove(id(trace))
+                else:
+                    found.append(trace)
+        found.append(result)
+    return found
+
+
+def compared(results: Result | Iterable[Result], runs: Sequence[Run]) -> list[tuple[int, int, TraceComparison]]:
+    """Each comparison among the results, with the numbers of its two runs."""
+    found = []
+    for result in with_traces(results):
+        if isinstance(result, TraceComparison):
+            first = next(at for at, run in enumerate(runs) if run.trace is result.a)
+            second = next(at for at, run in enumerate(runs) if run.trace is result.b and at != first)
+            found.append((first, second, result))
+    return found

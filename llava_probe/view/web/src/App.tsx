@@ -1,12 +1,14 @@
 // The whole component: what is chosen is one `Selection`, everything else follows from it and the payload.
 
 import { useCallback, useEffect, useMemo, useState } from "preact/hooks";
+import { Changes } from "./Changes";
+import { links as linksOf } from "./comparing";
 import { Controls } from "./Controls";
 import { Everything, Facts } from "./Everything";
 import { HeadGrid } from "./HeadGrid";
 import { linked } from "./linking";
 import { Asked, Options, Update } from "./main";
-import { Payload, Run } from "./payload";
+import { Comparison, Payload, Run } from "./payload";
 import { Photograph, tokensIn, useDifference, usePanel } from "./Photograph";
 import { Saving } from "./Saving";
 import { Box, fromLink, NOTHING, Selection, toLink } from "./selection";
@@ -31,7 +33,8 @@ interface Props {
 }
 
 export function App({ payload, host, options, change }: Props) {
-  const [selection, setSelection] = useState<Selection>(() => (options.link ? fromLink(location.hash) : NOTHING));
+  const opening = useMemo(() => opened(payload), [payload]);
+  const [selection, setSelection] = useState<Selection>(() => (options.link ? fromLink(location.hash, opening) : opening));
   const [pointed, setPointed] = useState<Pointed | null>(null);
   const [complete, setComplete] = useState(payload.complete);
   const chosen = useMemo(() => within(payload, selection), [payload, selection]);
@@ -55,12 +58,12 @@ export function App({ payload, host, options, change }: Props) {
   useEffect(() => void payload.whole.then(() => setComplete(true)), [payload]);
   useEffect(() => {
     if (!options.link) return;
-    const read = (): void => setSelection(fromLink(location.hash));
+    const read = (): void => setSelection(fromLink(location.hash, opening));
     addEventListener("hashchange", read);
     return () => removeEventListener("hashchange", read);
   }, []);
   useEffect(() => {
-    const link = toLink(chosen);
+    const link = toLink(chosen, opening);
     if (options.link && link !== location.hash.slice(1)) history.replaceState(null, "", link ? `#${link}` : location.pathname + location.search);
     const { tokens, layers, heads, map, picture } = chosen;
     tell(host, "llava-probe-state", { tokens, layers, heads, map, picture });
@@ -71,7 +74,8 @@ export function App({ payload, host, options, change }: Props) {
 
   const run = payload.header.runs[chosen.run];
   const beside = chosen.beside === null ? null : payload.header.runs[chosen.beside];
-  const besideTokens = useMemo(() => (beside ? counterparts(run, beside, chosen.tokens) : []), [run, beside, chosen.tokens]);
+  const comparison = payload.header.comparisons.find(({ a, b }) => a === chosen.run && b === chosen.beside) ?? null;
+  const besideTokens = useMemo(() => (beside ? counterparts(run, beside, comparison, chosen.tokens) : []), [run, beside, comparison, chosen.tokens]);
   const [first, second] = useMemo((): [Seen, Seen] => {
     const one = show(payload, run, chosen, chosen.picture, chosen.tokens);
     if (!beside) return [one, null];
@@ -87,13 +91,19 @@ export function App({ payload, host, options, change }: Props) {
   }, [payload, complete, run, beside, chosen, besideTokens]);
   const panel = usePanel(payload, run, chosen, first);
   const other = usePanel(payload, beside, chosen, second);
-  const difference = useDifference(panel, other, payload, chosen);
+  const difference = useDifference(panel, other, payload, chosen, comparison !== null);
   const place = useMemo(() => pointed ?? marked(payload, chosen), [pointed, payload, chosen]);
   const lit = useMemo(() => {
     const found = place && lookedAt(payload, payload.header.runs[place.run], chosen, place.picture, place.tokens);
     return found?.size ? found : null;
   }, [place, chosen, payload, complete]);
 
+  const against = useMemo(
+    () => beside && comparison && { comparison, run: beside, tokens: besideTokens, lit: place?.run === chosen.beside ? lit : null },
+    [beside, comparison, besideTokens, place, lit],
+  );
+  const under = beside?.interventions.map((each) => `under ${each}`) ?? [];
+  const others = beside ? [...(["question", "title"] as const).flatMap((name) => (beside[name] === run[name] ? [] : beside[name])), ...under] : [];
   const pictures = { payload, selection: chosen, choose, point: setPointed, act, waiting };
   return (
     <div class="page">
@@ -117,19 +127,23 @@ export function App({ payload, host, options, change }: Props) {
           {beside && !difference && <p class="note">No difference is drawn: it takes two maps, of pictures of one size.</p>}
         </div>
         <div class="words">
-          <Tokens payload={payload} run={run} tokens={chosen.tokens} choose={choose} lit={place?.run === chosen.run ? lit : null} />
-          {beside && (
-            <Tokens payload={payload} run={beside} tokens={besideTokens} lit={place?.run === chosen.beside ? lit : null} title={shown([beside.question, ...beside.interventions.map((each) => `under ${each}`)].join(", "))} />
-          )}
-          <Details payload={payload} run={run} selection={chosen} shown={first} />
-          {chosen.map === "attention" && run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} />}
+          <Tokens payload={payload} run={run} tokens={chosen.tokens} choose={choose} lit={place?.run === chosen.run ? lit : null} title={against ? `below: ${shown(others.join(", ")) || "the second answer"}` : undefined} against={against} />
+          {beside && !against && <Tokens payload={payload} run={beside} tokens={besideTokens} lit={place?.run === chosen.beside ? lit : null} title={shown([beside.question, ...under].join(", "))} />}
+          <Details payload={payload} run={run} selection={chosen} shown={first} against={against} />
+          {chosen.map === "attention" && run.attention?.pictures?.[chosen.picture] && <HeadGrid payload={payload} run={run} selection={chosen} choose={choose} against={against} />}
         </div>
+        {comparison && <Changes payload={payload} run={run} comparison={comparison} selection={chosen} choose={choose} />}
       </div>
-      <Saving panels={[panel, other, difference]} run={run} selection={chosen} payload={payload} link={options.link === true} />
+      <Saving panels={[panel, other, difference]} run={run} selection={chosen} payload={payload} link={options.link ? opening : null} />
       <Everything payload={payload} run={run} selection={chosen} />
       <Facts run={run} />
     </div>
   );
+}
+
+/** What is seen at first: two runs that were compared stand beside each other. */
+function opened(payload: Payload): Selection {
+  return { ...NOTHING, beside: payload.header.comparisons.find(({ a }) => a === 0)?.b ?? null };
 }
 
 /** The visual tokens of a marked region, whose words stay lit. */
@@ -167,10 +181,10 @@ function clipped([x0, y0, x1, y1]: Box, size: readonly [number, number] | undefi
   return box[2] > box[0] && box[3] > box[1] ? box : null;
 }
 
-/** The tokens of one run that stand for those chosen in another: prompts and answers are linked word by word. */
-function counterparts(run: Run, beside: Run, tokens: readonly number[]): number[] {
-  const links = new Map<number, number>();
-  for (const said of [true, false]) {
+/** The tokens of one run that stand for those chosen in another: as they were compared, else linked word by word. */
+function counterparts(run: Run, beside: Run, comparison: Comparison | null, tokens: readonly number[]): number[] {
+  const links = comparison ? linksOf(comparison) : new Map<number, number>();
+  for (const said of comparison ? [] : [true, false]) {
     const [own, other] = [run, beside].map((each) => each.tokens.filter(([, , role]) => (role === "generated") === said));
     linked(own.map(([, text]) => text), other.map(([, text]) => text)).forEach((link, at) => {
       if (link !== null && (said || own[at][1] === other[link][1])) links.set(own[at][0], other[link][0]);

@@ -35,7 +35,8 @@ export function Controls({ payload, run, selection, choose, offers, act, waiting
   const open = (map: Selection["map"]): void => choose(map === "attention" ? { map } : { map, picture: run.maps[map].picture });
   const turnTo = (number: number): void => {
     const map = sameMap(run, runs[number], selection.map, 0);
-    choose({ run: number, tokens: [], beside: null, picture: 0, region: null, map });
+    const beside = payload.header.comparisons.find(({ a }) => a === number)?.b ?? null;
+    choose({ run: number, tokens: [], beside, picture: 0, region: null, map });
   };
   const turned = (event: KeyboardEvent): void => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

@@ -1,8 +1,9 @@
-// Layers by heads, each cell its share of attention on the picture: a click takes one, a drag a range, the corner all.
+// Layers by heads, each cell its share of attention on the picture, or how much more of it another run has: a click takes
+// one, a drag a range, the corner all.
 
 import { useMemo, useRef, useState } from "preact/hooks";
 import { Choose } from "./App";
-import { percent } from "./numbers";
+import { percent, signed } from "./numbers";
 import { Payload, Run } from "./payload";
 import { Range, Selection } from "./selection";
 import { colourTable } from "./Photograph";
@@ -13,11 +14,13 @@ interface Props {
   run: Run;
   selection: Selection;
   choose: Choose;
+  /** The run that this one is compared with, and its words that stand for the chosen ones. */
+  against?: { run: Run; tokens: readonly number[] } | null;
 }
 
 type Cell = readonly [layer: number, head: number];
 
-export function HeadGrid({ payload, run, selection, choose }: Props) {
+export function HeadGrid({ payload, run, selection, choose, against }: Props) {
   const { layers, heads } = run.attention!;
   const table = useRef<HTMLTableElement>(null);
   const pressed = useRef<Cell | null>(null);
@@ -25,9 +28,11 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
   const focus: Cell = [Math.min(wanted[0], layers.length - 1), Math.min(wanted[1], heads.length - 1)];
   /** Where a range by keys began. */
   const anchor = useRef<Cell | null>(null);
-  const share = useMemo(() => shares(payload, run, selection.picture, selection.tokens)!, [payload, run, selection.picture, selection.tokens]);
-  const most = share.reduce((largest, each) => Math.max(largest, each), 1e-9);
-  const colours = colourTable(payload, "viridis", false);
+  const own = useMemo(() => shares(payload, run, selection.picture, selection.tokens)!, [payload, run, selection.picture, selection.tokens]);
+  const other = useMemo(() => against && sharesThere(payload, run, against, selection), [payload, run, against, selection.picture]);
+  const share = other ? other.map((each, at) => each - own[at]) : own;
+  const most = share.reduce((largest, each) => Math.max(largest, Math.abs(each)), 1e-9);
+  const colours = colourTable(payload, other ? null : "viridis", other !== null && other !== undefined);
   const within = [new Set(places(layers, selection.layers)), new Set(places(heads, selection.heads))];
   const chosen = ([layer, head]: Cell): boolean => (selection.layers !== null || selection.heads !== null) && within[0].has(layer) && within[1].has(head);
 
@@ -56,7 +61,7 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
   };
 
   const colour = (value: number): { background: string; color: string } => {
-    const at = 3 * Math.round((255 * value) / most);
+    const at = 3 * Math.round(255 * (other ? (1 + value / most) / 2 : value / most));
     const rgb = [...colours.subarray(at, at + 3)];
     return { background: `rgb(${rgb.join(" ")})`, color: luminance(rgb) > 0.18 ? "#000000" : "#ffffff" };
   };
@@ -64,7 +69,10 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
   return (
     <section class="heads">
       <h2>
-        Layers × heads <span class="hint">share on the picture, up to {percent(most)}; click, drag, arrow keys</span>
+        Layers × heads{" "}
+        <span class="hint">
+          {other ? "change of the share on the picture in %" : "share on the picture"}, up to {percent(most)}; click, drag, arrow keys
+        </span>
       </h2>
       <div class="scroll">
         <table
@@ -72,7 +80,7 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
           role="grid"
           class={layers.length > 16 || heads.length > 16 ? "many" : ""}
           style={{ "--columns": heads.length }}
-          aria-label="share of each head's attention on the picture"
+          aria-label={`${other ? "change of the " : ""}share of each head's attention on the picture`}
           aria-multiselectable="true"
           onKeyDown={keyed}
           onPointerDown={(event) => {
@@ -111,7 +119,7 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
                 </th>
                 {heads.map((head, column) => {
                   const value = share[row * heads.length + column];
-                  const name = `layer ${layer}, head ${head}: ${percent(value, numbered ? 0 : 1)}`;
+                  const name = `layer ${layer}, head ${head}: ${other ? `${signed(100 * value)} %` : percent(value, numbered ? 0 : 1)}`;
                   const cell: Cell = [row, column];
                   return (
                     <td role="gridcell" data-cell={`${cell}`} aria-label={name} title={name} aria-selected={chosen(cell)} tabIndex={row === focus[0] && column === focus[1] ? 0 : -1} style={colour(value)}>
@@ -127,6 +135,14 @@ export function HeadGrid({ payload, run, selection, choose }: Props) {
       {run.attention!.reduced && <p class="note">{run.attention!.reduced}</p>}
     </section>
   );
+}
+
+/** [L, H] the shares of the other run, where its layers and heads are the same. */
+function sharesThere(payload: Payload, run: Run, against: NonNullable<Props["against"]>, selection: Selection): Float32Array | null {
+  const there = against.run.attention;
+  if (!there?.layers || `${there.layers};${there.heads}` !== `${run.attention!.layers};${run.attention!.heads}`) return null;
+  if (selection.tokens.length && !against.tokens.length) return null;
+  return shares(payload, against.run, Math.min(selection.picture, against.run.pictures.length - 1), against.tokens);
 }
 
 /** Relative luminance of an sRGB colour, as WCAG 2 has it: black is legible above 0.18, white below. */

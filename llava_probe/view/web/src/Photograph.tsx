@@ -275,17 +275,18 @@ export function usePanel(payload: Payload, run: Run | null, selection: Selection
   }, [picture, places, ground, photograph, seen]);
 }
 
-/** The second panel less the first, pixel by pixel. */
-export function useDifference(one: Panel | null, other: Panel | null, payload: Payload, selection: Selection): Panel | null {
+/** The second panel less the first, pixel by pixel; of a comparison on the scale that both have. */
+export function useDifference(one: Panel | null, other: Panel | null, payload: Payload, selection: Selection, compared: boolean): Panel | null {
   return useMemo(() => {
     if (!one || !other || one.pixels.length !== other.pixels.length || one.ground.width !== other.ground.width) return null;
     const pixels = other.pixels.map((value, at) => value - one.pixels[at]);
-    const top = pixels.reduce((most, value) => (Number.isNaN(value) ? most : Math.max(most, Math.abs(value))), 0) || 1;
+    const largest = pixels.reduce((most, value) => (Number.isNaN(value) ? most : Math.max(most, Math.abs(value))), 0) || 1;
+    const top = compared ? one.top : largest;
     const same = one.values!.length === other.values!.length && one.boxes!.every((side, at) => side === other.boxes![at]);
     return {
       ...one,
       title: "difference",
-      caption: `the second less the first; ${number(-top)} to ${number(top)}, its own scale`,
+      caption: `the second less the first; ${number(-top)} to ${number(top)}, ${compared ? "the scale of both" : "its own scale"}`,
       notes: [...one.notes, ...other.notes],
       pixels,
       values: same ? other.values!.map((value, at) => value - one.values![at]) : null,
@@ -294,7 +295,7 @@ export function useDifference(one: Panel | null, other: Panel | null, payload: P
       top,
       table: colourTable(payload, selection.colours, true),
     };
-  }, [one, other]);
+  }, [one, other, compared]);
 }
 
 export function colourTable(payload: Payload, name: string | null, signed: boolean): Uint8Array {

@@ -11,7 +11,8 @@ interface Props {
   run: Run;
   selection: Selection;
   payload: Payload;
-  link: boolean;
+  /** What a link need not tell; null where the page has no address of its own. */
+  link: Selection | null;
 }
 
 export function Saving({ panels, run, selection, payload, link }: Props) {
@@ -50,7 +51,7 @@ export function Saving({ panels, run, selection, payload, link }: Props) {
         Save CSV of the words
       </button>
       {link && (
-        <button type="button" onClick={() => copied(navigator.clipboard?.writeText(`${location.href.split("#")[0]}#${toLink(selection)}`) ?? Promise.reject())}>
+        <button type="button" onClick={() => copied(navigator.clipboard?.writeText(`${location.href.split("#")[0]}#${toLink(selection, link)}`) ?? Promise.reject())}>
           Copy link
         </button>
       )}

@@ -13,6 +13,11 @@ export function number(value: number): string {
   return String(Number(value.toPrecision(3)));
 }
 
+/** A change: with its sign. */
+export function signed(value: number): string {
+  return `${value > 0 ? "+" : ""}${number(value)}`;
+}
+
 /** Numbers of a list as ranges: 0–3, 7. */
 export function ranges(numbers: readonly number[]): string {
   const parts: string[] = [];

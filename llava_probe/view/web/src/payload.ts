@@ -88,17 +88,48 @@ export interface Run {
   maps: OtherMap[];
 }
 
+/** A line for each name, over hidden states by their numbers. */
+export interface Curves {
+  title: string;
+  unit: string;
+  names: string[];
+  layers: number[];
+  values: Ref;
+}
+
+/** Heads that moved, most first: layer, head, how far, and the share on the picture in either run. */
+export interface Moved {
+  title: string;
+  heads: [number, number, number, number | null, number | null][];
+}
+
+/** What `lp.compare` found of two runs. */
+export interface Comparison {
+  a: number;
+  b: number;
+  /** Positions of tokens that stand for one another. */
+  prompt: [number, number][];
+  answer: [number | null, number | null][];
+  /** [answer, 2], and [answer] of the log-probability, NaN where one of the two has no token. */
+  probability: Ref | null;
+  change: Ref | null;
+  notes: string[];
+  layers: Curves[];
+  heads: Moved[];
+}
+
 export interface Header {
   format: number;
   colours: { plain: string[]; signed: string[]; tables: Ref };
   /** How much of the light the darkest parts of a photograph take. */
   ink: number;
   runs: Run[];
+  comparisons: Comparison[];
 }
 
 export type Numbers = Uint8Array | Uint16Array | Int32Array | Float32Array;
 
-const FORMAT = 1;
+const FORMAT = 2;
 const VIEWS = { u8: Uint8Array, u16: Uint16Array, i32: Int32Array, f32: Float32Array };
 
 export class Payload {

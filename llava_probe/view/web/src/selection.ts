@@ -55,12 +55,12 @@ const range = (text: string): Range | null => {
 
 const spelled = (span: Range): string => (span[0] === span[1] ? `${span[0]}` : `${span[0]}-${span[1]}`);
 
-/** A selection as the part of a link behind its #; what is as it was is left out. */
-export function toLink(selection: Selection): string {
+/** A selection as the part of a link behind its #; what is as it was when the page opened is left out. */
+export function toLink(selection: Selection, opening: Selection = NOTHING): string {
   const told = new URLSearchParams();
   const { run, beside, picture, tokens, map, layers, heads, scale, colours, opacity, smooth, tile, sinks, region } = selection;
   if (run) told.set("run", `${run}`);
-  if (beside !== null) told.set("beside", `${beside}`);
+  if (beside !== opening.beside) told.set("beside", `${beside ?? "none"}`);
   if (picture) told.set("picture", `${picture}`);
   if (tokens.length) told.set("token", tokens.join(","));
   if (map !== "attention") told.set("map", `${map}`);
@@ -76,8 +76,8 @@ export function toLink(selection: Selection): string {
   return told.toString().replaceAll("%2C", ",");
 }
 
-/** The selection that a link tells; what it tells wrongly is as in `NOTHING`. */
-export function fromLink(link: string): Selection {
+/** The selection that a link tells; what it tells wrongly is as when the page opened. */
+export function fromLink(link: string, opening: Selection = NOTHING): Selection {
   const told = new URLSearchParams(link.replace(/^#/, ""));
   const whole = (name: string): number | null => {
     const value = told.get(name);
@@ -87,7 +87,7 @@ export function fromLink(link: string): Selection {
   const box = list(told.get("region") ?? "");
   return {
     run: whole("run") ?? 0,
-    beside: whole("beside"),
+    beside: told.get("beside") === "none" ? null : (whole("beside") ?? opening.beside),
     picture: whole("picture") ?? 0,
     tokens: told.has("token") ? list(told.get("token")!).filter((each) => Number.isInteger(each) && each >= 0) : [],
     map: whole("map") ?? "attention",

@@ -206,10 +206,11 @@ export function peak({ values, seen }: Pick<Shown, "values" | "seen">): number |
   return seen.some((token) => values[token] !== values[best]) ? best : null;
 }
 
-/** Two maps on one scale. */
+/** Two maps on one scale; one that is 0 everywhere has none of its own. */
 export function together(one: Seen, other: Seen): void {
   if (!isShown(one) || !isShown(other)) return;
-  one.top = other.top = Math.max(one.top, other.top);
+  const tops = [one, other].filter(({ values, seen }) => seen.some((token) => values[token] !== 0)).map(({ top }) => top);
+  one.top = other.top = tops.length ? Math.max(...tops) : 1;
   one.scale = other.scale = "one scale for both";
 }
 
