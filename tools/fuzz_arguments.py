@@ -300,8 +300,8 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Calibration.accuracy_at": (w["calibration"].accuracy_at, {"coverage": 0.5}),
         "lp.compare": (lp.compare, {"a": trace, "b": trace, "models": vlm, "tokens": lp.ANSWER, "image": 0}),
         "lp.compare_models": (lp.compare_models, {
-            "a": vlm, "b": vlm, "samples": w["rows"], "unrelated": w["rows"], "max_new_tokens": 1, "progress": False,
-            "seed": 0}),
+            "a": vlm, "b": vlm, "samples": w["rows"], "unrelated": w["rows"], "out": "OUT", "max_new_tokens": 1,
+            "progress": False, "seed": 0}),
         "lp.lens": (lp.lens, {"vlm": vlm, "trace": trace, "layers": [1, -1], "at": lp.LAST, "top": 2, "words": ["red"],
                               "tuned": w["tuned_lens"]}),
         "lp.fit_lens": (lp.fit_lens, {

@@ -32,7 +32,8 @@ def compare(
 ) -> None:
     """Put two models beside each other: on one picture, or with intervals over a data set.
 
-    PICTURE may also be a folder or a file of rows, as for run. Two .trace files are compared without a model.
+    PICTURE may also be a folder or a file of rows, as for run; Ctrl-C, and the same command goes on. Two .trace files
+    are compared without a model.
     """
     if image.endswith(_TRACE):
         if other is not None or other_adapter is not None or model != ModelOptions():
@@ -108,9 +109,9 @@ def _many(models: tuple[VLM, VLM], rows: Any, unrelated: str | None, max_new_tok
     from llava_probe.view.compare_figures import models_compared
     from llava_probe.view.folder import made
 
-    found = compare_models(*models, rows, unrelated=unrelated, max_new_tokens=max_new_tokens)
-    typer.echo(str(found))
     made(out)
+    found = compare_models(*models, rows, unrelated=unrelated, out=out / "samples", max_new_tokens=max_new_tokens)
+    typer.echo(str(found))
     written = [
         write_text("table", out / "compare.txt", f"{found}\n"),
         found.to_csv(out / "answers.csv"),

@@ -1,6 +1,6 @@
 """Two models beside each other over a data set: what changed, where inside, and on which questions and pictures.
 
-    found = lp.compare_models(base, tuned, [(image, question), ...])
+    found = lp.compare_models(base, tuned, [(image, question), ...], out="compared/")    # goes on where it was cut off
     print(found)                          # flips, layers, heads, weights, and what was left on unrelated pictures
     lp.figures.models_compared(found)
 
@@ -12,6 +12,7 @@ A sample at a time: what stays is a row a picture for CKA, and sums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from llava_probe.analyzers.sinks import FIRST_LAYER, massive
 from llava_probe.border import Count, Seed, checked
 from llava_probe.compare.alignment import align
 from llava_probe.compare.cka import Similarity, alikeness
-from llava_probe.compare.drift import STATE_GROUPS, drift_of
+from llava_probe.compare.drift import drift_of
+from llava_probe.compare.finished import DRIFTS, STATE_PLACES, FinishedSamples, MeasuredSample
 from llava_probe.compare.looking import looking_of
 from llava_probe.compare.model_comparison import ComparedSample, ModelComparison
 from llava_probe.compare.over_pictures import PictureSums
@@ -52,6 +54,7 @@ def compare_models(
     samples: Any,
     *,
     unrelated: Any = None,
+    out: str | Path | None = None,
     max_new_tokens: Count = 64,
     progress: bool = True,
     seed: Seed = 0,
@@ -64,6 +67,8 @@ def compare_models(
             one, is what would be right.
         unrelated: pictures and questions that have nothing to do with what was trained, likewise; blurred colours when
             None.
+        out: a folder in which each finished sample is kept, about 2 MB of a 7B model: the same call again goes on
+            where it was cut off, to the same numbers. A sample that could not be asked is tried again.
         max_new_tokens: of each answer.
         progress: whether a bar is shown.
         seed: of the draws behind intervals and shuffles.
@@ -72,9 +77,10 @@ def compare_models(
         ModelComparison: intervals draw pictures again; a sample that cannot be asked is in ``left_out``.
 
     Raises:
-        BadInput: no sample could be asked.
+        BadInput: no sample could be asked, or the folder holds samples of other models, settings or rows.
+        BadFile: the folder cannot be written, or what it holds is damaged.
     """
-    run = _Run(a, b, max_new_tokens)
+    run = _Run((a, b), max_new_tokens, None if out is None else FinishedSamples(out, (a, b), max_new_tokens))
     rows = _read(samples)
     for sample in tqdm(rows, desc="compare", total=rows.count, unit="sample", delay=2, disable=not progress or None):
         run.take(sample)
@@ -89,29 +95,24 @@ def compare_models(
     for name, found in (("unrelated pictures", traces), ("weights", weights)):
         if isinstance(found, str):
             run.reasons[name] = found
-    means = {name: run.gathered.means(name, seed) for name in ("kl", "looked", "shares", "own", *_DRIFTS.values())}
+    means = {name: run.gathered.means(name, seed) for name in ("kl", "looked", "shares", "own", *DRIFTS.values())}
     return ModelComparison(
         samples=tuple(run.samples),
         left_out=tuple(run.left_out),
         logprob=run.gathered.means("logprob", seed),
         kl=means["kl"],
-        drift={group: found for group, name in _DRIFTS.items() if (found := means[name]) is not None},
+        drift={group: found for group, name in DRIFTS.items() if (found := means[name]) is not None},
         looked=means["looked"],
         shares=means["shares"],
         own=means["own"],
         attending=run.attending,
-        similar={place: _similar(run.gathered, place, seed) for place in _STATES if f"{place} a" in run.gathered},
+        similar={place: _similar(run.gathered, place, seed) for place in STATE_PLACES if f"{place} a" in run.gathered},
         dropped=(run.dropped, run.visual),
         weights=() if isinstance(weights, str) else weights,
         unrelated=() if isinstance(traces, str) else traces,
         reasons=run.reasons,
         seed=seed,
     )
-
-
-#: What drifts, and where states of a picture are taken, by the names under which they are gathered.
-_DRIFTS = {group: f"drift {group}" for group in STATE_GROUPS}
-_STATES = ("image", "last")
 
 
 class _Run:
@@ -125,8 +126,8 @@ class _Run:
         reasons: why something could not be measured, by its name.
     """
 
-    def __init__(self, a: VLM, b: VLM, length: int) -> None:
-        self._models, self._length = (a, b), length
+    def __init__(self, models: tuple[VLM, VLM], length: int, finished: FinishedSamples | None) -> None:
+        self._models, self._length, self._finished = models, length, finished
         self.samples: list[ComparedSample] = []
         self.left_out: list[str] = []
         self.gathered = PictureSums()
@@ -136,16 +137,52 @@ class _Run:
 
     def take(self, sample: Sample) -> None:
         """One sample, or why it cannot be taken."""
-        try:
-            if sample.fault is not None:
-                raise BadInput(sample.fault)
-            self._compare(sample)
-        except OF_A_SAMPLE as error:
-            if of_the_machine(error):
-                raise
-            self.left_out.append(f"row {sample.row}: {first_line(error)}")
+        found = None if self._finished is None or sample.fault is not None else self._finished.read(sample)
+        if found is None:
+            try:
+                if sample.fault is not None:
+                    raise BadInput(sample.fault)
+                found = _Measuring(self._models, self._length).measured(sample)
+            except OF_A_SAMPLE as error:
+                if of_the_machine(error):
+                    raise
+                self.left_out.append(f"row {sample.row}: {first_line(error)}")
+                return
+            if self._finished is not None:
+                self._finished.write(sample, found)
+        self._add(sample, found)
 
-    def _compare(self, sample: Sample) -> None:
+    def _add(self, sample: Sample, found: MeasuredSample) -> None:
+        picture = sample.picture or f"row {sample.row}"
+        self.gathered.add(picture, found.values)
+        self.reasons |= found.reasons
+        self.attending = found.attending if found.attending[0] else self.attending
+        self.dropped, self.visual = self.dropped + found.dropped[0], self.visual + found.dropped[1]
+        self.samples.append(
+            ComparedSample(
+                id=sample.id,
+                picture=self.gathered.pictures[picture],
+                question=sample.words or "",
+                a=found.a,
+                b=found.b,
+                right=sample.answer,
+                logprob=float(found.values["logprob"]),
+                parting=found.parting,
+            )
+        )
+
+
+class _Measuring:
+    """One sample on its way through both models."""
+
+    def __init__(self, models: tuple[VLM, VLM], length: int) -> None:
+        self._models, self._length = models, length
+        self._attending: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self._dropped = (0, 0)
+        self._reasons: dict[str, str] = {}
+
+    def measured(self, sample: Sample) -> MeasuredSample:
+        """Ask both, and compare them over the first one's answer."""
         asking = {"prompt": sample.prompt, "messages": sample.messages, "system": sample.system}
         pictures = sample.images if len(sample.images) != 1 else sample.images[0]
         given: dict[str, Any] = {name: value for name, value in asking.items() if value is not None}
@@ -157,19 +194,14 @@ class _Run:
         own = self._kept("own heads", own_heads(self._models, first, writes))
         parting, values = self._inside(said[0], said[1], first, second)
         values["own"] = None if own is None else own.moved
-        picture = sample.picture or f"row {sample.row}"
-        self.gathered.add(picture, values)
-        self.samples.append(
-            ComparedSample(
-                id=sample.id,
-                picture=self.gathered.pictures[picture],
-                question=sample.words or "",
-                a=said[0].answer.strip(),
-                b=said[1].answer.strip(),
-                right=sample.answer,
-                logprob=float(values["logprob"]),  # type: ignore[arg-type]
-                parting=parting,
-            )
+        return MeasuredSample(
+            a=said[0].answer.strip(),
+            b=said[1].answer.strip(),
+            parting=parting,
+            attending=self._attending,
+            dropped=self._dropped,
+            reasons=self._reasons,
+            values={name: value for name, value in values.items() if value is not None},
         )
 
     def _after_the_first(self, one: Trace, other: Trace) -> Trace:
@@ -199,9 +231,9 @@ class _Run:
             "shares": None if looking is None else looking.change,
         }
         if looking is not None:
-            self.attending = (looking.layers, looking.heads)
+            self._attending = (looking.layers, looking.heads)
         if drift is not None:
-            values |= {_DRIFTS[group]: drift.distance[row] for row, group in enumerate(drift.groups)}
+            values |= {DRIFTS[group]: drift.distance[row] for row, group in enumerate(drift.groups)}
         return None if lens is None else lens.parting, values | self._states(first, second)
 
     def _states(self, first: Trace, second: Trace) -> dict[str, Tensor | None]:
@@ -211,14 +243,14 @@ class _Run:
             kept = torch.ones(len(states[0]), dtype=torch.bool)
             if place == "image":
                 kept = ~(_sinks(first, states[0]) | _sinks(second, states[1]))
-                self.visual, self.dropped = self.visual + len(kept), self.dropped + int((~kept).sum())
+                self._dropped = int((~kept).sum()), len(kept)
             if bool(kept.any()):
                 found |= {f"{place} {name}": each[kept].mean(0) for name, each in zip("ab", states, strict=True)}
         return found
 
     def _kept(self, name: str, found: Any) -> Any:
         if isinstance(found, str):
-            self.reasons[name] = found
+            self._reasons[name] = found
             return None
         return found
 

@@ -57,7 +57,9 @@ def test_rows_of_a_file_are_samples(other, picture, tmp_path):
     done = call(*words, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "layer 3 head 2" in done.stdout and "1 samples could not be asked" in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.txt", "answers.csv", "compared.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "compare.txt", "answers.csv", "compared.png", "samples",
+    }  # fmt: skip
 
 
 WRONG = {
