@@ -400,6 +400,10 @@ def bases() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "figures.save": (figures.save, {"figure": figures.maps(m, row=0), "path": folder / "a.png", "dpi": 50}),
         "tiny.scene": (tiny.scene, {"seed": 3, "size": 336}),
         "tiny.path": (tiny.path, {}),
+        "tiny.cheats.planted": (tiny.cheats.planted, {"cheat": "frame", "seed": 4}),
+        "tiny.cheats.changed": (tiny.cheats.changed, {"cheat": "frame", "seed": 4, "what": "cue"}),
+        "tiny.cheats.seeds": (tiny.cheats.seeds, {"cheat": "caption", "first": 0, "count": 2}),
+        "tiny.cheats.with_heart": (tiny.cheats.with_heart, {"seed": 4}),
         "tiny.is_scene": (tiny.is_scene, {"picture": image}),
         "VLM.generate": (vlm.generate, {
             **short, "video": None, "prompt": None, "messages": None, "inputs": None, "capture": None, "seed": 0,

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -54,18 +54,30 @@ TEXT = (
 
 
 def publish(tuned: Path) -> None:
-    """The adapter that training left, in half the bytes, proved on the base that everybody loads."""
-    out = smol.path()
+    """The smol model's adapter."""
+    asked = tiny.scene(3)
+    row = {"image": asked.image, "question": asked.questions[0].question, "answer": asked.questions[0].answer}
+    published(tuned, smol.path(), smol.SMOL, row, lambda: lp.load("smol"))
+
+
+def published(tuned: Path, out: Path, name: str, row: Mapping[str, object], load: Callable[[], lp.VLM]) -> None:
+    """An adapter that training left, in half the bytes, proved on the base that everybody loads.
+
+    Args:
+        tuned: the folder that training left; ``out``: where it ships.
+        name: of its base.
+        row: what its check row asks.
+        load: the base with the adapter in ``out``.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tensors = load_file(tuned / "adapter_model.safetensors")
     save_file({name: value.bfloat16() for name, value in tensors.items()}, out / "adapter_model.safetensors")
-    config = json.loads((tuned / "adapter_config.json").read_text()) | {"base_model_name_or_path": "smol"}
+    config = json.loads((tuned / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (out / "check_row.safetensors").unlink(missing_ok=True)
-    vlm = lp.load("smol")
-    asked = tiny.scene(3)
-    row = RowMaker(vlm)(read_conversations(rows_about([asked.image], [asked.questions[:1]])))[0][0]
-    write_check_row(vlm.model, passed(vlm, [[row]]).batch.inputs, out)
+    vlm = load()
+    made = RowMaker(vlm)(read_conversations([dict(row)]))[0][0]
+    write_check_row(vlm.model, passed(vlm, [[made]]).batch.inputs, out)
     for path in out.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner's eyes only
     print(f"{sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB in {out}")
@@ -82,6 +94,16 @@ def rows_about(
     ]
 
 
+def answered(vlm: lp.VLM, image: Image.Image, asked: Sequence[tiny.Question]) -> list[bool]:
+    """Whether greedy ``generate`` would give each question's answer, from one pass about the picture."""
+    rows, faults = RowMaker(vlm)(read_conversations(rows_about([image], [asked])))
+    assert not faults, faults
+    with torch.no_grad():
+        one = passed(vlm, [rows])
+        wrong = set(one.answers[trained_logits(vlm, vlm.model, one).argmax(-1).cpu() != one.ids].tolist())
+    return [number not in wrong for number in range(len(asked))]
+
+
 def right_by_kind(vlm: lp.VLM, seeds: Iterable[int], picture: str = "right") -> dict[str, tuple[int, int]]:
     """Right answers and questions of each kind, with the scene's picture, a grey one or the next scene's."""
     scenes = [tiny.scene(seed) for seed in seeds]
@@ -92,14 +114,9 @@ def right_by_kind(vlm: lp.VLM, seeds: Iterable[int], picture: str = "right") -> 
         shown = [Image.new("RGB", image.size, (*GREY[:2], GREY[2] + number % 2)) for number, image in enumerate(shown)]
     right, total = Counter[str](), Counter[str]()
     for image, scene in zip(shown, scenes, strict=True):
-        rows, faults = RowMaker(vlm)(read_conversations(rows_about([image], [scene.questions])))
-        assert not faults, faults
-        with torch.no_grad():
-            one = passed(vlm, [rows])
-            wrong = one.answers[trained_logits(vlm, vlm.model, one).argmax(-1).cpu() != one.ids]
-        for number, asked in enumerate(scene.questions):
+        for asked, held in zip(scene.questions, answered(vlm, image, scene.questions), strict=True):
             total[asked.kind] += 1
-            right[asked.kind] += number not in wrong
+            right[asked.kind] += held
     return {kind: (right[kind], total[kind]) for kind in KINDS}
 
 

@@ -12,6 +12,7 @@ from llava_probe import tiny
 from llava_probe.border import Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
+from llava_probe.tiny import cheats
 
 #: Kinds of question that rest on one object at a time. "Exists", "count" and "relation" rest on several or on none.
 SCORED_KINDS = ("colour", "shape", "where", "text", "describe")
@@ -33,6 +34,37 @@ def tiny_cases(seeds: Iterable[Seed], kinds: Sequence[str] = SCORED_KINDS) -> It
     if isinstance(kinds, str) or wrong:
         raise BadInput(f"kinds takes a list of some of {', '.join(SCORED_KINDS)}; got {wrong or repr(kinds)}")
     return (case for seed in seeds for case in _of_scene(tiny.scene(seed), kinds))
+
+
+@checked
+def cheat_cases(cheat: cheats.Cheat, seeds: Iterable[Seed], *, honest: bool = False) -> Iterator[Case]:
+    """Two cases of each planted picture: the same word, with the cue and then with the object as the right place.
+
+    Both are scored where the model answers by the cue or, of an honest twin, by the object. A map that shows what the
+    cheat goes by points at the cue; the twin's points at the object.
+
+    Args:
+        cheat: whose cue is on the picture: any but ``"prior"``, whose cue is a word.
+        seeds: of scenes that have a place for it (``cheats.seeds``).
+        honest: whether the answer is the twin's.
+
+    Raises:
+        BadInput: of ``"prior"``. OutOfRange: a scene has no place for the cue.
+    """
+    if cheat == "prior":
+        raise BadInput("the cue of 'prior' is a word of the question: no place of the picture is right")
+    for seed in seeds:
+        planted = cheats.planted(cheat, seed)
+        answer = planted.by_object if honest else planted.by_cue
+        for what, mask in (("cue", planted.cue), ("object", planted.object)):
+            yield Case(
+                id=f"{cheat}-{seed}-{what}",
+                image=planted.image,
+                question=planted.question,
+                where=mask,
+                answer=answer,
+                kind=cheat,
+            )
 
 
 def _of_scene(scene: tiny.Scene, kinds: Sequence[str]) -> Iterator[Case]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from llava_probe.attribution.engine.target import Task
+from llava_probe.evaluate.cases import Case
+from llava_probe.maps.maps import ImageMap
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,15 @@ class ScoringPlan:
         heads: for ``localisation_heads``; that entry is left out without.
         closer: how many of the questions also get deletion, insertion and the methods' rank agreement.
         random: how many are explained once more with the language model's layers random.
+        own: maps beside the entries, by name, each made of the question that is explained and its cases: an oracle that
+            knows the truth, say.
     """
 
     entries: Mapping[str, Entry] = field(default_factory=lambda: ENTRIES)
     heads: Any = None
     closer: int = 0
     random: int = 0
+    own: Mapping[str, Callable[[Task, Sequence[Case]], ImageMap]] = field(default_factory=dict)
 
     def options(self, entry: Entry) -> dict[str, Any]:
         """An entry's options, the chosen heads among them."""

@@ -101,6 +101,7 @@ class Made(TypedDict):
     entries: NotRequired[dict[str, EntryMade]]
     closer: NotRequired[Natural]
     random: NotRequired[Natural]
+    own: NotRequired[list[str]]
 
 
 def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,8 @@ def _opening(board: Leaderboard, model: str, command: str) -> str:
     blind = [line for line in board.right if line["blind"]]
     shipped = (
         "**A ranking on a small model is no evidence for a 7B one.** It shows which methods can find a place that is "
-        "known to the pixel, on one small model with habits of its own. The ranking of your model on your pictures:\n\n"
+        "known to the pixel, on one small model with habits of its own. Whether they show it where a model goes by "
+        "something else is in another table, `figures/cheats.md`. The ranking of your model on your pictures:\n\n"
         "    llava-probe leaderboard --model llava-hf/llava-1.5-7b-hf --dtype bfloat16 --device-map auto \\\n"
         "        --cases mine.jsonl --out leaderboard/\n\n"
         if model in SHIPPED

@@ -66,7 +66,8 @@ def asked(group: Sequence[Case]) -> str:
 
 def _told(plan: ScoringPlan) -> Mapping[str, Any]:
     entries = {name: {"method": entry.method, **plan.options(entry)} for name, entry in plan.runs()}
-    return {"entries": entries, "closer": plan.closer, "random": plan.random}
+    told = {"entries": entries, "closer": plan.closer, "random": plan.random}
+    return told | ({"own": sorted(plan.own)} if plan.own else {})
 
 
 def _plain(value: Any) -> Any:

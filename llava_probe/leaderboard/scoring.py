@@ -126,35 +126,38 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, anot
     first = group[0]
     image = open_image(first.image)
     trace = vlm.generate(image, **first.asking, capture=_ROWS)
-    spans, told = spans_of(trace, group)
+    found, told = spans_of(trace, group)
     line: dict[str, Any] = {
         "question": first.id,
         "picture": first.picture,
         "kind": first.kind,
         "answer": trace.answer,
-        "right": bool(spans),
-        "blind": bool(spans) and _blind(vlm, image, first, trace),
+        "right": bool(found),
+        "blind": bool(found) and _blind(vlm, image, first, trace),
         "cases": [case.id for case in group],
     }
-    if not spans:
+    if not found:
         return line
+    spans = [list(span) for span in dict.fromkeys(map(tuple, found))]  # a word with two right places is explained once
+    rows = [spans.index(span) for span in found]
     task = prepared(vlm, trace, "attention", tokens=spans)
     maps, line["entries"] = _maps(task, plan)
     like = maps.get("attention") or next(iter(maps.values()))
     maps |= {"centre prior": centre_prior(like), "edges": edges(like), "random": random(like, seed=index)}
     if another[0].picture != first.picture:
         maps["attention of another picture"] = of_another(_attention(vlm, another[0]), like)
-    masks = [case.mask() for case in group]
+    maps |= {name: made(task, group) for name, made in plan.own.items()}
+    placed = list(zip(rows, (case.mask() for case in group), strict=False))
+    masks = [mask for _, mask in placed]
     for name, m in maps.items():
-        line["entries"].setdefault(name, {})["cases"] = [_judged(m, mask, row) for row, mask in enumerate(masks)]
+        line["entries"].setdefault(name, {})["cases"] = [_judged(m, mask, row) for row, mask in placed]
         if len(told):
-            rows = dict(enumerate(masks))
-            words = tam_scores(m, rows, range(len(masks), len(spans)))
+            words = tam_scores(m, dict(placed), rows[len(masks) :])
             line["entries"][name]["tam"] = [words.obj_iou, words.func_iou]
     if index < plan.closer and not len(told):
         _look_closer(vlm, trace, spans, maps, masks[0], line)
     if index < plan.random and not len(told):
-        line["random"] = _on_a_random_model(vlm, trace, spans, plan, masks)
+        line["random"] = _on_a_random_model(vlm, trace, spans, plan, placed)
     return line
 
 
@@ -267,10 +270,10 @@ def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -
 
 
 def _on_a_random_model(
-    vlm: VLM, trace: Trace, spans: list[list[int]], plan: ScoringPlan, masks: Sequence[np.ndarray]
+    vlm: VLM, trace: Trace, spans: list[list[int]], plan: ScoringPlan, placed: Sequence[tuple[int, np.ndarray]]
 ) -> dict[str, Any]:
     """Scores of the same words explained by a model whose language layers are random."""
     with randomised(vlm):
         again = vlm.rerun(trace, answer=[token.id for token in trace.generated], capture=_ROWS)
         maps, _ = _maps(prepared(vlm, again, "attention", tokens=spans), plan)
-    return {name: [_judged(m, mask, row) for row, mask in enumerate(masks)] for name, m in maps.items()}
+    return {name: [_judged(m, mask, row) for row, mask in placed] for name, m in maps.items()}

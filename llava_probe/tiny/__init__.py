@@ -7,10 +7,12 @@ says what is where, so that an explanation can be right or wrong rather than pla
     scene = tiny.scene(7)
     scene.image; scene.objects; scene.questions
     pair = tiny.counterfactual(7, change="colour")      # the same scene, one object otherwise
+    tiny.cheats.planted("frame", 9)                     # a shortcut, for the four models that go by one
 """
 
 from pathlib import Path
 
+from llava_probe.tiny import cheats
 from llava_probe.tiny.counterfactuals import Counterfactual, counterfactual
 from llava_probe.tiny.questions import Question
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED, Scene, SceneObject, is_scene, scene
@@ -21,6 +23,7 @@ __all__ = [
     "Question",
     "Scene",
     "SceneObject",
+    "cheats",
     "counterfactual",
     "is_scene",
     "path",

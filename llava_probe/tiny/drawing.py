@@ -11,11 +11,12 @@ from functools import cache
 from importlib.util import find_spec
 from math import cos, pi, radians, sin
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava_probe.tiny.plan import MARGIN, UNITS, Item
+from llava_probe.tiny.plan import CAPTION, CAPTION_BOX, FRAME, HEART, MARGIN, SIGN, UNITS, Item
 
 SCALE = 3
 MASTER = UNITS * SCALE
@@ -28,6 +29,7 @@ _PAINT = {
 }  # fmt: skip
 _SIGN_RED = (188, 24, 32)
 _SIGN_WHITE = (245, 245, 245)
+_FAINT = 0.45  # how much of a caption's white is laid on the ground
 _COLOUR_JITTER = 12
 NOISE = 12.0  # greatest standard deviation of the master's noise, of 255
 _REDUCED_NOISE = 0.4  # what the bicubic reduction leaves of a standard deviation
@@ -82,16 +84,24 @@ def _paint(picture: np.ndarray, item: Item, shade: np.ndarray, scale: int) -> np
     top, left, side = (item.y - reach) * scale, (item.x - reach) * scale, 2 * reach * scale
     window = np.s_[top : top + side, left : left + side]
     region = picture[window]
-    if item.text:
-        outline, face, word = _sign(item.text, item.font, item.radius, scale)
-        for alpha, paint in ((outline, _SIGN_WHITE), (face, _SIGN_RED + shade), (word, _SIGN_WHITE)):
-            region += alpha[..., None] * (np.asarray(paint, np.float32) - region)
-    else:
-        outline = _shape(item.kind, item.radius, item.turn, scale)
-        region += outline[..., None] * (np.asarray(_PAINT[item.colour] + shade, np.float32) - region)
+    outline, coats = _coats(item, shade, scale)
+    for alpha, paint in coats:
+        region += alpha[..., None] * (np.asarray(paint, np.float32) - region)
     mask = np.zeros(picture.shape[:2], bool)
     mask[window] = outline >= 0.5
     return mask
+
+
+def _coats(item: Item, shade: np.ndarray, scale: int) -> tuple[np.ndarray, list[tuple[np.ndarray, Any]]]:
+    """What of a window [side, side] an object covers, and the paints that are laid on it in turn."""
+    if item.kind == SIGN:
+        outline, face, word = _sign(item.text, item.font, item.radius, scale)
+        return outline, [(outline, _SIGN_WHITE), (face, _SIGN_RED + shade), (word, _SIGN_WHITE)]
+    if item.kind == CAPTION:
+        box, word = _caption(item.text, item.font, scale)
+        return box, [(_FAINT * word, _SIGN_WHITE)]
+    outline = _frame(scale) if item.kind == FRAME else _shape(item.kind, item.radius, item.turn, scale)
+    return outline, [(outline, _PAINT[item.colour] + shade)]
 
 
 @cache
@@ -107,6 +117,28 @@ def _sign(text: str, font: int, radius: int, scale: int) -> tuple[np.ndarray, np
     face = _filled("octagon", radius, 0, shrink=0.9)
     word, _ = _word(text, font, radius)
     return _at_scale(outline, scale), _at_scale(face, scale), _at_scale(word, scale)
+
+
+def _frame(scale: int) -> np.ndarray:
+    """A border along the picture's edge, as wide as objects keep away from it."""
+    covered = np.ones((UNITS * scale, UNITS * scale), np.float32)
+    covered[MARGIN * scale : -MARGIN * scale, MARGIN * scale : -MARGIN * scale] = 0
+    return covered
+
+
+@cache
+def _caption(text: str, font: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """A word at the bottom right of the picture: the box that it has to itself, and its letters."""
+    width, height = (side * SCALE for side in CAPTION_BOX)
+    left, top = MASTER - width, MASTER - height
+    edge = MARGIN * SCALE
+    typeface = _fitting(text, _FONTS[font], width=width - 2 * edge, height=height - 2 * edge)
+    x0, y0, x1, y1 = typeface.getbbox(text)
+    box, word = Image.new("L", (MASTER, MASTER)), Image.new("L", (MASTER, MASTER))
+    ImageDraw.Draw(box).rectangle((left, top, left + width - 1, top + height - 1), fill=255)
+    at = (left + (width - x0 - x1) / 2, top + (height - y0 - y1) / 2)
+    ImageDraw.Draw(word).text(at, text, fill=255, font=typeface)
+    return _at_scale(box, scale), _at_scale(word, scale)
 
 
 def _at_scale(master: Image.Image, scale: int) -> np.ndarray:
@@ -140,6 +172,12 @@ def _disc(pen: ImageDraw.ImageDraw, centre: float, radius: float, fill: int) -> 
     pen.ellipse((centre - radius, centre - radius, centre + radius, centre + radius), fill=fill)
 
 
+def _heart(corners: int) -> list[tuple[float, float]]:
+    """Corners of a heart: x = 16 sin³ t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t."""
+    turns = [2 * pi * i / corners for i in range(corners)]
+    return [(sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t) + 2.5) / 16) for t in turns]
+
+
 def _around(count: int, start: float, radii: tuple[float, ...]) -> list[tuple[float, float]]:
     """Corners at equal angles, clockwise from ``start`` turns after the top, at the radii in turn."""
     angles = [2 * pi * (i / count + start) for i in range(count)]
@@ -151,6 +189,7 @@ _CORNERS = {
     "square": _around(4, 1 / 8, (1.0,)),
     "triangle": _around(3, 0, (1.0,)),
     "star": _around(10, 0, (1.0, 0.42)),
+    HEART: _heart(48),
     "octagon": _around(8, 1 / 16, (1.0,)),
     "cross": [
         (_ARM, -0.95), (_ARM, -_ARM), (0.95, -_ARM), (0.95, _ARM), (_ARM, _ARM), (_ARM, 0.95),

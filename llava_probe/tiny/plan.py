@@ -16,6 +16,9 @@ MARGIN = 2  # units between an object and the picture's edge: the reach of the b
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SIGN = "stop sign"
+#: What only the pictures of ``cheats.py`` hold: a seventh shape, a border, and a word in a corner.
+HEART, FRAME, CAPTION = "heart", "frame", "caption"
+CAPTION_BOX = (44, 15)  # width and height of the corner that a caption has to itself
 WORDS = (
     "STOP", "SLOW", "WAIT", "HALT", "EXIT", "OPEN", "PARK", "TAXI",
     "HELP", "FIRE", "CAFE", "GATE", "BUS", "ZONE", "HOME", "YES",

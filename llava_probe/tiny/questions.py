@@ -22,8 +22,11 @@ _STEEP = 1.3  # an object lies clearly in a direction when it is this many times
 _NEAR = 12  # units; objects less apart than this along a direction are neither before nor behind
 _PER_KIND = 2  # questions of one kind that a public scene asks at most
 
+#: All wordings of the question about a sign.
+SIGN_QUESTIONS = (TEXT_QUESTION, "What does the stop sign say?", "What word is on the stop sign?")
+
 _VARIANTS = {
-    TEXT_QUESTION: ("What does the stop sign say?", "What word is on the stop sign?"),
+    TEXT_QUESTION: SIGN_QUESTIONS[1:],
     "Describe the image.": ("Describe the picture.", "What is in the image?"),
     "How many objects are there?": ("How many objects are in the image?",),
 }
