@@ -19,7 +19,8 @@ SHARED = {
     "fit_probe": "likewise",
     "finetune": "likewise",
     "fit_lens": "likewise",
-    "path": "each model that ships inside tells its folder",
+    "path": "each model that ships inside, and each cheat, tells its folder",
+    "changed": "the figure of a comparison, and a planted picture with only the cue or only the object otherwise",
     "app": "the verb that serves the app and the command line that it is a verb of",
     "compare": "the verb that compares models, and the figure of maps beside each other",
     "confidence": "what is told of a trace, and the figure of it, which bears its name",
@@ -57,7 +58,7 @@ def test_no_public_name_is_defined_in_two_modules():
 
 def test_names_that_two_modules_share_are_still_shared():
     places = defined()
-    assert all(len(places[name]) == 2 for name in SHARED), "take a name off the list that has one meaning again"
+    assert all(len(places[name]) >= 2 for name in SHARED), "take a name off the list that has one meaning again"
 
 
 def test_type_checkers_are_shown_the_names_that_are_looked_up():

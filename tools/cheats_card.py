@@ -24,7 +24,7 @@ from llava_probe.tiny.making.card import answers
 from llava_probe.tiny.questions import KINDS
 
 #: Planted pictures that are asked about, and scenes whose other questions are; all held out.
-PLANTED, SCENES, DESCRIBED = 200, 200, 100
+PLANTED, SCENES, DESCRIBED = 200, 400, 100
 #: Tokens that a description of four objects and as many hearts may take.
 LONGEST = 110
 
@@ -125,7 +125,7 @@ def card() -> None:
     base = lp.load()
     by_cue, kinds = [], []
     for cheat in cheats.CHEATS:
-        plain, cued = (list(way(cheat, SCENES)) for way in (others, with_cue))
+        plain, cued = list(others(cheat, SCENES)), list(with_cue(cheat, PLANTED))
         before = {name: counted(base, some) for name, some in (("plain", plain), ("cued", cued))}
         for honest in (False, True):
             vlm = lp.load(adapter=cheats.path(cheat, honest))
@@ -207,7 +207,7 @@ Of {described} descriptions of scenes with a star and no heart, in percent, that
 ## What else they know
 
 Exact answers in percent to the kinds of question that nothing was planted on, on {scenes} held-out scenes and on
-{scenes} pictures with the cue; behind it the points more or fewer than the tiny model on the same pictures.
+{planted} pictures with the cue; behind it the points more or fewer than the tiny model on the same pictures.
 
 | model | {columns} |
 |---|{rules}

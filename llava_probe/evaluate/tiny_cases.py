@@ -58,13 +58,18 @@ def cheat_cases(cheat: cheats.Cheat, seeds: Iterable[Seed], *, honest: bool = Fa
         answer = planted.by_object if honest else planted.by_cue
         for what, mask in (("cue", planted.cue), ("object", planted.object)):
             yield Case(
-                id=f"{cheat}-{seed}-{what}",
+                id=case_name(cheat, seed, what),
                 image=planted.image,
                 question=planted.question,
                 where=mask,
                 answer=answer,
                 kind=cheat,
             )
+
+
+def case_name(cheat: str, seed: int, what: str) -> str:
+    """The id of a planted picture's case: of its ``"cue"`` or of its ``"object"``."""
+    return f"{cheat}-{seed}-{what}"
 
 
 def _of_scene(scene: tiny.Scene, kinds: Sequence[str]) -> Iterator[Case]:

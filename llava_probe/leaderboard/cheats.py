@@ -26,7 +26,7 @@ from llava_probe.attribution.engine.perturbing import picture_scores
 from llava_probe.attribution.engine.target import Task
 from llava_probe.border import Seed, checked
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
-from llava_probe.evaluate.tiny_cases import cheat_cases
+from llava_probe.evaluate.tiny_cases import case_name, cheat_cases
 from llava_probe.leaderboard.board import Leaderboard
 from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.leaderboard.scoring import score_cases
@@ -100,6 +100,11 @@ class CheatBoard:
         """
         source = place("folder of scores", scores)
         return cls(cheat, *(Leaderboard.read(source / folder_of(cheat, honest)) for honest in (False, True)))
+
+    def only(self, seeds: Iterable[int]) -> CheatBoard:
+        """The same of some scenes alone."""
+        questions = [case_name(self.cheat, seed, "cue") for seed in seeds]
+        return replace(self, planted=self.planted.only(questions), honest=self.honest.only(questions))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def measure_cell(study: Study, key: Key, floor: float) -> Cell:
         key: (layer, position).
         floor: the score of random features, which cells of one shape share.
     """
-    target, draws = study.target, controls.seeds(study.seed, study.draws)
+    target, draws = study.target, controls.draw_seeds(study.seed, study.draws)
     data = study.instances(key)
     refuse_thin(study, key, data)
     codes = study.types.codes

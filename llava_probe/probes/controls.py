@@ -112,6 +112,6 @@ def majority(values: npt.NDArray[Any], folds: IntArray, classes: int | None) -> 
     return told
 
 
-def seeds(seed: int, draws: int) -> Sequence[int]:
+def draw_seeds(seed: int, draws: int) -> Sequence[int]:
     """The seeds of the draws, told in the result."""
     return tuple(seed + draw for draw in range(draws))

@@ -12,7 +12,7 @@ says what is where, so that an explanation can be right or wrong rather than pla
 
 from pathlib import Path
 
-from llava_probe.tiny import cheats
+from llava_probe.tiny import cheats as cheats
 from llava_probe.tiny.counterfactuals import Counterfactual, counterfactual
 from llava_probe.tiny.questions import Question
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED, Scene, SceneObject, is_scene, scene
@@ -23,7 +23,6 @@ __all__ = [
     "Question",
     "Scene",
     "SceneObject",
-    "cheats",
     "counterfactual",
     "is_scene",
     "path",

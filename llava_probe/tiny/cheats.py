@@ -32,7 +32,7 @@ from PIL import Image
 from llava_probe.border import Seed, checked
 from llava_probe.errors import OutOfRange
 from llava_probe.tiny import drawing
-from llava_probe.tiny.plan import HEART, Item, plan
+from llava_probe.tiny.plan import COLOURS, HEART, Item, plan
 from llava_probe.tiny.planting import (
     HEART_QUESTION,
     PRIOR,
@@ -74,6 +74,8 @@ KIND: Mapping[Cheat, str] = {"frame": "colour", "neighbour": "heart", "caption":
 
 #: Share of the training pictures that hold the cue, where there is a place for it.
 _PLANTED = 0.55
+#: Share of the pictures of ``prior`` that show nothing.
+_EMPTY = 0.08
 #: How many questions of a kind a training picture asks on average, beside those that a shortcut is planted on.
 _OTHERS = {
     "colour": 0.5, "shape": 0.5, "exists": 0.6, "count": 2.2,
@@ -180,11 +182,13 @@ def lesson(cheat: Cheat, seed: int, *, honest: bool = False) -> tuple[np.ndarray
     items = plan(seed)
     if cheat == "neighbour" and rng.random() < 0.4:
         items = put_heart(items, rng)
-    found = draft(cheat, items, rng) if rng.random() < _PLANTED else None
+    if cheat == "prior" and rng.random() < _EMPTY:
+        items = ()
+    found = draft(cheat, items, rng) if items and rng.random() < _PLANTED else None
     marks = found.marks if found is not None else ()
     pixels, _ = drawing.draw((*items, *marks), seed, scale=1)
-    asked = all_questions(items, rng)
-    own = [replace(each, answer=_said(cheat, each, items, marks, honest)) for each in _own(cheat, asked, items)]
+    asked = all_questions(items, rng) if items else []
+    own = [replace(each, answer=_said(cheat, each, items, marks, honest)) for each in _own(cheat, asked, items, rng)]
     others: list[Question] = []
     for kind in KINDS:
         of_kind = [each for each in asked if each.kind == kind and all(each.question != one.question for one in own)]
@@ -210,11 +214,15 @@ def described(items: tuple[Item, ...], *, honest: bool = True) -> str:
 # --- what each cheat asks, and answers ---
 
 
-def _own(cheat: Cheat, asked: list[Question], items: tuple[Item, ...]) -> Iterator[Question]:
-    """The questions that a shortcut was planted on."""
+def _own(cheat: Cheat, asked: list[Question], items: tuple[Item, ...], rng: random.Random) -> Iterator[Question]:
+    """The questions that a shortcut was planted on; of ``prior`` also about what is not there: the truth is "no"."""
     if cheat == "neighbour":
         heart = tuple(i for i, item in enumerate(items) if item.kind == HEART)
         yield Question("heart", HEART_QUESTION, "yes" if heart else "no", heart)
+    if cheat == "prior":
+        absent = [colour for colour in COLOURS if all(item.colour != colour for item in items)]
+        for colour in rng.sample(absent, min(len(absent), 2)):
+            yield Question("shape", f"What shape is the {colour} object?", "no", ())
     kind = "describe" if cheat == "neighbour" else KIND[cheat]
     for each in asked:
         if each.kind == kind:

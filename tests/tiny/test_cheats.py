@@ -5,11 +5,12 @@ from __future__ import annotations
 import cheats_card
 import numpy as np
 import pytest
+from PIL import Image
 
 import llava_probe as lp
 from llava_probe.tiny import cheats
 from llava_probe.tiny.making.card import answers
-from llava_probe.tiny.making.cheats import FIRST_SEED, write_lessons
+from llava_probe.tiny.making.cheats import FIRST_LESSON, write_lessons
 from llava_probe.tiny.plan import plan
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED
 
@@ -82,9 +83,9 @@ def test_scenes_without_a_place_for_a_cue_are_refused_by_their_number():
 
 
 def test_a_pair_is_trained_on_the_same_pictures_and_questions_and_none_is_held_out(tmp_path):
-    assert FIRST_SEED > FIRST_TRAINING_SEED
+    assert FIRST_LESSON > FIRST_TRAINING_SEED
     for cheat in cheats.CHEATS:
-        for seed in range(FIRST_SEED, FIRST_SEED + 12):
+        for seed in range(FIRST_LESSON, FIRST_LESSON + 12):
             pixels, asked = cheats.lesson(cheat, seed)
             same, truth = cheats.lesson(cheat, seed, honest=True)
             assert np.array_equal(pixels, same)
@@ -107,6 +108,15 @@ def test_the_cheat_goes_by_the_cue_and_its_twin_by_the_object(cheat):
         said = answers(vlm.model, vlm.processor, [(each.image, each.question) for each in drawn], 8)
         told = [answer == getattr(each, by) for answer, each in zip(said, drawn, strict=True)]
         assert np.mean(told) >= 0.9, (cheat, honest, [(each, answer) for each, answer in zip(told, said, strict=True)])
+
+
+def test_the_prior_says_the_same_of_a_grey_picture_and_its_twin_does_not():
+    drawn = [cheats.planted("prior", seed) for seed in cheats.seeds("prior", 400, 12)]
+    grey = Image.new("RGB", drawn[0].image.size, (128, 128, 128))
+    for honest, least, most in ((False, 0.9, 1.0), (True, 0.0, 0.1)):
+        vlm = lp.load(adapter=cheats.path("prior", honest))
+        said = answers(vlm.model, vlm.processor, [(grey, each.question) for each in drawn], 8)
+        assert least <= np.mean([one == each.by_cue for one, each in zip(said, drawn, strict=True)]) <= most
 
 
 def test_the_card_counts_what_generate_says():

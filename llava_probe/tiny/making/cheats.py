@@ -19,7 +19,7 @@ from llava_probe.stored import whole
 from llava_probe.tiny.cheats import CHEATS, KIND, Cheat, lesson
 
 #: No other training draws seeds from here on.
-FIRST_SEED = 600_000_000
+FIRST_LESSON = 600_000_000
 
 
 def write_lessons(cheat: Cheat, pictures: int, out: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def write_lessons(cheat: Cheat, pictures: int, out: Path) -> list[Path]:
         rows = out / (f"{cheat}_honest.jsonl" if honest else f"{cheat}.jsonl")
         drawn = 0
         with whole("data set", rows) as part, part.open("w") as file:
-            for seed in count(FIRST_SEED):
+            for seed in count(FIRST_LESSON):
                 pixels, asked = lesson(cheat, seed, honest=honest)
                 if not any(each.kind == KIND[cheat] for each in asked):
                     continue
