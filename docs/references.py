@@ -28,7 +28,7 @@ ELSEWHERE = [
         r"(At|Place|Tokens|Label|Named|Result|Contrast|Asked|PosedQuestion|Phase|PartName|Change|How|Align|Width|Dpi|Title|Colours)",
     ),
     ("py:.*", r"(Count|CountFromZero|Seed|Positive|Finite|Portion|Share|Shares|Scores|Times)"),
-    ("py:.*", r"(BinCount|DrawCount|Coverage|HeldOut|FitKind|CocoFiles)"),
+    ("py:.*", r"(BinCount|DrawCount|Coverage|HeldOut|FitKind|CocoFiles|(cheats\.)?Cheat|Item|ScoringPlan)"),
     ("py:.*", r"\w*(Array|Numeric|Numbers|Options|Positions|Samples|Method|Like)"),
 ]
 

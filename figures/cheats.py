@@ -345,7 +345,7 @@ def page(scores: Path, count: int) -> str:
         "",
         "Four small models answer by a shortcut that was planted, each beside an honest twin that was trained on the",
         "same pictures with the right answers. That they do is proved on counterfactual pictures: see",
-        "[their card](../llava_probe/tiny/cheating/README.md). Of each planted picture the same question is explained",
+        "their card, `llava_probe/tiny/cheating/README.md`. Of each planted picture the same question is explained",
         "on both: *cue* is how often the top token of the cheat's map touches the cue, *twin's object* how often the",
         "twin's touches the object, *cheat − twin* the difference of cue minus object between the two, picture by",
         "picture, with a 95 % interval; bold where the whole interval is above 0. Made by",
