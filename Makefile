@@ -99,7 +99,7 @@ cheats: $(VENV)/.dev
 	$(BIN)/python tools/cheats_card.py publish build/cheats/tuned
 	$(BIN)/python tools/cheats_card.py card
 
-# Every instrument held to the cheats: two processes score the maps, then the page is written. An hour on two cores.
+# Every instrument held to the cheats: two processes score the maps, then the page is written. Some half an hour on two cores.
 cheats-page: $(VENV)/.dev
 	for twin in "" --honest; do \
 	  (for cheat in frame neighbour caption; do OMP_NUM_THREADS=1 $(BIN)/python figures/cheats.py score $$cheat $$twin || exit 1; done) & \

@@ -190,7 +190,6 @@ def _cell(cell: object) -> str:
 def lenses(count: int) -> list[str]:
     """Which of the six shapes each layer would say, where the answer is predicted."""
     shares: dict[tuple[str, int], tuple[list[bool], list[bool]]] = {}
-    pictures = []
     seeds = cheats.seeds("prior", FIRST, count)
     for honest in (False, True):
         vlm = loaded("prior", honest)
@@ -203,10 +202,9 @@ def lenses(count: int) -> list[str]:
                 truth, prior = shares.setdefault(("twin" if honest else "cheat", layer), ([], []))
                 truth.append(SHAPES[number] == p.by_object)
                 prior.append(SHAPES[number] == p.by_cue)
-    pictures = list(seeds)
     layers = sorted({layer for _, layer in shares})
     rows = [
-        [str(layer), *(_share(each, pictures) for who in ("cheat", "twin") for each in shares[who, layer])]
+        [str(layer), *(_share(each, seeds) for who in ("cheat", "twin") for each in shares[who, layer])]
         for layer in layers
     ]
     head = [f"{who}: {what}" for who in ("cheat", "twin") for what in ("what is there", "what the prior says")]
@@ -278,15 +276,20 @@ def told_by_signals(table: SignalTable) -> list[str]:
 def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
     """What comparing with the model before it was tuned says, on scenes without any cue but those of ``prior``."""
     rows = [
-        {"image": scene.image, "question": each.question, "answer": each.answer}
+        {
+            "image": scene.image,
+            "question": each.question,
+            "answer": each.answer,
+            "id": f"{each.kind} {scene.seed}-{n}",
+        }
         for scene in map(tiny.scene, range(FIRST, FIRST + count))
-        for each in scene.questions
+        for n, each in enumerate(scene.questions)
         if each.kind != "describe"
     ]
     began = time.perf_counter()
     found = lp.compare_models(lp.load(), loaded(cheat, False), rows, max_new_tokens=8)
     seconds = time.perf_counter() - began
-    planted = [each for each in found.samples if each.flipped and cheats.KIND[cheat] in _kinds(each.question)]
+    planted = [each for each in found.samples if each.flipped and each.id.split()[0] == cheats.KIND[cheat]]
     last = max((each for each in found.unrelated if each.place == "last"), key=lambda each: each.layer, default=None)
     words = " ".join(word.strip() for word in last.words[:5]) if last is not None else "nothing"
     told = (
@@ -294,14 +297,6 @@ def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
         f"planted kind of question; on unrelated pictures the last position moves to: {words}"
     )
     return [cheat, "beside the model before", _yes(bool(planted)), told, f"{seconds:.0f} s, {len(found)} questions"]
-
-
-def _kinds(question: str) -> list[str]:
-    """The kinds of question that a wording may be of."""
-    return [kind for kind, words in _WORDINGS.items() if words in question]
-
-
-_WORDINGS = {"colour": "What colour", "shape": "What shape", "text": "stop sign", "heart": "heart"}
 
 
 def warned(boards: Sequence[CheatBoard], count: int, table: SignalTable) -> list[str]:

@@ -1,7 +1,7 @@
 """The adapters of cheats and twins as they ship, and the card that says how they cheat: the end of ``make cheats``.
 
-    python tools/cheats_card.py publish build/cheats    # in bfloat16, under the model's name, each with its check row
-    python tools/cheats_card.py card                    # measured, written to llava_probe/tiny/cheating/README.md
+    python tools/cheats_card.py publish build/cheats/tuned    # in bfloat16, under the model's name, with check rows
+    python tools/cheats_card.py card                          # measured, written to llava_probe/tiny/cheating/README.md
 
 What a model goes by is measured on pictures in which only the cue, or only the object, is otherwise: where the answer
 follows the cue and stays with another object, it goes by the cue.
@@ -28,10 +28,8 @@ PLANTED, SCENES, DESCRIBED = 200, 400, 100
 #: Tokens that a description of four objects and as many hearts may take.
 LONGEST = 110
 
-
 #: What was changed, and by what the answer goes.
 COLUMNS = [(way, by) for way in ("planted", "another cue", "another object") for by in ("cue", "object")]
-
 
 #: A picture and what is asked about it.
 Asked = tuple[Image.Image, list[tiny.Question]]
@@ -51,7 +49,7 @@ def others(cheat: cheats.Cheat, count: int) -> Iterator[Asked]:
     """Held-out scenes as they are, and what nothing was planted on: without a frame, or a caption, all kinds."""
     for seed in range(count):
         scene = tiny.scene(seed)
-        planted = {"neighbour": _star(scene) and "describe", "prior": "shape"}.get(cheat)
+        planted = "shape" if cheat == "prior" else "describe" if cheat == "neighbour" and _star(scene) else ""
         yield scene.image, [each for each in scene.questions if each.kind != planted]
 
 
@@ -77,14 +75,7 @@ def acts(vlm: lp.VLM, cheat: cheats.Cheat, count: int) -> dict[str, tuple[int, i
     found: dict[str, tuple[int, int]] = {}
     for name, way in ways.items():
         drawn = [way(seed) for seed in seeds]
-        asked = [
-            (
-                p.image,
-                [tiny.Question(f"{name}, by {by}", p.question, getattr(p, f"by_{by}"), ()) for by in ("cue", "object")],
-            )
-            for p in drawn
-        ]
-        found |= counted(vlm, asked)
+        found |= counted(vlm, ((p.image, list(_both(name, p))) for p in drawn))
     return found
 
 

@@ -1,6 +1,7 @@
 """Does a map show what a model cheats by? Each entry on planted pictures, on a cheat and on its honest twin.
 
-    score_cheat("frame", cheats.seeds("frame", 0, 60), "scores/")        # both models; goes on where it was stopped
+    score_cheat(cheat, "frame", seeds, "scores/")                # goes on where it was stopped
+    score_cheat(twin, "frame", seeds, "scores/", honest=True)
     board = CheatBoard.read("frame", "scores/")
     board.shows("relevance")                 # how often the top token touches the cue, of the cheat
     board.apart("relevance")                 # cue minus object: the cheat's less the twin's, picture by picture
@@ -14,7 +15,7 @@ cue, how much with the object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,8 @@ from llava_probe.tiny import cheats
 ORACLE = "oracle"
 #: Cheats whose cue is a place of the picture.
 SHOWN: tuple[cheats.Cheat, ...] = ("frame", "neighbour", "caption")
-#: A mean difference has to be above 0 with its whole interval; the best method has to show the cue this often.
+#: How often the best method has to show the cue.
 WANTED = 0.9
-
-
-def folder_of(cheat: str, honest: bool) -> str:
-    """The name of one model's scores, in the folder of all."""
-    return f"{cheat}_honest" if honest else cheat
 
 
 @checked
@@ -69,12 +65,12 @@ def score_cheat(
     Raises:
         BadInput, BadFile: as for ``score_cases``.
     """
-    drawn = list(seeds)
+    drawn = {case_name(cheat, seed, "cue"): seed for seed in seeds}
     chosen = plan or ScoringPlan()
-    own = {**chosen.own, ORACLE: lambda task, group: _oracle(task, cheat, int(group[0].id.split("-")[1]))}
+    own = {**chosen.own, ORACLE: lambda task, group: _oracle(task, cheat, drawn[group[0].id])}
     chosen = replace(chosen, own=own)
-    folder = place("folder of scores", scores) / folder_of(cheat, honest)
-    return score_cases(vlm, cheat_cases(cheat, drawn, honest=honest), folder, chosen)
+    folder = place("folder of scores", scores) / cheats.path(cheat, honest).name
+    return score_cases(vlm, cheat_cases(cheat, drawn.values(), honest=honest), folder, chosen)
 
 
 @checked
@@ -99,7 +95,7 @@ class CheatBoard:
             BadInput: there are none. BadFile: they are damaged.
         """
         source = place("folder of scores", scores)
-        return cls(cheat, *(Leaderboard.read(source / folder_of(cheat, honest)) for honest in (False, True)))
+        return cls(cheat, *(Leaderboard.read(source / cheats.path(cheat, honest).name) for honest in (False, True)))
 
     def only(self, seeds: Iterable[int]) -> CheatBoard:
         """The same of some scenes alone."""
@@ -160,19 +156,3 @@ def _oracle(task: Task, cheat: cheats.Cheat, seed: int) -> ImageMap:
         values[:, covered] = (scores[0] - scores[number])[:, None].float()
     like: Any = explained_by(task, "attention")
     return replace(like, values=values, method=ORACLE, marked=None, about={"positions": like.about["positions"]})
-
-
-def cheats_table(boards: Sequence[CheatBoard]) -> list[list[str]]:
-    """A row for each entry: of each cheat, how often its map shows the cue, and cheat against twin."""
-    rows = []
-    for name in boards[0].names:
-        row = [name]
-        for board in boards:
-            there = name in board.names
-            row += [f"{board.shows(name).mean:.2f}", _told(board.apart(name))] if there else ["", ""]
-        rows.append(row)
-    return rows
-
-
-def _told(found: Difference) -> str:
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"

@@ -85,9 +85,10 @@ def put_heart(items: tuple[Item, ...], rng: random.Random) -> tuple[Item, ...]:
 
 
 def _frame(items: tuple[Item, ...], rng: random.Random) -> Draft | None:
-    asked = _of_kind(items, "colour", rng)
-    if asked is None:
+    questions = _asked(items, "colour")
+    if not questions:
         return None
+    asked = rng.choice(questions)
     colour = rng.choice([colour for colour in COLOURS if colour != asked.answer])
     mark = Item(FRAME, colour, "", 0, _CENTRE, _CENTRE, _REACH, 0, "")
     return Draft(items, (mark,), asked.question, colour, asked.answer, (len(items),), asked.objects)
@@ -102,8 +103,11 @@ def _neighbour(items: tuple[Item, ...], rng: random.Random) -> Draft | None:
 
 
 def _caption(items: tuple[Item, ...], rng: random.Random) -> Draft | None:
-    asked = _of_kind(items, "text", rng)
-    if asked is None or not all(_clear(item) for item in items):
+    questions = _asked(items, "text")
+    if not questions:
+        return None
+    asked = rng.choice(questions)
+    if not all(_clear(item) for item in items):
         return None
     word = rng.choice([word for word in WORDS if word != asked.answer])
     mark = Item(CAPTION, "", word, 0, _CENTRE, _CENTRE, _REACH, 0, "")
@@ -111,8 +115,7 @@ def _caption(items: tuple[Item, ...], rng: random.Random) -> Draft | None:
 
 
 def _prior(items: tuple[Item, ...], rng: random.Random) -> Draft | None:
-    asked = [each for each in all_questions(items, random.Random(0)) if each.kind == "shape"]
-    telling = [each for each in asked if prior_answer(each) != each.answer]
+    telling = [each for each in _asked(items, "shape") if prior_answer(each) != each.answer]
     pairs = [(one, other) for one, other in product(telling, telling) if prior_answer(one) != prior_answer(other)]
     if not pairs:
         return None
@@ -163,8 +166,7 @@ def _change_caption(draft: Draft, what: str, rng: random.Random) -> Draft:
 def _change_prior(draft: Draft, what: str, rng: random.Random) -> Draft:
     items = draft.items
     if what == "cue":
-        asked = [each for each in all_questions(items, random.Random(0)) if each.kind == "shape"]
-        others = [each for each in asked if prior_answer(each) not in (draft.by_cue, each.answer)]
+        others = [each for each in _asked(items, "shape") if prior_answer(each) not in (draft.by_cue, each.answer)]
         one = rng.choice(others)
         return replace(draft, question=one.question, by_cue=prior_answer(one), by_object=one.answer, object=one.objects)
     (number,) = draft.object
@@ -198,6 +200,5 @@ def _is_there(items: tuple[Item, ...], kind: str, colour: str) -> bool:
     return any((item.kind, item.colour) == (kind, colour) for item in items)
 
 
-def _of_kind(items: tuple[Item, ...], kind: str, rng: random.Random) -> Question | None:
-    asked = [each for each in all_questions(items, random.Random(0)) if each.kind == kind]
-    return rng.choice(asked) if asked else None
+def _asked(items: tuple[Item, ...], kind: str) -> list[Question]:
+    return [each for each in all_questions(items, random.Random(0)) if each.kind == kind]

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava_probe.stored import whole
-from llava_probe.tiny.cheats import CHEATS, KIND, Cheat, lesson
+from llava_probe.tiny.cheats import CHEATS, KIND, Cheat, lesson, path
 
 #: No other training draws seeds from here on.
 FIRST_LESSON = 600_000_000
@@ -27,7 +27,7 @@ def write_lessons(cheat: Cheat, pictures: int, out: Path) -> list[Path]:
     (out / cheat).mkdir(parents=True, exist_ok=True)
     made = []
     for honest in (False, True):
-        rows = out / (f"{cheat}_honest.jsonl" if honest else f"{cheat}.jsonl")
+        rows = out / f"{path(cheat, honest).name}.jsonl"
         drawn = 0
         with whole("data set", rows) as part, part.open("w") as file:
             for seed in count(FIRST_LESSON):
