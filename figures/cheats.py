@@ -25,7 +25,7 @@ from PIL import Image
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.attribution import find_heads
-from llava_probe.escaping import markdown_table
+from llava_probe.escaping import markdown_table, visible
 from llava_probe.evaluate.summary import summary
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.cheats import ORACLE, SHOWN, WANTED, CheatBoard, score_cheat
@@ -291,7 +291,7 @@ def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
     seconds = time.perf_counter() - began
     planted = [each for each in found.samples if each.flipped and each.id.split()[0] == cheats.KIND[cheat]]
     last = max((each for each in found.unrelated if each.place == "last"), key=lambda each: each.layer, default=None)
-    words = " ".join(word.strip() for word in last.words[:5]) if last is not None else "nothing"
+    words = " ".join(visible(word.strip()) for word in last.words[:5]) if last is not None else "nothing"
     told = (
         f"other answers {found.flips}, {len(planted)} of {sum(each.flipped for each in found.samples)} of them to the "
         f"planted kind of question; on unrelated pictures the last position moves to: {words}"
