@@ -744,6 +744,7 @@ NAMES_OF_OURS = {
     "_mask": "the end of inputs' names",
     "_probability": "the end of columns' names",
     "_mean": "the end of places' names",
+    "_honest": "the end of the folders of cheats' honest twins",
     "_kwargs": "the end of names of the Trainer's settings",
 }
 
