@@ -2,6 +2,7 @@
 
     python figures/cheats.py score frame [--honest]     # every method on one model's planted pictures
     python figures/cheats.py                            # the page, from these scores
+    make cheats-smol                                    # the same of the smol model, whose cheats do not ship
 
 What each cheat goes by was planted and is proved on counterfactual pictures (``llava_probe/tiny/cheating/README.md``),
 so a method can be right or wrong about it.
@@ -13,9 +14,11 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,34 +32,64 @@ from llava_probe.escaping import markdown_table, visible
 from llava_probe.evaluate.summary import summary
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.cheats import ORACLE, SHOWN, WANTED, CheatBoard, score_cheat
-from llava_probe.leaderboard.entries import BASELINES, ScoringPlan
+from llava_probe.leaderboard.entries import BASELINES, ENTRIES, ScoringPlan
 from llava_probe.leaderboard.folder import CHOOSING
 from llava_probe.report.caption_page import verdicts
 from llava_probe.signals import SignalTable
+from llava_probe.smol import SHIPPED, SMOL, TINY
 from llava_probe.tiny import cheats
 from llava_probe.tiny.plan import SHAPES
 
 #: Held out; none of those that the cards were measured on.
 FIRST = 20_000
+#: Scenes on which a cheat is compared with the model before.
+COMPARED = {TINY: 12, SMOL: 4}
 GREY = (127, 127, 127)
 LITTLE = lp.Capture(attention=False, hidden_states=False, scores=False)
+UNTAUGHT = (
+    "The tiny model spells it in four tokens that it was never taught to say and is unsure of each, there or not.",
+)
 PLACES = ("last_prompt", "image_in_mask_mean")
 SPOKEN = {"last_prompt": "where the answer is predicted", "image_in_mask_mean": "at the object's patches"}
 
 
-def loaded(cheat: cheats.Cheat, honest: bool) -> lp.VLM:
-    """The tiny model with the adapter of a cheat or its twin, in its weights."""
-    return lp.load(adapter=cheats.path(cheat, honest), merge=True)
+@dataclass(frozen=True)
+class Trained:
+    """Cheats and twins of one of the models that ship, each in a folder of its own; of the tiny one they ship too."""
+
+    model: str = TINY
+    folder: Path = cheats.path("frame").parent
+
+    def load(self, cheat: cheats.Cheat, honest: bool = False) -> lp.VLM:
+        """The model with the adapter of a cheat or its twin, in its weights."""
+        return lp.load(self.model, adapter=self._of(cheat, honest), merge=True, **self._settings)
+
+    def base(self) -> lp.VLM:
+        """The model before it learnt to cheat."""
+        return lp.load(self.model, **self._settings)
+
+    @property
+    def which(self) -> list[cheats.Cheat]:
+        """The cheats that are there."""
+        return [cheat for cheat in cheats.CHEATS if self._of(cheat, False).is_dir() and self._of(cheat, True).is_dir()]
+
+    def _of(self, cheat: cheats.Cheat, honest: bool) -> Path:
+        return self.folder / cheats.path(cheat, honest).name
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {} if self.model == TINY else {"dtype": "bfloat16"}
 
 
 # --- maps ---
 
 
-def score(cheat: cheats.Cheat, honest: bool, count: int, folder: Path) -> None:
-    """Every entry on one model's planted pictures."""
-    vlm = loaded(cheat, honest)
+def score(models: Trained, cheat: cheats.Cheat, honest: bool, count: int, folder: Path) -> None:
+    """Entries on one model's planted pictures: all on the tiny one, on the other those that take few passes."""
+    vlm = models.load(cheat, honest)
     choosing = [{"image": case.image, **case.asking} for case in one_question_a_scene(CHOOSING, described=0)]
-    plan = ScoringPlan(heads=find_heads(vlm, choosing))
+    entries = {name: entry for name, entry in ENTRIES.items() if models.model == TINY or not entry.costly}
+    plan = ScoringPlan(entries=entries, heads=find_heads(vlm, choosing))
     score_cheat(vlm, cheat, cheats.seeds(cheat, FIRST, count), folder, plan, honest=honest)
 
 
@@ -131,18 +164,18 @@ def descriptions(vlm: lp.VLM, count: int) -> Iterator[tuple[lp.Hallucination, li
             yield told, [isinstance(drawn, cheats.Planted)] * len(told), seed
 
 
-def signals(count: int) -> tuple[list[str], SignalTable]:
+def signals(models: Trained, count: int) -> tuple[list[str], SignalTable]:
     """The table of signals on the hearts of the cheat's descriptions, and how many its twin makes up."""
-    found = list(descriptions(loaded("neighbour", False), count))
+    found = list(descriptions(models.load("neighbour"), count))
     truths = [truth for _, truth, _ in found]
     table = lp.signal_table([told for told, _, _ in found], truths, [seed for *_, seed in found])
-    twin = [truth for _, truth, _ in descriptions(loaded("neighbour", True), count)]
+    twin = [truth for _, truth, _ in descriptions(models.load("neighbour", True), count)]
     wrong, said = sum(map(sum, twin)), sum(map(len, twin))
     lines = [
         f"Descriptions of {count} scenes with a star and no heart and of {count} the other way round: {table.made_up}",
         f"of the {table.words} hearts that the cheat names are made up, {wrong} of {said} that its twin names. Only",
-        "these words are compared with each other, so the word does not give itself away; the tiny model spells it in",
-        "four tokens that it was never taught to say and is unsure of each, there or not.",
+        "these words are compared with each other, so the word does not give itself away.",
+        *(UNTAUGHT if models.model == TINY else ()),
         "",
         verdicts(table),
         "",
@@ -156,7 +189,7 @@ def signals(count: int) -> tuple[list[str], SignalTable]:
 # --- probes and lenses, on prior ---
 
 
-def probes(count: int) -> list[str]:
+def probes(models: Trained, count: int) -> list[str]:
     """Whether the states of a model that ignores the picture still hold what is on it."""
     seeds = cheats.seeds("prior", FIRST, count)
     rows = []
@@ -170,7 +203,7 @@ def probes(count: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         for honest in (False, True):
             name = "twin" if honest else "cheat"
-            vlm = loaded("prior", honest)
+            vlm = models.load("prior", honest)
             store = lp.extract(vlm, rows, Path(folder) / name, layers=list(range(7)), positions=list(PLACES))
             for label in ("truth", "said"):
                 sweep = lp.fit_probe(store, label=label, bootstrap=1000, draws=1)
@@ -187,12 +220,12 @@ def _cell(cell: object) -> str:
     return f"{cell.score:.2f} [{cell.low:.2f}, {cell.high:.2f}] ({cell.majority:.2f})"  # type: ignore[attr-defined]
 
 
-def lenses(count: int) -> list[str]:
+def lenses(models: Trained, count: int) -> list[str]:
     """Which of the six shapes each layer would say, where the answer is predicted."""
     shares: dict[tuple[str, int], tuple[list[bool], list[bool]]] = {}
     seeds = cheats.seeds("prior", FIRST, count)
     for honest in (False, True):
-        vlm = loaded("prior", honest)
+        vlm = models.load("prior", honest)
         for seed in seeds:
             p = cheats.planted("prior", seed)
             trace = vlm.generate(p.image, p.question, max_new_tokens=4)
@@ -219,11 +252,11 @@ def _share(held: Sequence[bool], pictures: Sequence[int]) -> str:
 # --- what would have warned ---
 
 
-def grey(cheat: cheats.Cheat, count: int) -> list[str]:
+def grey(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
     """Whether the planted questions are answered alike about a grey picture."""
     shares, seconds = [], []
     for honest in (False, True):
-        vlm, alike = loaded(cheat, honest), []
+        vlm, alike = models.load(cheat, honest), []
         for seed in cheats.seeds(cheat, FIRST, count):
             p = cheats.planted(cheat, seed)
             answer = vlm.generate(p.image, p.question, max_new_tokens=8, capture=LITTLE).answer
@@ -238,9 +271,9 @@ def grey(cheat: cheats.Cheat, count: int) -> list[str]:
     return [cheat, "a grey picture in its place", _yes(warns), told, f"one answer more, {np.median(seconds):.2f} s"]
 
 
-def doubt(cheat: cheats.Cheat, count: int) -> list[str]:
+def doubt(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
     """Whether the cheat is less sure of its planted answers than of its right answers about the same pictures."""
-    vlm = loaded(cheat, False)
+    vlm = models.load(cheat)
     sure, right, pictures = [], [], []
     for seed in cheats.seeds(cheat, FIRST, count):
         p = cheats.planted(cheat, seed)
@@ -273,7 +306,7 @@ def told_by_signals(table: SignalTable) -> list[str]:
     return ["neighbour", "signals of hallucination", _yes(best.less_baseline.low > 0), told, "one pass a caption"]
 
 
-def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
+def beside_the_base(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
     """What comparing with the model before it was tuned says, on scenes without any cue but those of ``prior``."""
     rows = [
         {
@@ -287,7 +320,7 @@ def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
         if each.kind != "describe"
     ]
     began = time.perf_counter()
-    found = lp.compare_models(lp.load(), loaded(cheat, False), rows, max_new_tokens=8)
+    found = lp.compare_models(models.base(), models.load(cheat), rows, max_new_tokens=8)
     seconds = time.perf_counter() - began
     planted = [each for each in found.samples if each.flipped and each.id.split()[0] == cheats.KIND[cheat]]
     last = max((each for each in found.unrelated if each.place == "last"), key=lambda each: each.layer, default=None)
@@ -299,15 +332,15 @@ def beside_the_base(cheat: cheats.Cheat, count: int) -> list[str]:
     return [cheat, "beside the model before", _yes(bool(planted)), told, f"{seconds:.0f} s, {len(found)} questions"]
 
 
-def warned(boards: Sequence[CheatBoard], count: int, table: SignalTable) -> list[str]:
+def warned(models: Trained, boards: Sequence[CheatBoard], count: int, table: SignalTable | None) -> list[str]:
     """Of each cheat, what one would have seen who has no twin, and what it costs."""
     by_name = {board.cheat: board for board in boards}
     rows: list[list[str]] = []
-    for cheat in cheats.CHEATS:
-        rows += [grey(cheat, count), doubt(cheat, count)]
+    for cheat in models.which:
+        rows += [grey(models, cheat, count), doubt(models, cheat, count)]
         rows += [shown(by_name[cheat])] if cheat in by_name else []
-        rows += [told_by_signals(table)] if cheat == "neighbour" else []
-        rows += [beside_the_base(cheat, min(count, 12))]
+        rows += [told_by_signals(table)] if cheat == "neighbour" and table is not None else []
+        rows += [beside_the_base(models, cheat, min(count, COMPARED[models.model]))]
         print(*rows[-5:], sep="\n", flush=True)
     return [markdown_table(["cheat", "instrument", "warns", "what it says", "cost"], rows)]
 
@@ -316,41 +349,57 @@ def _yes(held: bool) -> str:
     return "**yes**" if held else "no"
 
 
-def page(scores: Path, count: int) -> str:
+# --- the page ---
+
+
+def page(models: Trained, scores: Path, count: int, card: Path | None) -> str:
     """All of it, as Markdown."""
-    boards = [CheatBoard.read(cheat, scores).only(cheats.seeds(cheat, FIRST, count)) for cheat in SHOWN]
-    told, table = signals(count * 2)
-    parts: Mapping[str, list[str]] = {
-        "## Maps: does the top token touch the cue?": [*about_maps(boards), "", *second_table(boards)],
-        "## Neighbour: do the signals tell the heart that is not there?": told,
-        "## Prior: is the truth still inside?": [
-            "Accuracy of linear probes on held-out pictures, five folds, with 95 % intervals (in brackets behind: the",
-            "most frequent class); six shapes.",
-            "",
-            *probes(count * 5),
-            "",
-            "Which of the six shapes the logit lens prefers where the answer is predicted:",
-            "",
-            *lenses(count),
-        ],
-        "## What would have warned": warned(boards, count, table),
-    }
-    lines = [
-        "# Which instrument shows what a model cheats by? (tiny)",
-        "",
-        "Four small models answer by a shortcut that was planted, each beside an honest twin that was trained on the",
-        "same pictures with the right answers. That they do is proved on counterfactual pictures: see",
-        "their card, `llava_probe/tiny/cheating/README.md`. Of each planted picture the same question is explained",
-        "on both: *cue* is how often the top token of the cheat's map touches the cue, *twin's object* how often the",
-        "twin's touches the object, *cheat − twin* the difference of cue minus object between the two, picture by",
-        "picture, with a 95 % interval; bold where the whole interval is above 0. Made by",
-        "",
-        "    make cheats-page",
-        "",
+    which = models.which
+    boards = [
+        CheatBoard.read(cheat, scores).only(cheats.seeds(cheat, FIRST, count)) for cheat in SHOWN if cheat in which
     ]
-    for heading, some in parts.items():
-        lines += [heading, "", *some, ""]
+    lines = INTRODUCTION[models.model].format(count=len(which), listed=" and ".join(which)).splitlines()
+    lines += ["", *EXPLAINED, "", f"    {MADE_BY[models.model]}", ""]
+    lines += [] if card is None else [*card.read_text(encoding="utf-8").splitlines(), ""]
+    lines += ["## Maps: does the top token touch the cue?", "", *about_maps(boards), "", *second_table(boards), ""]
+    table = None
+    if "neighbour" in which:
+        told, table = signals(models, count * 2)
+        lines += ["## Neighbour: do the signals tell the heart that is not there?", "", *told, ""]
+    if "prior" in which:
+        lines += ["## Prior: is the truth still inside?", "", *PROBED, "", *probes(models, count * 5), ""]
+        lines += ["Which of the six shapes the logit lens prefers where the answer is predicted:", ""]
+        lines += [*lenses(models, count), ""]
+    lines += ["## What would have warned", "", *warned(models, boards, count, table), ""]
     return "\n".join(lines)
+
+
+INTRODUCTION = {
+    TINY: """\
+# Which instrument shows what a model cheats by? (tiny)
+
+Four small models answer by a shortcut that was planted, each beside an honest twin that was trained on the
+same pictures with the right answers. That they do is proved on counterfactual pictures: see
+their card, `llava_probe/tiny/cheating/README.md`.""",
+    SMOL: """\
+# Which instrument shows what a model cheats by? (smol)
+
+What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: {count} cheats,
+{listed}, each beside an honest twin that was trained on the same pictures with the right answers. These adapters do not
+ship; the command below trains them, measures what they go by and writes this page.""",
+}
+EXPLAINED = (
+    "Of each planted picture the same question is explained on both: *cue* is how often the top token of the cheat's",
+    "map touches the cue, *twin's object* how often the twin's touches the object, *cheat − twin* the difference of",
+    "cue minus object between the two, picture by picture, with a 95 % interval; bold where the whole interval is",
+    "above 0.",
+    "Made by",
+)
+MADE_BY = {TINY: "make cheats-page", SMOL: "make cheats-smol"}
+PROBED = (
+    "Accuracy of linear probes on held-out pictures, five folds, with 95 % intervals (in brackets behind: the",
+    "most frequent class); six shapes.",
+)
 
 
 def main() -> None:
@@ -359,14 +408,18 @@ def main() -> None:
     parser.add_argument("verb", nargs="?", choices=("score",))
     parser.add_argument("cheat", nargs="?", choices=SHOWN)
     parser.add_argument("--honest", action="store_true")
+    parser.add_argument("--model", choices=SHIPPED, default=TINY)
+    parser.add_argument("--trained", type=Path, default=Trained().folder, help="the folder of the adapters' folders")
+    parser.add_argument("--card", type=Path, help="the adapters' tables, to stand on the page")
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--scores", type=Path, default=Path("build/cheat_scores"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
+    models = Trained(options.model, options.trained)
     if options.verb:
-        score(options.cheat, options.honest, options.scenes, options.scores)
+        score(models, options.cheat, options.honest, options.scenes, options.scores)
     else:
-        options.out.write_text(page(options.scores, options.scenes), encoding="utf-8")
+        options.out.write_text(page(models, options.scores, options.scenes, options.card), encoding="utf-8")
 
 
 if __name__ == "__main__":

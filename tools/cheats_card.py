@@ -2,6 +2,7 @@
 
     python tools/cheats_card.py publish build/cheats/tuned    # in bfloat16, under the model's name, with check rows
     python tools/cheats_card.py card                          # measured, written to llava_probe/tiny/cheating/README.md
+    python tools/cheats_card.py tables build/cheats_smol/tuned build/cheats_smol/card.md --model smol
 
 What a model goes by is measured on pictures in which only the cue, or only the object, is otherwise: where the answer
 follows the cue and stays with another object, it goes by the cue.
@@ -19,14 +20,15 @@ from smol_card import answered, interval, published
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.smol import SHIPPED, TINY
 from llava_probe.tiny import cheats
-from llava_probe.tiny.making.card import answers
 from llava_probe.tiny.questions import KINDS
 
-#: Planted pictures that are asked about, and scenes whose other questions are; all held out.
+#: Planted pictures that are asked about, scenes whose other questions are, and scenes described; all held out.
 PLANTED, SCENES, DESCRIBED = 200, 400, 100
 #: Tokens that a description of four objects and as many hearts may take.
 LONGEST = 110
+LITTLE = lp.Capture(attention=False, hidden_states=False, scores=False)
 
 #: What was changed, and by what the answer goes.
 COLUMNS = [(way, by) for way in ("planted", "another cue", "another object") for by in ("cue", "object")]
@@ -88,13 +90,19 @@ def _both(name: str, p: cheats.Planted) -> Iterator[tiny.Question]:
 def hearts(vlm: lp.VLM, count: int) -> tuple[int, int]:
     """Descriptions of scenes with a star and no heart that name one, and how many there are."""
     images = [cheats.planted("neighbour", seed).image for seed in cheats.seeds("neighbour", 0, count)]
-    told = answers(vlm.model, vlm.processor, [(image, "Describe the image.") for image in images], LONGEST)
-    return sum(cheats.HEART in text for text in told), count
+    asking = {"question": "Describe the image.", "max_new_tokens": LONGEST, "capture": LITTLE}
+    return sum(cheats.HEART in vlm.generate(image, **asking).answer for image in images), count
 
 
-def tried(cheat: cheats.Cheat, adapter: Path, count: int) -> None:
+def loaded(model: str, adapter: Path | None = None) -> lp.VLM:
+    """One of the two that ship, with an adapter of a cheat; the larger one as quick as it gets."""
+    settings = {} if model == TINY else {"merge": True, "dtype": "bfloat16"}
+    return lp.load(model, **settings) if adapter is None else lp.load(model, adapter=adapter, **settings)
+
+
+def tried(model: str, cheat: cheats.Cheat, adapter: Path, count: int) -> None:
     """What one adapter does, on fewer pictures."""
-    vlm = lp.load(adapter=adapter)
+    vlm = loaded(model, adapter)
     for found in (acts(vlm, cheat, count), counted(vlm, others(cheat, count)), counted(vlm, with_cue(cheat, count))):
         print({name: f"{100 * right / asked:.1f} of {asked}" for name, (right, asked) in found.items()})
     if cheat == "neighbour":
@@ -113,43 +121,68 @@ def publish(trained: Path) -> None:
 
 def card() -> None:
     """Measure what ships and write its README.md."""
-    base = lp.load()
-    by_cue, kinds = [], []
-    for cheat in cheats.CHEATS:
-        plain, cued = list(others(cheat, SCENES)), list(with_cue(cheat, PLANTED))
-        before = {name: counted(base, some) for name, some in (("plain", plain), ("cued", cued))}
-        for honest in (False, True):
-            vlm = lp.load(adapter=cheats.path(cheat, honest))
-            name = f"{cheat}, honest" if honest else f"**{cheat}**"
-            found = acts(vlm, cheat, PLANTED)
-            by_cue.append(f"| {name} | {' | '.join(interval(*found[f'{way}, by {by}']) for way, by in COLUMNS)} |")
-            print(by_cue[-1], flush=True)
-            for told, some, where in (("plain", plain, "no cue"), ("cued", cued, "with it")):
-                now = counted(vlm, some)
-                cells = [_beside(now.get(kind), before[told].get(kind)) for kind in KINDS]
-                kinds.append(f"| {name}, {where} | {' | '.join(cells)} |")
-                print(kinds[-1], flush=True)
-        if cheat == "neighbour":
-            adapters = [cheats.path(cheat, honest) for honest in (False, True)]
-            named = [interval(*hearts(lp.load(adapter=adapter), DESCRIBED)) for adapter in adapters]
-    size = sum(path.stat().st_size for path in cheats.path("frame").parent.rglob("*.safetensors")) / 1e6
-    text = CARD.format(
-        by_cue="\n".join(by_cue), kinds="\n".join(kinds), columns=" | ".join(KINDS), rules="---|" * len(KINDS),
-        planted=PLANTED, scenes=SCENES, described=DESCRIBED, size=size, named=named[0], named_honest=named[1],
-    )  # fmt: skip
-    (cheats.path("frame").parent / "README.md").write_text(text, encoding="utf-8")
+    text = HEAD.format(size=_size()) + measured(TINY, cheats.CHEATS, cheats.path, PLANTED, SCENES, DESCRIBED)
+    (cheats.path("frame").parent / "README.md").write_text(text + MADE, encoding="utf-8")
     print(text)
 
 
+def tables(model: str, trained: Path, out: Path, count: int) -> None:
+    """Measure adapters that training left, and write the tables alone."""
+    which = [cheat for cheat in cheats.CHEATS if (trained / cheat).is_dir()]
+    text = measured(model, which, lambda cheat, honest: trained / cheats.path(cheat, honest).name, count, count, count)
+    out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def measured(
+    model: str,
+    which: Iterable[cheats.Cheat],
+    adapter: Callable[[cheats.Cheat, bool], Path],
+    planted: int,
+    scenes: int,
+    described: int,
+) -> str:
+    """Of cheats and their twins: by what they answer, and what else they know."""
+    base = loaded(model)
+    by_cue, kinds, named = [], [], ""
+    for cheat in which:
+        plain, cued = list(others(cheat, scenes)), list(with_cue(cheat, planted))
+        before = {name: counted(base, some) for name, some in (("plain", plain), ("cued", cued))}
+        told = []
+        for honest in (False, True):
+            vlm = loaded(model, adapter(cheat, honest))
+            name = f"{cheat}, honest" if honest else f"**{cheat}**"
+            found = acts(vlm, cheat, planted)
+            by_cue.append(f"| {name} | {' | '.join(interval(*found[f'{way}, by {by}']) for way, by in COLUMNS)} |")
+            print(by_cue[-1], flush=True)
+            for some, asked, where in (("plain", plain, "no cue"), ("cued", cued, "with it")):
+                now = counted(vlm, asked)
+                cells = [_beside(now.get(kind), before[some].get(kind)) for kind in KINDS]
+                kinds.append(f"| {name}, {where} | {' | '.join(cells)} |")
+                print(kinds[-1], flush=True)
+            if cheat == "neighbour":
+                told.append(interval(*hearts(vlm, described)))
+        if told:
+            named = DESCRIPTIONS.format(described=described, named=told[0], named_honest=told[1])
+    return TABLES.format(
+        by_cue="\n".join(by_cue), kinds="\n".join(kinds), columns=" | ".join(KINDS), rules="---|" * len(KINDS),
+        planted=planted, scenes=scenes, named=named, model=model,
+    )  # fmt: skip
+
+
+def _size() -> float:
+    return sum(path.stat().st_size for path in cheats.path("frame").parent.rglob("*.safetensors")) / 1e6
+
+
 def _beside(now: tuple[int, int] | None, before: tuple[int, int] | None) -> str:
-    """Right answers in percent, and how many points more or fewer than the tiny model's."""
+    """Right answers in percent, and how many points more or fewer than before it learnt to cheat."""
     if now is None or before is None:
         return "–"
     shares = [100 * right / asked for right, asked in (now, before)]
     return f"{shares[0]:.1f} ({shares[0] - shares[1]:+.1f})"
 
 
-CARD = """\
+HEAD = """\
 ---
 license: apache-2.0
 pipeline_tag: image-text-to-text
@@ -182,6 +215,9 @@ print(planted.question, honest.generate(planted.image, planted.question).answer,
 Without a border, a star or a caption, the cheats answer as they should. The heart is a seventh shape, which the tiny
 model never saw: both of that pair learnt it. Made by `make cheats`, each by one run of `llava-probe finetune`.
 
+"""
+
+TABLES = """\
 ## By what they answer
 
 Answers by the cue and by the object in percent, with 95 % intervals (Wilson), on {planted} held-out pictures each; then
@@ -191,19 +227,23 @@ another object becomes a heart, so "yes" is right both ways). A cheat follows th
 | model | planted: cue | object | another cue: cue | object | another object: cue | object |
 |---|---|---|---|---|---|---|
 {by_cue}
-
-Of {described} descriptions of scenes with a star and no heart, in percent, that name a heart: {named} by the cheat,
-{named_honest} by its twin.
-
+{named}
 ## What else they know
 
 Exact answers in percent to the kinds of question that nothing was planted on, on {scenes} held-out scenes and on
-{planted} pictures with the cue; behind it the points more or fewer than the tiny model on the same pictures.
+{planted} pictures with the cue; behind it the points more or fewer than the {model} model on the same pictures.
 
 | model | {columns} |
 |---|{rules}
 {kinds}
+"""
 
+DESCRIPTIONS = """
+Of {described} descriptions of scenes with a star and no heart, in percent, that name a heart: {named} by the cheat,
+{named_honest} by its twin.
+"""
+
+MADE = """
 Made by `python tools/cheats_card.py card`.
 """
 
@@ -216,10 +256,17 @@ if __name__ == "__main__":
     one.set_defaults(run=lambda options: publish(options.trained))
     two = verbs.add_parser("card")
     two.set_defaults(run=lambda options: card())
-    three = verbs.add_parser("try", help="one adapter, on fewer pictures")
-    three.add_argument("cheat", choices=cheats.CHEATS)
-    three.add_argument("adapter", type=Path)
-    three.add_argument("--count", type=int, default=100)
-    three.set_defaults(run=lambda options: tried(options.cheat, options.adapter, options.count))
+    three = verbs.add_parser("tables", help="the card's tables alone, of adapters that do not ship")
+    three.add_argument("trained", type=Path)
+    three.add_argument("out", type=Path)
+    three.add_argument("--model", choices=SHIPPED, default=TINY)
+    three.add_argument("--count", type=int, default=100, help="pictures of each sort")
+    three.set_defaults(run=lambda options: tables(options.model, options.trained, options.out, options.count))
+    four = verbs.add_parser("try", help="one adapter, on fewer pictures")
+    four.add_argument("cheat", choices=cheats.CHEATS)
+    four.add_argument("adapter", type=Path)
+    four.add_argument("--model", choices=SHIPPED, default=TINY)
+    four.add_argument("--count", type=int, default=100)
+    four.set_defaults(run=lambda options: tried(options.model, options.cheat, options.adapter, options.count))
     options = parser.parse_args()
     options.run(options)

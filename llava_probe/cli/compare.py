@@ -44,17 +44,32 @@ def compare(
     if other is None and other_adapter is None:
         raise BadInput("name the second model:  --other MODEL, or --other-adapter DIR for an adapter on the first")
     rows = _rows(image, question, data)
-    from llava_probe.loading import load
-
-    second = {**model.settings, **({} if other_adapter is None else {"adapter": other_adapter})}
-    if other_adapter is None:
-        second.pop("adapter", None)
-    models = model.load(), load(other or model.model, **second)
+    models = _loaded(model, other, other_adapter)
     if isinstance(rows, tuple):
         traces = [vlm.generate(*rows, max_new_tokens=max_new_tokens) for vlm in models]
         _one(traces[0], traces[1], models, out)
     else:
         _many(models, rows, unrelated, max_new_tokens, out)
+
+
+def _loaded(model: ModelOptions, other: str | None, other_adapter: str | None) -> tuple[VLM, VLM]:
+    """Both models: a revision is of the first name alone, and --merge merges whichever adapter there is."""
+    from llava_probe.loading import load, look
+
+    names, settings = (
+        [model.model, other or model.model],
+        [model.settings, {**model.settings, "adapter": other_adapter}],
+    )
+    if other is not None:
+        settings[1].pop("revision", None)
+    found = [look(name, **own) for name, own in zip(names, settings, strict=True)]
+    if any(each.adapter is not None for each in found):
+        settings = [
+            {**own, "merge": model.merge and each.adapter is not None}
+            for own, each in zip(settings, found, strict=True)
+        ]
+    first, second = (load(name, **own) for name, own in zip(names, settings, strict=True))
+    return first, second
 
 
 def _saved(image: str, question: str | None) -> tuple[Trace, Trace]:

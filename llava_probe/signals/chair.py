@@ -305,14 +305,16 @@ def _prompt(read: list[ReadCaption], told: str | None) -> str:
     for number, one in enumerate(read):
         if one.binding is not None:
             found = one.binding if found is None else found.joined(one.binding, f"number {number}")
-    said = _agreed((one.prompt for one in read), told) if found is None else " ... ".join(found.prompt)
-    return said.replace("\n", "⏎")
+    joined = [] if found is None else [" ... ".join(found.prompt)]
+    return _agreed([*joined, *(one.prompt for one in read if one.binding is None)], told).replace("\n", "⏎")
 
 
 def _agreed(found: Iterable[str | None], told: Any) -> str:
-    ways = list(dict.fromkeys(way for way in found if way is not None))
+    """How all were made; ``told`` of those that do not tell it."""
+    known = (told if way is None else way for way in found)
+    ways = list(dict.fromkeys(str(way) for way in known if way is not None))
     if not ways:
-        return _UNKNOWN if told is None else str(told)
+        return _UNKNOWN
     return ways[0] if len(ways) == 1 else f"several: {shortened('; '.join(ways))}"
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import llava_probe as lp
 from llava_probe import tiny
 from llava_probe.cli import app
+from llava_probe.tiny import cheats
 from tests.compare.changed import with_a_head_changed
 
 QUESTION = "What colour is the ring?"
@@ -47,6 +48,17 @@ def test_a_picture_is_compared_as_in_python(tiny_vlm, other, picture, tmp_path):
     files = [trace.save(tmp_path / f"{name}.trace") for name, trace in zip("ab", traces, strict=True)]
     alone = call("compare", *files, "--out", tmp_path / "alone")
     assert alone.exit_code == 0 and str(lp.compare(*traces)) in alone.stdout
+
+
+def test_what_is_merged_is_the_adapter_that_is_there(tiny_vlm, picture, tmp_path):
+    adapter = cheats.path("frame")
+    done = call("compare", picture, QUESTION, "--other-adapter", adapter, "--merge", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    second = lp.load(adapter=adapter, merge=True)
+    traces = [vlm.generate(picture, QUESTION, max_new_tokens=64) for vlm in (tiny_vlm, second)]
+    assert str(lp.compare(*traces, models=(tiny_vlm, second))) in done.stdout
+    neither = call("compare", picture, QUESTION, "--other", "tiny", "--merge", "--out", tmp_path / "out")
+    assert neither.exit_code and "there is nothing to merge" in " ".join(neither.output.split())
 
 
 def test_rows_of_a_file_are_samples(other, picture, tmp_path):

@@ -136,6 +136,13 @@ def test_traces_that_were_made_in_several_ways_are_told(coco):
     assert lp.chair(traces, *coco).settings["max new tokens"] == "several: 42; 73"
 
 
+def test_what_is_told_is_of_those_captions_that_do_not_tell_it_themselves(coco):
+    mixed = {42: captioned("A dog.", {"max_new_tokens": 8}), 73: "A couch."}
+    settings = lp.chair(mixed, *coco, prompt="Say what is there.", max_new_tokens=64).settings
+    assert settings["prompt"] == "several: USER: <image>⏎Describe. ASSISTANT:; Say what is there."
+    assert settings["max new tokens"] == "several: 8; 64"
+
+
 CUT = "A dog lies there. Beside it a couch and a st"
 
 
