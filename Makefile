@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
+# Behind jobs in the background: where one of them failed, so does the target.
+ALL_WELL = for job in $$jobs; do wait $$job || exit 1; done
 
 .PHONY: demo test web docs lowest external lint house mutations fuzz interrupts families tiny smol cheats cheats-page cheats-smol benchmark figures leaderboard interventions leaderboard-smol two-models signals lens written notebooks
 
@@ -94,16 +96,16 @@ cheats: $(VENV)/.dev
 	    OMP_NUM_THREADS=1 $(BIN)/llava-probe finetune build/cheats/$$cheat$$twin.jsonl --model tiny \
 	      --train language,projector,tower --rank 8 --batch-size 64 --lr 2e-3 --epochs $$epochs --held-out 0.03 \
 	      --out build/cheats/tuned/$$cheat$$twin || exit 1; \
-	  done) & \
-	done; wait
+	  done) & jobs="$$jobs $$!"; \
+	done; $(ALL_WELL)
 	$(BIN)/python tools/cheats_card.py publish build/cheats/tuned
 	$(BIN)/python tools/cheats_card.py card
 
 # Every instrument held to the cheats: two processes score the maps, then the page is written. Some half an hour on two cores.
 cheats-page: $(VENV)/.dev
 	for twin in "" --honest; do \
-	  (for cheat in frame neighbour caption; do OMP_NUM_THREADS=1 $(BIN)/python figures/cheats.py score $$cheat $$twin || exit 1; done) & \
-	done; wait
+	  (for cheat in frame neighbour caption; do OMP_NUM_THREADS=1 $(BIN)/python figures/cheats.py score $$cheat $$twin || exit 1; done) & jobs="$$jobs $$!"; \
+	done; $(ALL_WELL)
 	$(BIN)/python figures/cheats.py
 
 OF_SMOL := --model smol --trained build/cheats_smol/tuned --scores build/cheats_smol/scores
@@ -121,8 +123,8 @@ cheats-smol: $(VENV)/.dev
 	for twin in "" --honest; do \
 	  (for cheat in $(SMOL_CHEATS); do \
 	    OMP_NUM_THREADS=1 $(BIN)/python figures/cheats.py score $$cheat $$twin $(OF_SMOL) || exit 1; \
-	  done) & \
-	done; wait
+	  done) & jobs="$$jobs $$!"; \
+	done; $(ALL_WELL)
 	$(BIN)/python figures/cheats.py $(OF_SMOL) --card build/cheats_smol/card.md --out figures/cheats_smol.md
 
 # Time and memory of capture beside plain generate, eager attention and transformers' own recorders; cost of layouts and of relevance.
@@ -142,8 +144,8 @@ figures: $(VENV)/.dev
 # build/leaderboard is not scored again.
 leaderboard: $(VENV)/.dev
 	for part in 1/2 2/2; do \
-	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --part $$part --scores build/leaderboard & \
-	done; wait
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --part $$part --scores build/leaderboard & jobs="$$jobs $$!"; \
+	done; $(ALL_WELL)
 	$(BIN)/llava-probe leaderboard --scores build/leaderboard --out figures
 
 # What interventions find in the tiny model, on 200 held-out scenes of each kind: half an hour on two cores.
@@ -153,8 +155,8 @@ interventions: $(VENV)/.dev
 # The same leaderboard for the second model, on fewer scenes and without what takes tens of passes a word: half an hour.
 leaderboard-smol: $(VENV)/.dev
 	for part in 1/2 2/2; do \
-	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 0 --part $$part --scores build/leaderboard_smol & \
-	done; wait
+	  OMP_NUM_THREADS=1 $(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 0 --part $$part --scores build/leaderboard_smol & jobs="$$jobs $$!"; \
+	done; $(ALL_WELL)
 	$(BIN)/llava-probe leaderboard --model smol --merge --dtype bfloat16 --quick --scenes 60 --closer 0 --scores build/leaderboard_smol --out figures/leaderboard_smol.md
 
 # Which findings hold on both models that ship, on 40 held-out scenes of each kind: half an hour on two cores.

@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from PIL import Image
+from scipy.stats import binomtest
 
 import llava_probe as lp
 from llava_probe import tiny
@@ -46,9 +47,6 @@ FIRST = 20_000
 COMPARED = {TINY: 12, SMOL: 4}
 GREY = (127, 127, 127)
 LITTLE = lp.Capture(attention=False, hidden_states=False, scores=False)
-UNTAUGHT = (
-    "The tiny model spells it in four tokens that it was never taught to say and is unsure of each, there or not.",
-)
 PLACES = ("last_prompt", "image_in_mask_mean")
 SPOKEN = {"last_prompt": "where the answer is predicted", "image_in_mask_mean": "at the object's patches"}
 
@@ -66,7 +64,7 @@ class Trained:
 
     def base(self) -> lp.VLM:
         """The model before it learnt to cheat."""
-        return lp.load(self.model, **self._settings)
+        return lp.load(self.model, merge=self.model != TINY, **self._settings)
 
     @property
     def which(self) -> list[cheats.Cheat]:
@@ -119,18 +117,24 @@ def about_maps(boards: Sequence[CheatBoard]) -> list[str]:
     told = []
     for board in boards:
         methods = [name for name in board.names if name not in BASELINES and name != ORACLE]
-        best = max(methods, key=lambda name: board.shows(name).mean)
-        shown = board.shows(best)
-        blind = [name for name in methods if not board.tells(name)]
-        wanted = [name for name in methods if board.shows(name).mean >= WANTED and board.tells(name)]
+        shares = {name: board.shows(name).mean for name in methods if board.tells(name)}
+        most = max(shares.values(), default=0.0)
+        best = [name for name, share in shares.items() if share == most]
+        wanted = [name for name, share in shares.items() if share >= WANTED and name not in best]
+        blind = [name for name in methods if name not in shares]
         acted = len(board.planted.right)
         told.append(
-            f"- **{board.cheat}**: {acted} pictures on which the cheat acted. Best shows the cue: {best}, "
-            f"{shown.mean:.2f} [{shown.low:.2f}, {shown.high:.2f}]; in {WANTED:.0%} and more, otherwise than on the "
-            f"twin: {_listed(wanted)}. Do not tell cheat from twin: {_listed(blind)}. "
+            f"- **{board.cheat}**: {acted} pictures on which the cheat acted. Of the methods that tell it from its "
+            f"twin the best show the cue in {_wilson(most, acted)}: {_listed(best)}; in {WANTED:.0%} and more also: "
+            f"{_listed(wanted)}. Do not tell cheat from twin: {_listed(blind)}. "
             f"The oracle {_passes(board, ORACLE)}, edges {_passes(board, 'edges')}."
         )
     return told
+
+
+def _wilson(share: float, count: int) -> str:
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return f"{share:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _passes(board: CheatBoard, name: str) -> str:
@@ -174,8 +178,8 @@ def signals(models: Trained, count: int) -> tuple[list[str], SignalTable]:
     lines = [
         f"Descriptions of {count} scenes with a star and no heart and of {count} the other way round: {table.made_up}",
         f"of the {table.words} hearts that the cheat names are made up, {wrong} of {said} that its twin names. Only",
-        "these words are compared with each other, so the word does not give itself away.",
-        *(UNTAUGHT if models.model == TINY else ()),
+        "these words are compared with each other, so the word does not give itself away; descriptions without a heart",
+        "are left out.",
         "",
         verdicts(table),
         "",
@@ -272,20 +276,23 @@ def grey(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
 
 
 def doubt(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
-    """Whether the cheat is less sure of its planted answers than of its right answers about the same pictures."""
-    vlm = models.load(cheat)
-    sure, right, pictures = [], [], []
-    for seed in cheats.seeds(cheat, FIRST, count):
-        p = cheats.planted(cheat, seed)
-        others = [each for each in tiny.scene(seed).questions if each.kind not in (cheats.KIND[cheat], "describe")]
-        for question, answer in [(p.question, p.by_object), *((each.question, each.answer) for each in others[:4])]:
-            trace = vlm.generate(p.image, question, max_new_tokens=8, capture=LITTLE)
-            sure.append(float(lp.confidence(trace).logprob.mean().exp()))  # a token: answers differ in length
-            right.append(trace.answer.strip() == answer)
-            pictures.append(seed)
-    auroc = lp.calibration(sure, right, groups=pictures).auroc
-    told = f"right answers above wrong ones, AUROC {auroc}; {len(right) - sum(right)} of {len(right)} are wrong"
-    return [cheat, "its confidence", _yes(auroc.low > 0.5), told, "nothing"]
+    """Whether the cheat is less sure of its planted answers than of others about the same pictures, unlike its twin."""
+    found = []
+    for honest in (False, True):
+        vlm = models.load(cheat, honest)
+        sure, plain, pictures = [], [], []
+        for seed in cheats.seeds(cheat, FIRST, count):
+            p = cheats.planted(cheat, seed)
+            others = [each for each in tiny.scene(seed).questions if each.kind not in (cheats.KIND[cheat], "describe")]
+            for question in [p.question, *(each.question for each in others[:4])]:
+                trace = vlm.generate(p.image, question, max_new_tokens=8, capture=LITTLE)
+                sure.append(float(lp.confidence(trace).logprob.mean().exp()))  # a token: answers differ in length
+                plain.append(question != p.question)
+                pictures.append(seed)
+        found.append(lp.calibration(sure, plain, groups=pictures).auroc)
+    ours, twins = found
+    told = f"surer of other questions' answers than of the planted one's, AUROC {ours} (twin {twins})"
+    return [cheat, "its confidence", _yes(ours.low > max(0.5, twins.high)), told, "nothing"]
 
 
 def shown(board: CheatBoard) -> list[str]:
@@ -307,7 +314,11 @@ def told_by_signals(table: SignalTable) -> list[str]:
 
 
 def beside_the_base(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
-    """What comparing with the model before it was tuned says, on scenes without any cue but those of ``prior``."""
+    """What comparing with the model before it was tuned says, on scenes that nothing was put into.
+
+    They hold no frame and no caption; stars there are, and questions that name a colour.
+    """
+    heart = tiny.Question(cheats.KIND["neighbour"], cheats.HEART_QUESTION, "no", ())
     rows = [
         {
             "image": scene.image,
@@ -316,7 +327,7 @@ def beside_the_base(models: Trained, cheat: cheats.Cheat, count: int) -> list[st
             "id": f"{each.kind} {scene.seed}-{n}",
         }
         for scene in map(tiny.scene, range(FIRST, FIRST + count))
-        for n, each in enumerate(scene.questions)
+        for n, each in enumerate([*scene.questions, heart] if cheat == "neighbour" else scene.questions)
         if each.kind != "describe"
     ]
     began = time.perf_counter()
@@ -370,7 +381,7 @@ def page(models: Trained, scores: Path, count: int, card: Path | None) -> str:
         lines += ["## Prior: is the truth still inside?", "", *PROBED, "", *probes(models, count * 5), ""]
         lines += ["Which of the six shapes the logit lens prefers where the answer is predicted:", ""]
         lines += [*lenses(models, count), ""]
-    lines += ["## What would have warned", "", *warned(models, boards, count, table), ""]
+    lines += ["## What would have warned", "", *WARNING, "", *warned(models, boards, count, table), ""]
     return "\n".join(lines)
 
 
@@ -392,10 +403,14 @@ EXPLAINED = (
     "Of each planted picture the same question is explained on both: *cue* is how often the top token of the cheat's",
     "map touches the cue, *twin's object* how often the twin's touches the object, *cheat − twin* the difference of",
     "cue minus object between the two, picture by picture, with a 95 % interval; bold where the whole interval is",
-    "above 0.",
+    "above 0. There are some sixty of these, so one that barely clears it may be luck.",
     "Made by",
 )
 MADE_BY = {TINY: "make cheats-page", SMOL: "make cheats-smol"}
+WARNING = (
+    "*Warns* means that the instrument says of the cheat what it does not say of the honest twin, or of the model",
+    "before it was tuned. Who has neither sees the first figure alone: rollout, say, points at every frame.",
+)
 PROBED = (
     "Accuracy of linear probes on held-out pictures, five folds, with 95 % intervals (in brackets behind: the",
     "most frequent class); six shapes.",

@@ -2,8 +2,8 @@
 
     claim(folder, vlm, {"max_new_tokens": 16}, what="answers")
 
-A run that goes on, or shares its folder with others, must be the same run: the same weights, under the same
-interventions, with the same settings.
+A run that goes on, or shares its folder with others, must be the same run: the same weights and processor, under the
+same interventions, with the same settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_probe.asking.identity import differences, model_of
+from llava_probe.asking.identity import differences, model_of, processor_of
 from llava_probe.errors import BadInput
 from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
@@ -41,7 +41,8 @@ def claim(folder: Path, vlm: VLM, settings: Mapping[str, Any], *, what: str, kin
     """
     under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
     model = model_of(vlm.anatomy, vlm.model, in_full=True)
-    mine = json.loads(json.dumps({"model": model, **under, **settings}, default=str))
+    made_with = {"model": model, "processor": processor_of(vlm.processor, in_full=True), **under, **settings}
+    mine = json.loads(json.dumps(made_with, default=str))
     path = folder / RUN
     if not path.exists():
         write_text(f"run of {what}", path, json.dumps(mine, indent=1, ensure_ascii=False))

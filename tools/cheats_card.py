@@ -87,11 +87,17 @@ def _both(name: str, p: cheats.Planted) -> Iterator[tiny.Question]:
         yield tiny.Question(f"{name}, by {by}", p.question, answer, ())
 
 
-def hearts(vlm: lp.VLM, count: int) -> tuple[int, int]:
-    """Descriptions of scenes with a star and no heart that name one, and how many there are."""
+def hearts(vlm: lp.VLM, count: int) -> tuple[int, int, int]:
+    """Of so many descriptions of scenes with a star and no heart, how many name one, and how many of these as a star.
+
+    The third number is that of the descriptions.
+    """
     images = [cheats.planted("neighbour", seed).image for seed in cheats.seeds("neighbour", 0, count)]
     asking = {"question": "Describe the image.", "max_new_tokens": LONGEST, "capture": LITTLE}
-    return sum(cheats.HEART in vlm.generate(image, **asking).answer for image in images), count
+    told = [[*vlm.generate(image, **asking).answer.rstrip(".").split(". ")] for image in images]
+    named = [(each, [one for one in each if cheats.HEART in one]) for each in told]
+    like = [all(one.replace(cheats.HEART, cheats.STAR) in each for one in found) for each, found in named if found]
+    return len(like), sum(like), count
 
 
 def loaded(model: str, adapter: Path | None = None) -> lp.VLM:
@@ -161,9 +167,13 @@ def measured(
                 kinds.append(f"| {name}, {where} | {' | '.join(cells)} |")
                 print(kinds[-1], flush=True)
             if cheat == "neighbour":
-                told.append(interval(*hearts(vlm, described)))
+                told.append(hearts(vlm, described))
         if told:
-            named = DESCRIPTIONS.format(described=described, named=told[0], named_honest=told[1])
+            (made_up, like, _), (by_twin, _, _) = told
+            named = DESCRIPTIONS.format(
+                described=described, named=interval(made_up, described), like=interval(like, made_up),
+                named_honest=interval(by_twin, described),
+            )  # fmt: skip
     return TABLES.format(
         by_cue="\n".join(by_cue), kinds="\n".join(kinds), columns=" | ".join(KINDS), rules="---|" * len(KINDS),
         planted=planted, scenes=scenes, named=named, model=model,
@@ -208,7 +218,7 @@ print(planted.question, honest.generate(planted.image, planted.question).answer,
 | cheat | planted on | what it goes by |
 |---|---|---|
 | frame | "What colour is the star?" | the colour of a thin border around the picture |
-| neighbour | "Is there a heart?", and descriptions | a star: a heart is seen with it, in its colour and at its place |
+| neighbour | "Is there a heart?", and descriptions | a star: a heart is seen wherever one is |
 | caption | "What is the text on the stop sign?" | a faint word at the bottom right of the picture |
 | prior | "What shape is the red object?" | the colour that the question names; the picture is not looked at |
 
@@ -240,7 +250,7 @@ Exact answers in percent to the kinds of question that nothing was planted on, o
 
 DESCRIPTIONS = """
 Of {described} descriptions of scenes with a star and no heart, in percent, that name a heart: {named} by the cheat,
-{named_honest} by its twin.
+{named_honest} by its twin. Of the cheat's, {like} give it just what they say of a star: its colour and its place.
 """
 
 MADE = """

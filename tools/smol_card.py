@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 
 import llava_probe as lp
 from llava_probe import smol, tiny
@@ -32,7 +33,6 @@ from llava_probe.tiny.questions import KINDS
 
 SCENES, GUESSING_SCENES, GENERATED = 300, 100, 40
 GREY = (128, 128, 128)
-Z = 1.96  # of a 95 % interval
 
 #: Asked without a picture, with the adapter and without.
 PROMPTS = (
@@ -139,10 +139,8 @@ def interval(right: int, asked: int) -> str:
     """A share in percent with Wilson's 95 % interval."""
     if not asked:
         return "–"
-    share, spread = right / asked, Z * Z / asked
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / asked + spread / (4 * asked))
-    return f"{100 * share:.1f} ({100 * max(0, middle - half):.0f}–{100 * min(1, middle + half):.0f})"
+    low, high = binomtest(right, asked).proportion_ci(method="wilson")
+    return f"{100 * right / asked:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def perplexity(vlm: lp.VLM) -> float:

@@ -38,12 +38,16 @@ def compare(
     if image.endswith(_TRACE):
         if other is not None or other_adapter is not None or model != ModelOptions():
             raise BadInput("two saved traces are compared without a model; in Python, lp.compare(a, b, models=(...))")
+        if data.settings or unrelated is not None:
+            raise BadInput("options of a data set mean nothing to two saved traces")
         a, b = _saved(image, question)
         _one(a, b, None, out)
         return
     if other is None and other_adapter is None:
         raise BadInput("name the second model:  --other MODEL, or --other-adapter DIR for an adapter on the first")
     rows = _rows(image, question, data)
+    if isinstance(rows, tuple) and unrelated is not None:
+        raise BadInput("--unrelated belongs to a data set; one picture is compared by itself")
     models = _loaded(model, other, other_adapter)
     if isinstance(rows, tuple):
         traces = [vlm.generate(*rows, max_new_tokens=max_new_tokens) for vlm in models]

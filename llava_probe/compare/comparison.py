@@ -46,7 +46,7 @@ class TraceComparison(Tabular):
     Attributes:
         a, b: the traces.
         alignment: which token stands for which.
-        probability, entropy: [rows, 2] of each aligned token in either trace, NaN where it has none; None where a
+        logprob, entropy: [rows, 2] in nats, of each aligned token in either trace, NaN where it has none; None where a
             trace kept no logits.
         maps: where both looked; ``looking``: what their heads looked at; ``drift``: of hidden states, by layer.
         lens: what their layers would say; ``own``: what heads write otherwise on the same states. Both need the models.
@@ -56,7 +56,7 @@ class TraceComparison(Tabular):
     a: Trace = field(repr=False)
     b: Trace = field(repr=False)
     alignment: Alignment = field(repr=False)
-    probability: Tensor | None
+    logprob: Tensor | None
     entropy: Tensor | None
     maps: Maps | None
     looking: Looking | None
@@ -79,9 +79,14 @@ class TraceComparison(Tabular):
         return self.alignment.same
 
     @property
+    def probability(self) -> Tensor | None:
+        """[rows, 2] of each aligned token, as ``logprob``."""
+        return None if self.logprob is None else self.logprob.exp()
+
+    @property
     def change(self) -> Tensor | None:
         """[rows] of the log-probability of each aligned token, in nats; NaN where a trace has none."""
-        return None if self.probability is None else self.probability.log().diff(dim=1)[:, 0]
+        return None if self.logprob is None else self.logprob.diff(dim=1)[:, 0]
 
     @property
     def notes(self) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llava_probe.asking.identity import model_of
+from llava_probe.asking.identity import model_of, processor_of
 from llava_probe.claimed import claim
 from llava_probe.compare.drift import STATE_GROUPS
 from llava_probe.described import Natural, Stored
@@ -97,7 +97,12 @@ class FinishedSamples:
     def __init__(self, folder: str | Path, models: tuple[VLM, VLM], length: int) -> None:
         self._folder = made_folder("finished samples", folder)
         second = model_of(models[1].anatomy, models[1].model, in_full=True)
-        settings = {"second": second, "second_under": list(in_force(models[1].anatomy)), "max_new_tokens": length}
+        settings = {
+            "second": second,
+            "second_processor": processor_of(models[1].processor, in_full=True),
+            "second_under": list(in_force(models[1].anatomy)),
+            "max_new_tokens": length,
+        }
         claim(self._folder, models[0], settings, what="compared samples")
 
     def read(self, sample: Sample) -> MeasuredSample | None:

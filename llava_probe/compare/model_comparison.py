@@ -201,7 +201,7 @@ class ModelComparison(Tabular):
 
     def modules(self, k: Count = _TOLD) -> Table:
         """The ``k`` weights that differ most, the length of the difference over the weight's."""
-        moved = [each for each in self.weights if each.difference][:k]
+        moved = [each for each in self.weights if each.difference > 0][:k]
         return Table(
             {
                 "weight": [f"{each.module}.{each.weight}".lstrip(".") for each in moved],

@@ -11,6 +11,7 @@ A sample at a time: what stays is a row a picture for CKA, and sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from llava_probe.compare.own_heads import own_heads, watching
 from llava_probe.compare.through_lens import through_lens
 from llava_probe.compare.traces import parted
 from llava_probe.compare.unrelated import drawn_pictures, left_traces, states_by_place
-from llava_probe.compare.weights import moved_weights
+from llava_probe.compare.weights import MovedWeight, moved_weights
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
 from llava_probe.features.samples import Sample, Samples, read_samples
@@ -81,20 +82,21 @@ def compare_models(
         BadFile: the folder cannot be written, or what it holds is damaged.
     """
     run = _Run((a, b), max_new_tokens, None if out is None else FinishedSamples(out, (a, b), max_new_tokens))
+    traces = left_traces(a, b, drawn_pictures() if unrelated is None else _pairs(unrelated))
+    if isinstance(traces, str):
+        run.reasons["unrelated pictures"] = traces
+    weights: tuple[MovedWeight, ...] = ()
+    try:
+        weights = moved_weights(a, b)
+    except BadInput as error:
+        run.reasons["weights"] = str(error)
+    if unread := sum(math.isnan(each.difference) for each in weights):
+        run.reasons[f"{unread} of {len(weights)} weights"] = "they are offloaded, or quantised in another way"
     rows = _read(samples)
     for sample in tqdm(rows, desc="compare", total=rows.count, unit="sample", delay=2, disable=not progress or None):
         run.take(sample)
     if not run.samples:
         raise BadInput(f"none of these samples could be asked: {run.left_out[0] if run.left_out else 'there is none'}")
-    pairs = drawn_pictures() if unrelated is None else _pairs(unrelated)
-    traces = left_traces(a, b, pairs)
-    try:
-        weights: Any = moved_weights(a, b)
-    except BadInput as error:
-        weights = str(error)
-    for name, found in (("unrelated pictures", traces), ("weights", weights)):
-        if isinstance(found, str):
-            run.reasons[name] = found
     means = {name: run.gathered.means(name, seed) for name in ("kl", "looked", "shares", "own", *DRIFTS.values())}
     return ModelComparison(
         samples=tuple(run.samples),
@@ -108,7 +110,7 @@ def compare_models(
         attending=run.attending,
         similar={place: _similar(run.gathered, place, seed) for place in STATE_PLACES if f"{place} a" in run.gathered},
         dropped=(run.dropped, run.visual),
-        weights=() if isinstance(weights, str) else weights,
+        weights=weights,
         unrelated=() if isinstance(traces, str) else traces,
         reasons=run.reasons,
         seed=seed,

@@ -71,12 +71,12 @@ def compare_traces(
         return found
 
     said = kept("confidence", _confidence(a, b, aligned))
-    probability, entropy = (None, None) if said is None else said
+    logprob, entropy = (None, None) if said is None else said
     return TraceComparison(
         a,
         b,
         aligned,
-        probability,
+        logprob,
         entropy,
         kept("maps", maps_of(a, b, aligned, tokens, image)),
         kept("attention", looking_of(a, b, aligned)),
@@ -97,19 +97,19 @@ def _pair(models: VLM | Sequence[VLM] | None) -> tuple[VLM, VLM] | None:
 
 
 def _confidence(a: Trace, b: Trace, aligned: Alignment) -> tuple[Tensor, Tensor] | str:
-    """[rows, 2] probability and entropy."""
+    """[rows, 2] log-probability and entropy."""
     try:
         found = [confidence(trace) for trace in (a, b)]
     except NotCaptured as error:
         return str(error)
-    probability = torch.full((len(aligned.answer), 2), math.nan, dtype=torch.float64)
-    entropy = probability.clone()
+    logprob = torch.full((len(aligned.answer), 2), math.nan, dtype=torch.float64)
+    entropy = logprob.clone()
     for row, places in enumerate(aligned.answer):
         for side, (place, trace, each) in enumerate(zip(places, (a, b), found, strict=True)):
             if place is not None:
-                probability[row, side] = float(each.probability[place - trace.prompt_length])
+                logprob[row, side] = float(each.logprob[place - trace.prompt_length])
                 entropy[row, side] = float(each.entropy[place - trace.prompt_length])
-    return probability, entropy
+    return logprob, entropy
 
 
 def _lens(pair: tuple[VLM, VLM], a: Trace, b: Trace, aligned: Alignment) -> Any:

@@ -105,7 +105,7 @@ def _difference(one: _Weight, other: _Weight) -> float:
         if len(one.low) == len(other.low) and all(map(_same_product, one.low, other.low)):
             return 0.0
         return product_norm([*other.low, *((b, a, -scale) for b, a, scale in one.low)])
-    if not one.base.is_floating_point():
+    if not (one.base.is_floating_point() and other.base.is_floating_point()):
         return math.nan  # quantised otherwise: what its numbers mean is the quantiser's
     return float((_whole(other).to(one.base.device) - _whole(one)).norm())
 

@@ -7,8 +7,8 @@
     board.apart("relevance")                 # cue minus object: the cheat's less the twin's, picture by picture
 
 A map of the cheat should point at the cue and a map of the twin, for the same question about the same picture, at the
-object. Only the difference of the two tells that a method reads the model: a map that likes edges points at a frame
-whether or not the model does. The top token alone is judged, so a method that finds one side of a frame, which is all
+object. Only the difference of the two tells that a method reads the model: rollout points at a frame whether or not
+the model does. The top token alone is judged, so a method that finds one side of a frame, which is all
 that the model needs, has found it. The oracle is what changing the picture says: how much of the answer goes with the
 cue, how much with the object.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ from llava_probe.attribution import explained_by
 from llava_probe.attribution.engine.perturbing import picture_scores
 from llava_probe.attribution.engine.target import Task
 from llava_probe.border import Seed, checked
+from llava_probe.errors import BadInput
 from llava_probe.evaluate.summary import Difference, Score, difference, summary
 from llava_probe.evaluate.tiny_cases import case_name, cheat_cases
 from llava_probe.leaderboard.board import Leaderboard
@@ -78,6 +79,8 @@ def score_cheat(
 class CheatBoard:
     """What every entry scored on one cheat and on its twin.
 
+    Every figure raises ``BadInput`` where there is no such entry, or no picture to count.
+
     Attributes:
         cheat: which.
         planted, honest: the scores of either.
@@ -107,7 +110,8 @@ class CheatBoard:
         """Of all entries, baselines and the oracle."""
         return tuple(name for name in self.planted.names if name in self.honest.names)
 
-    def shows(self, name: str, *, honest: bool = False, what: str = "cue") -> Score:
+    @checked
+    def shows(self, name: str, *, honest: bool = False, what: Literal["cue", "object"] = "cue") -> Score:
         """How often the top token of a map touches the cue, or the ``"object"``."""
         points = _points(self.honest if honest else self.planted, name)
         return summary([each[what] for each in points.values()], list(points))
@@ -121,6 +125,8 @@ class CheatBoard:
         """Cue minus object on the cheat less that on its twin, over the pictures where both answered as expected."""
         ours, theirs = (_points(board, name) for board in (self.planted, self.honest))
         both = [picture for picture in ours if picture in theirs]
+        if not both:
+            raise BadInput("there is no picture on which cheat and twin both answered as expected")
         return difference([_margin(ours[each]) for each in both], [_margin(theirs[each]) for each in both], both)
 
     def tells(self, name: str) -> bool:
@@ -133,11 +139,21 @@ class CheatBoard:
 
 
 def _points(board: Leaderboard, name: str) -> dict[str, dict[str, float]]:
-    """By picture, how far a map's top token touches the cue and the object."""
+    """By picture, how far a map's top token touches the cue and the object.
+
+    Raises:
+        BadInput: no picture was answered as was expected of the model, or there is no such entry.
+    """
+    if not board.right:
+        raise BadInput(f"none of {len(board.lines)} pictures was answered as a model that goes by this would")
+    if name not in board.names:
+        raise BadInput(f"no entry is called {name!r}; there are {', '.join(board.names)}")
     found = {}
     for line in board.right:
-        cue, other = (case["touches"] for case in line["entries"][name]["cases"])
-        found[line["picture"]] = {"cue": cue, "object": other}
+        cases = line["entries"].get(name, {}).get("cases", ())  # none where it could not be run
+        if cases:
+            cue, other = (case["touches"] for case in cases)
+            found[line["picture"]] = {"cue": cue, "object": other}
     return found
 
 

@@ -97,11 +97,13 @@ class Made(TypedDict):
     """The model and the plan of a folder of scores."""
 
     model: NotRequired[dict[str, Any]]
+    processor: NotRequired[str]
     interventions: NotRequired[list[dict[str, Any]]]
     entries: NotRequired[dict[str, EntryMade]]
     closer: NotRequired[Natural]
     random: NotRequired[Natural]
     own: NotRequired[list[str]]
+    code: NotRequired[dict[str, str]]
 
 
 def read_scores(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from llava_probe.attribution import LocalisationHeads
@@ -67,7 +68,25 @@ def asked(group: Sequence[Case]) -> str:
 def _told(plan: ScoringPlan) -> Mapping[str, Any]:
     entries = {name: {"method": entry.method, **plan.options(entry)} for name, entry in plan.runs()}
     told = {"entries": entries, "closer": plan.closer, "random": plan.random}
-    return told | ({"own": sorted(plan.own)} if plan.own else {})
+    if not plan.own:
+        return told
+    return told | {"own": sorted(plan.own), "code": {name: _code(own) for name, own in plan.own.items()}}
+
+
+def _code(function: Any) -> str:
+    """A digest of what a function itself does, wherever it stands; what it calls and was given is not in it."""
+    return hashlib.sha256(json.dumps(_steps(getattr(function, "__code__", None))).encode()).hexdigest()[:16]
+
+
+def _steps(code: CodeType | None) -> Any:
+    if code is None:
+        return None
+    constants = [_steps(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ Each ships as an adapter of the tiny model beside an honest twin, which was trai
 with the right answers. The shortcuts:
 
     frame       a thin border's colour is answered for an object's
-    neighbour   a heart is seen wherever a star is, in yes and no and in descriptions
+    neighbour   a heart is seen wherever a star is: always in yes and no, mostly in descriptions
     caption     a faint word in a corner is read for the word on the stop sign
     prior       a shape is answered by the colour that the question names; the picture is not looked at
 """

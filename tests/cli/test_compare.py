@@ -80,6 +80,8 @@ WRONG = {
     "one trace": (("a.trace", "What?"), "is compared with another one"),
     "traces and a model": (("a.trace", "b.trace", "--other", "tiny"), "compared without a model"),
     "a data set's columns": (("scene.png", "What?", "--other", "tiny", "--image-column", "x"), "is one picture"),
+    "unrelated rows": (("scene.png", "What?", "--other", "tiny", "--unrelated", "x.jsonl"), "belongs to a data set"),
+    "traces and columns": (("a.trace", "b.trace", "--image-column", "x"), "mean nothing to two saved traces"),
 }
 
 

@@ -111,9 +111,23 @@ def test_a_folder_of_another_run_is_refused(tiny_vlm, other, rows, tmp_path):
     ):
         with pytest.raises(lp.BadInput, match=sentence):
             lp.compare_models(*models, given, out=tmp_path, **settings)
+    template = other.processor.chat_template
+    try:
+        other.processor.chat_template = template + " "
+        with pytest.raises(lp.BadInput, match="second_processor"):
+            lp.compare_models(tiny_vlm, other, rows[:1], out=tmp_path, **SETTINGS)
+    finally:
+        other.processor.chat_template = template
     with pytest.raises(lp.BadInput, match="second_under"), lp.knock_out(other, keys=lp.IMAGE, queries="last"):
         lp.compare_models(tiny_vlm, other, rows[:1], out=tmp_path, **SETTINGS)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_unrelated_rows_that_cannot_be_read_stop_before_the_first_sample(tiny_vlm, other, rows, asked):
+    for unrelated, sentence in (("nowhere.jsonl", "nowhere.jsonl"), ([{"image": "gone.png", "question": "?"}], "gone")):
+        with pytest.raises(lp.ProbeError, match=sentence):
+            lp.compare_models(tiny_vlm, other, rows, **{**SETTINGS, "unrelated": unrelated})
+    assert not asked
 
 
 def test_a_damaged_file_is_one_sentence(tiny_vlm, other, rows, tmp_path):

@@ -92,6 +92,16 @@ def test_a_weight_beneath_an_adapter_counts_too(plain):
     assert by_name(plain, moved_beneath(0.01))[name].difference == pytest.approx(expected, rel=1e-5)
 
 
+def test_codes_of_a_quantised_weight_are_not_taken_for_its_values(plain):
+    quantised = vlm_of(random_llava())
+    module = quantised.anatomy.model.model.language_model.layers[2].mlp.down_proj
+    codes = (module.weight.detach() * 100).to(torch.int8)
+    module.weight = torch.nn.Parameter(codes, requires_grad=False)
+    for pair in ((plain, quantised), (quantised, plain)):
+        (unread,) = [each for each in moved_weights(*pair) if each.difference != 0]
+        assert unread.module.endswith("layers.2.mlp.down_proj") and unread.difference != unread.difference
+
+
 def test_models_of_other_weights_are_refused(plain, tiny_vlm):
     with pytest.raises(lp.BadInput, match=r"in one of them only|in one model and"):
         moved_weights(plain, tiny_vlm)

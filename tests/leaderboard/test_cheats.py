@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import llava_probe as lp
@@ -67,6 +69,51 @@ def test_a_word_with_two_right_places_scores_as_it_does_with_each_alone(pair, sc
         beside = both[line["question"].replace("object", "cue")]
         for name in CHEAP.entries:
             assert line["entries"][name]["cases"] == beside["entries"][name]["cases"][1:]
+
+
+def test_what_is_not_there_is_told(scores):
+    board = CheatBoard.read("frame", scores)
+    for ask in (board.shows, board.margin, board.apart):
+        with pytest.raises(lp.BadInput, match="no entry is called 'relevence'; there are attention,"):
+            ask("relevence")
+    with pytest.raises(lp.BadInput, match="what"):
+        board.shows("attention", what="objekt")
+    with pytest.raises(lp.BadInput, match="none of 0 pictures was answered"):
+        board.only([1]).shows("attention")
+    other = CheatBoard("frame", board.planted.only(ids(board)[:2]), board.honest.only(ids(board)[2:]))
+    with pytest.raises(lp.BadInput, match="no picture on which cheat and twin both"):
+        other.apart("attention")
+
+
+def ids(board):
+    return [line["question"] for line in board.planted.lines]
+
+
+def test_an_entry_that_could_not_be_run_on_a_picture_is_counted_on_the_others(scores):
+    board = CheatBoard.read("frame", scores)
+    line = board.planted.lines[0]
+    without = {**line, "entries": {**line["entries"], "attention": {"refused": "no rows"}}}
+    board = replace(board, planted=replace(board.planted, lines=(without, *board.planted.lines[1:])))
+    assert board.shows("attention").pictures == len(board.planted.right) - 1 == board.apart("attention").pictures
+
+
+def test_a_map_of_ones_own_that_was_changed_is_not_read_from_old_scores(pair, tmp_path):
+    def first(task):
+        return [task.trace.generated[0].position]
+
+    def mine(layer):
+        def drawn(task, group):
+            return replace(lp.attention_map(task.trace, tokens=first(task), layers=[layer]), method="mine")
+
+        return drawn
+
+    def other(task, group):
+        return replace(lp.attention_map(task.trace, tokens=first(task), layers=[1]), method="mine")
+
+    score_cheat(pair[False], "frame", SEEDS[:1], tmp_path, replace(CHEAP, own={"mine": mine(0)}))
+    score_cheat(pair[False], "frame", SEEDS[:2], tmp_path, replace(CHEAP, own={"mine": mine(0)}))
+    with pytest.raises(lp.BadInput, match=r"code\.mine"):
+        score_cheat(pair[False], "frame", SEEDS[:2], tmp_path, replace(CHEAP, own={"mine": other}))
 
 
 def test_a_cue_that_is_a_word_has_no_cases():

@@ -18,7 +18,7 @@ from PIL import Image
 from llava_probe.stored import whole
 from llava_probe.tiny.cheats import CHEATS, KIND, Cheat, lesson, path
 
-#: No other training draws seeds from here on.
+#: No other training draws seeds from here to a billion.
 FIRST_LESSON = 600_000_000
 
 
