@@ -53,7 +53,7 @@ def finetune(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; 1e-3 projector, 2e-4 LoRA, 2e-5 everything if left.")
     ] = None,
-    rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 16,
+    rank: Annotated[int | None, typer.Option(help="Of the LoRA; 16, or that of the adapter it starts from.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row; a longer one is a bad row, never cut.")] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory for a third more time.")] = False,
     seed: Annotated[int, typer.Option(help="Of order, held-out part and the LoRA's first weights.")] = 0,

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from llava_probe.escaping import visible
-from llava_probe.finetune.passes import TrainingPass, passed, rows_in, summed_loss, trained_logits
+from llava_probe.finetune.passes import TrainingPass, passed, summed_loss, trained_logits
 from llava_probe.finetune.plan import TrainingPlan
 from llava_probe.finetune.rows import TrainingRow
-from llava_probe.finetune.schedule import PassRows
+from llava_probe.finetune.schedule import PassRows, padded_length
 from llava_probe.finetune.training import MEASURED_TIMES, in_bf16
 from llava_probe.finetune.tuned import frozen_counters
 from llava_probe.model import VLM
@@ -89,7 +89,7 @@ def rehearsed(
         rows: those that are trained on; ``plan``: their passes.
         left_out: bad rows.
     """
-    by_length = sorted(plan.passes, key=lambda groups: sum(row.length for row in rows_in(groups)))
+    by_length = sorted(plan.passes, key=padded_length)
     first = passed(vlm, [[rows[0]]])
     trained = [parameter for parameter in runner.parameters() if parameter.requires_grad]
     runner.train()

@@ -41,11 +41,11 @@ from llava_probe.finetune.result import Finetuned
 from llava_probe.finetune.rows import RowMaker, TrainingRow
 from llava_probe.finetune.training import in_bf16, this_process, writing_run
 from llava_probe.finetune.training import train as run
-from llava_probe.finetune.tuned import keep, made_trainable
+from llava_probe.finetune.tuned import keep, made_trainable, rank_of
 from llava_probe.inside import seam
 from llava_probe.loading import load, look, refuse_settings
 from llava_probe.loading.check_row import verify_row, write_check_row
-from llava_probe.loading.last_logits import last_logits, logits_apart, without_adapter
+from llava_probe.loading.last_logits import SAME_LOGITS, last_logits, logits_apart, without_adapter
 from llava_probe.loading.merging import merged_as_unmerged
 from llava_probe.model import VLM
 from llava_probe.smol import shipped_name
@@ -83,7 +83,7 @@ def finetune(
     batch_size: Count = 16,
     micro_batch: Count | None = None,
     lr: Positive | None = None,
-    rank: Count = 16,
+    rank: Count | None = None,
     max_length: Count | None = None,
     checkpointing: bool = False,
     seed: Seed = 0,
@@ -107,11 +107,11 @@ def finetune(
         adapter: of an earlier stage, to start from; what it trained stays in the new one.
         question: for rows that have none, captions say.
         columns, images, split: as ``lp.extract`` takes them.
-        held_out: share of the pictures whose rows are only measured.
+        held_out: share of the pictures whose rows are only measured, below 1.
         epochs: how often each row is seen; ``steps`` of the optimizer instead.
         batch_size: rows a step, on all cards together; ``micro_batch`` of them in a pass.
         lr: highest learning rate: 1e-3 for the projector alone, 2e-4 with a LoRA, 2e-5 for everything by default.
-        rank: of the LoRA.
+        rank: of the LoRA; 16, or that of the adapter that it starts from.
         max_length: tokens of a row at most; what is longer is a bad row, nothing is cut.
         checkpointing: compute activations again instead of keeping them: less memory, a third more time.
         seed: of the order, of what is held out, and of the LoRA's first weights.
@@ -130,11 +130,13 @@ def finetune(
     if find_spec("peft") is None:
         raise BadInput("finetune needs PEFT: pip install 'llava_probe[finetune]'")
     parts = trained_parts(train, stage)
+    if held_out == 1:
+        raise BadInput("held_out=1 leaves nothing to train on")
     if out is None and not dry_run:
         raise BadInput("say where the adapter goes: out='FOLDER' (or dry_run=True, which writes nothing)")
     refuse_settings(model, load_kwargs)
     if adapter is not None:
-        look(adapter=adapter)  # what lies there, before the model is loaded
+        look(adapter=adapter, **load_kwargs)  # what lies there, before the model is loaded
     cards = this_process()
     vlm, adapter = (model, adapter) if isinstance(model, VLM) else _loaded(model, adapter, load_kwargs)
     _check_dtype(vlm, parts)
@@ -144,7 +146,8 @@ def finetune(
     rows, faults = RowMaker(vlm, max_length)(conversations)
     left_out = _left_out(rows, faults, skip_bad=skip_bad)
     kept, apart = split_rows(rows, held_out, seed)
-    way = StepSettings(min(micro_batch or batch_size, batch_size), batch_size, epochs, steps, lr or _lr(parts), seed)
+    taken = {"epochs": epochs, "steps": steps, "lr": lr or _lr(parts), "seed": seed}
+    way = StepSettings.on(cards.num_processes, batch_size, micro_batch, **taken)
     samples = [row.sample for row in kept[:_TRIED]]
     sharing = sharing_of(vlm, samples, AskingSettings(), unpacked=refusal(vlm.anatomy), batch_size=way.pass_rows)
     plan = planned(kept, apart, sharing, way, cards.num_processes)
@@ -159,7 +162,8 @@ def finetune(
             "pictures": picture_bytes(rows),
             "parts": list(parts),
             "adapter": None if adapter is None else str(adapter),
-            "rank": rank,
+            "rank": rank_of(runner),
+            "processes": cards.num_processes,
             "held_out": held_out,
             "sharing": asdict(sharing),
             **asdict(way),
@@ -183,7 +187,7 @@ def _loaded(
     model: str | Path | None, adapter: str | Path | None, settings: Mapping[str, Any]
 ) -> tuple[VLM, str | Path | None]:
     """A model by its name, where it is trained, and the adapter that it starts from: its own, where it is one."""
-    found = look(model)
+    found = look(model, **settings)
     vlm = load(found.where, **settings)
     if settings.get("device_map") is None and settings.get("quantize") is None:
         vlm.model.to(this_process().device)
@@ -223,9 +227,11 @@ def _run(
         BadModel: no logit moved.
     """
     inputs = dict(passed(vlm, [[shown]]).batch.inputs)
+    with in_bf16(vlm):
+        start = last_logits(runner, inputs)
     whole = not hasattr(runner, "peft_config")
     with nullcontext() if whole else without_adapter(runner):
-        base = last_logits(runner, inputs)
+        base = start if whole else last_logits(runner, inputs)
     held = [{"step": 0, **_measured(vlm, runner, plan)}] if plan.held_out else []
     with tqdm(total=plan.steps, unit="step", disable=None if progress else True) as bar:
 
@@ -236,6 +242,10 @@ def _run(
 
         log = run(vlm, runner, plan, folder / CHECKPOINTS, lr=way.lr, seed=way.seed, tell=tell)
     runner.eval()
+    with in_bf16(vlm):
+        learnt = logits_apart(last_logits(runner, inputs), start)
+    if learnt <= SAME_LOGITS:
+        raise BadModel("the logits of the check row are as they were before: training changed nothing")
     inputs = {
         name: value.to(vlm.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
     }

@@ -78,6 +78,10 @@ class SpokenColumns:
         alike = {letters(name) for name in names}
         return next((name for name in row if letters(name) in alike and not values.is_empty(row[name])), None)
 
+    def blank(self, row: Mapping[str, Any], ours: str) -> str | None:
+        """Their name of one of ours whose text has no letter in this row."""
+        return next((name for name in self._names(ours) if row.get(name) == ""), None)
+
     def _names(self, ours: str) -> tuple[str, ...]:
         if ours in self.assigned:
             return as_tuple(self.assigned[ours])
@@ -177,7 +181,8 @@ def _dialogue(turns: Any) -> list[ChatMessage]:
 def _pair(row: Mapping[str, Any], columns: SpokenColumns, answer: str) -> list[ChatMessage]:
     said, asked = columns.held(row, answer), _asking(row, columns, answer)
     if said is None:
-        raise BadInput(_no_answer(row, columns))
+        blank = columns.blank(row, answer)
+        raise BadInput(_no_answer(row, columns) if blank is None else f"the answer ({blank}) is empty")
     if asked is not None and _is_list(row[asked]) and _is_list(row[said]):
         return messages_of([*_turns(row, asked), *_turns(row, said)])  # as TRL has them
     told = _text(row, said)

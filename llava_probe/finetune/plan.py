@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llava_probe.features.trial import Sharing
-from llava_probe.features.values import is_address, picture_key
+from llava_probe.features.values import is_address, picture_key, plain_value
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import PassRows, passes_of
 
 #: Held-out rows that are measured, drawn at random where there are more: a few minutes of a run of hours.
 MEASURED_ROWS = 400
+
+#: Bytes of a file that tell it from others of its length.
+_BEGINNING = 65_536
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class StepSettings:
     steps: int | None
     lr: float
     seed: int
+
+    @classmethod
+    def on(cls, cards: int, step_rows: int, micro_batch: int | None, **others: Any) -> StepSettings:
+        """A step that all cards share: none takes more of it than its part in one pass."""
+        part = max(1, step_rows // cards)
+        return cls(min(micro_batch or part, part), step_rows, **others)
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ def planned(
 def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """Rows to train on and rows to measure, no picture and no conversation on both sides.
 
-    A share above 0 is one picture at least; rows that share a picture with others, under whatever path, go with them.
+    A share above 0 is one picture at least; rows that share a picture with others, in whatever file, go with them.
     """
     group_of = _together(rows)
     groups = list(dict.fromkeys(group_of))
@@ -104,7 +116,7 @@ def picture_bytes(rows: Sequence[TrainingRow]) -> int:
 
 
 def _together(rows: Sequence[TrainingRow]) -> list[int]:
-    """For each row a number that is equal for rows joined by pictures, of others too, or by their line."""
+    """For each row a number that is equal for rows joined by pictures, of others too, by their line or their words."""
     first: dict[str, int] = {}
     joined = list(range(len(rows)))
 
@@ -114,13 +126,26 @@ def _together(rows: Sequence[TrainingRow]) -> list[int]:
             number = joined[number]
         return number
 
+    known: dict[str, str] = {}
     for number, row in enumerate(rows):
-        for key in (f"at {row.line}", *map(_resolved, row.sample.images)):
+        pictures = [_content(image, known) for image in row.sample.images]
+        for key in (f"at {row.line}", *(pictures or [_words(row)])):
             joined[root(number)] = root(first.setdefault(key, number))
     return [root(number) for number in range(len(rows))]
 
 
-def _resolved(image: object) -> str:
-    """A picture's key, one for all paths of its file."""
-    key = picture_key(image)
-    return os.path.realpath(key) if isinstance(image, str | os.PathLike) and not is_address(os.fspath(image)) else key
+def _content(image: object, known: dict[str, str]) -> str:
+    """A picture's key, one for all files that hold the same, by length and beginning; each is looked at once."""
+    if not isinstance(image, str | os.PathLike) or is_address(os.fspath(image)):
+        return picture_key(image)
+    path = Path(image)
+    if (key := str(path)) not in known:
+        with path.open("rb") as file:
+            known[key] = f"{path.stat().st_size} {hashlib.sha256(file.read(_BEGINNING)).hexdigest()}"
+    return known[key]
+
+
+def _words(row: TrainingRow) -> str:
+    """What a row without a picture asks and says."""
+    sample = row.sample
+    return json.dumps([sample.question, sample.prompt, sample.system, plain_value(sample.messages), sample.answer])

@@ -67,6 +67,11 @@ def _filled(groups: Sequence[list[TrainingRow]], size: int) -> list[PassRows]:
     return made
 
 
+def padded_length(groups: PassRows) -> int:
+    """Tokens of a pass: each group is padded to the longest."""
+    return len(groups) * max(map(_length, groups))
+
+
 def _length(group: Sequence[TrainingRow]) -> int:
     """Tokens that a group takes in a pass: its picture once."""
     return group[0].visual + sum(row.length - row.visual for row in group)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -40,6 +41,7 @@ KEPT_STEPS: int | None = None
 _FEWEST = 20
 
 _WHOLE = "whole"  # the file that says that a checkpoint was written to its end
+_WEIGHTS = "trained.safetensors"  # of a checkpoint: what was trained, by the names that the model has here
 
 
 def train(
@@ -66,8 +68,8 @@ def train(
         What was measured on the way: ``step``, ``loss``, ``learning_rate``; ``eval_loss`` and ``eval_exact``.
     """
     trainer = _Trainer(vlm, runner, plan, _arguments(vlm, plan, folder, lr, seed))
-    trainer.add_callback(_Keeping(trainer, tell))
     last = last_whole(folder)
+    trainer.add_callback(_Keeping(runner, last, tell))
     with writing_run(folder):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.accelerator.unwrap_model(runner, keep_fp32_wrapper=False)  # its forward pass is its own again
@@ -124,7 +126,7 @@ def _lengths(checkpoint: Path) -> dict[str, int]:
 
 
 def _arguments(vlm: VLM, plan: TrainingPlan, folder: Path, lr: float, seed: int) -> TrainingArguments:
-    return TrainingArguments(
+    return _OnOneCard(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # a pass, whatever it holds
         gradient_accumulation_steps=plan.accumulated,
@@ -150,6 +152,15 @@ def _arguments(vlm: VLM, plan: TrainingPlan, folder: Path, lr: float, seed: int)
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
     )
+
+
+class _OnOneCard(TrainingArguments):
+    """Settings of a process that has one card: several are several processes, which the launcher starts."""
+
+    @property
+    def n_gpu(self) -> int:
+        """Of those that are seen, one; with more the Trainer would deal each pass out among them."""
+        return min(int(super().n_gpu), 1)
 
 
 class _Passes(Dataset[dict[str, Any]]):
@@ -209,12 +220,34 @@ class _Trainer(Trainer):
         return told
 
 
+def _trained(runner: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All that training changes: weights that want gradients, and what counts while it trains."""
+    kept = runner.state_dict().keys()
+    yield from ((name, value) for name, value in runner.named_parameters() if value.requires_grad)
+    yield from ((name, value) for name, value in runner.named_buffers() if name in kept)
+
+
 class _Keeping(TrainerCallback):
     """Tells how it goes, and says when a checkpoint is whole."""
 
-    def __init__(self, trainer: _Trainer, tell: Callable[[dict[str, float]], None] | None) -> None:
-        self._trainer, self._tell, self._kept = trainer, tell, time.monotonic()
+    def __init__(self, runner: Any, last: Path | None, tell: Callable[[dict[str, float]], None] | None) -> None:
+        self._runner, self._last, self._tell, self._kept = runner, last, tell, time.monotonic()
         self._known: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights of the last checkpoint: the Trainer looks for them by names that not every model has in memory.
+
+        Raises:
+            BadFile: it holds others than are trained.
+        """
+        if self._last is None:
+            return
+        stored, held = load_file(self._last / _WEIGHTS), dict(_trained(self._runner))
+        if odd := sorted(stored.keys() ^ held.keys()):
+            raise BadFile(f"{self._last} is of another run: {odd[0]} is trained in one of them only")
+        with torch.no_grad():
+            for name, value in held.items():
+                value.copy_(stored[name])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self._known |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
@@ -231,6 +264,8 @@ class _Keeping(TrainerCallback):
         self._kept = time.monotonic()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            weights = {name: value.detach().contiguous() for name, value in _trained(self._runner)}
+            save_file(weights, checkpoint / _WEIGHTS)
             (checkpoint / _WHOLE).write_text(json.dumps(_lengths(checkpoint)))
 
 

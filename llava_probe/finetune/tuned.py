@@ -30,9 +30,19 @@ from llava_probe.smol import shipped_name
 _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "layer_replication")
 
 
+#: Of a LoRA that starts from nothing.
+RANK = 16
+
+
 @contextmanager
 def made_trainable(
-    vlm: VLM, parts: Sequence[str], *, start: str | Path | None, rank: int, seed: int, checkpointing: bool = False
+    vlm: VLM,
+    parts: Sequence[str],
+    *,
+    start: str | Path | None,
+    rank: int | None,
+    seed: int,
+    checkpointing: bool = False,
 ) -> Iterator[Any]:
     """The model as it is trained; given back as it was.
 
@@ -40,13 +50,13 @@ def made_trainable(
         vlm: the model.
         parts: of ``TRAINABLE``.
         start: an adapter whose weights it starts from.
-        rank: of the LoRA, where ``start`` has none of its own.
+        rank: of the LoRA; None: that of ``start``, or ``RANK``.
         seed: of the LoRA's first weights.
         checkpointing: whether a block's activations are computed again instead of kept.
 
     Raises:
         BadModel: there is no such part, or the adapter to start from does not fit.
-        BadInput: an intervention is in force, or everything is to start from an adapter.
+        BadInput: an intervention is in force, everything is to start from an adapter, or that has another rank.
     """
     model: Any = vlm.anatomy.model
     if hasattr(vlm.model, "peft_config"):
@@ -108,19 +118,26 @@ def frozen_counters(runner: nn.Module) -> list[nn.Module]:
     return [module for module in counting if not any(each.requires_grad for each in module.parameters())]
 
 
-def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int, undo: Undo) -> Any:
+def rank_of(runner: Any) -> int | None:
+    """Of the LoRA that is trained; None where all of the model is."""
+    return runner.peft_config[runner.active_adapter].r if hasattr(runner, "peft_config") else None
+
+
+def _adapted(vlm: VLM, parts: Sequence[str], start: str | Path | None, rank: int | None, undo: Undo) -> Any:
     """The model with an adapter on it that trains these parts."""
     from peft import get_peft_model, load_peft_weights
 
     kept: set[str] = set()
-    alpha = 2 * rank
+    own_rank, alpha = rank or RANK, 2 * (rank or RANK)
     if start is not None:
         told = adapter_told(str(start), {})
         folder = str(Path(start).expanduser()) if Path(start).expanduser().is_dir() else str(start)
         kept = {_part(vlm, name, folder) for name in load_peft_weights(folder, device="cpu")}
         if kept - {"projector"}:
-            rank, alpha = _scaling(told, folder)
-    config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=rank, alpha=alpha)
+            own_rank, alpha = _scaling(told, folder)
+            if rank not in (None, own_rank):
+                raise BadInput(f"the LoRA of {folder} has rank {own_rank} and keeps it; leave out rank={rank}")
+    config = adapter_config(vlm.anatomy, {*parts, *kept}, rank=own_rank, alpha=alpha)
     model: Any = vlm.anatomy.model
     own = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
     undo(lambda: [model.set_submodule(name, module) for name, module in own.items()])  # unload leaves the trained ones

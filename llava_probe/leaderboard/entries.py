@@ -64,7 +64,7 @@ class ScoringPlan:
         closer: how many of the questions also get deletion, insertion and the methods' rank agreement.
         random: how many are explained once more with the language model's layers random.
         own: maps beside the entries, by name, each made of the question that is explained and its cases: an oracle that
-            knows the truth, say. A folder of scores knows a function by its own code, not by what that calls.
+            knows the truth, say. A folder of scores knows a function by its own lines, not by what these call.
     """
 
     entries: Mapping[str, Entry] = field(default_factory=lambda: ENTRIES)

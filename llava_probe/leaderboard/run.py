@@ -6,10 +6,10 @@ A run that goes on, or shares its folder with others, must be the same run: same
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 from llava_probe.attribution import LocalisationHeads
@@ -74,19 +74,12 @@ def _told(plan: ScoringPlan) -> Mapping[str, Any]:
 
 
 def _code(function: Any) -> str:
-    """A digest of what a function itself does, wherever it stands; what it calls and was given is not in it."""
-    return hashlib.sha256(json.dumps(_steps(getattr(function, "__code__", None))).encode()).hexdigest()[:16]
-
-
-def _steps(code: CodeType | None) -> Any:
-    if code is None:
-        return None
-    constants = [_steps(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
-    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
-
-
-def _constant(value: Any) -> str:
-    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+    """A digest of what a function says itself; what it calls and was given is not in it."""
+    try:
+        said = inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or no function
+        said = getattr(function, "__qualname__", type(function).__qualname__)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Trains the tiny model in children that are killed, as ``kill -9`` does, and once in peace: run by ``test_killed.py``.
 
-    python -m tests.finetune.killed FOLDER STEP STEP ...
+    python -m tests.finetune.killed FOLDER PARTS STEP STEP ...
 
 A child is killed when it has made so many steps in its own life; the next goes on. The last one ends. What was imported
 is shared by forking, which is why this is a program of its own: it runs nothing before it forks.
@@ -21,7 +21,7 @@ from llava_probe.finetune import training
 PICTURES, KEPT_EVERY = 12, 2
 
 
-def run(out: Path, lives: int | None) -> None:
+def run(out: Path, parts: str, lives: int | None) -> None:
     """One run; killed at its ``lives``-th step, if any."""
     data = []
     for seed in range(2_000_000, 2_000_000 + PICTURES):
@@ -41,15 +41,15 @@ def run(out: Path, lives: int | None) -> None:
 
     room.run = watched
     training.KEPT_STEPS = KEPT_EVERY
-    lp.finetune(data, "tiny", out, epochs=4, batch_size=4, lr=1e-3, held_out=0.1, rank=4, train="language,projector")
+    lp.finetune(data, "tiny", out, epochs=4, batch_size=4, micro_batch=2, lr=1e-3, held_out=0.1, train=parts)
 
 
-def child(out: Path, lives: int | None) -> int:
+def child(out: Path, parts: str, lives: int | None) -> int:
     """How a run in a process of its own ended: 0, or the signal."""
     pid = os.fork()
     if not pid:
         try:
-            run(out, lives)
+            run(out, parts, lives)
             os._exit(0)
         except BaseException as error:
             print(error, flush=True)
@@ -58,6 +58,7 @@ def child(out: Path, lives: int | None) -> int:
 
 
 if __name__ == "__main__":
-    folder, *steps = sys.argv[1:]
-    print(child(Path(folder) / "in_peace", None))
-    print(*(child(Path(folder) / "killed", int(step)) for step in steps), child(Path(folder) / "killed", None))
+    folder, parts, *steps = sys.argv[1:]
+    print(child(Path(folder) / "in_peace", parts, None))
+    lives = [*map(int, steps), None]
+    print(*(child(Path(folder) / "killed", parts, each) for each in lives))

@@ -451,7 +451,7 @@ def test_lines_are_those_of_the_file(folder: Path) -> None:
     found = list(read_conversations(path))
     assert [(each.row, each.line) for each in found] == [(0, "line 2"), (1, "line 5"), (2, "line 6"), (3, "line 8")]
     assert [isinstance(each, Fault) for each in found] == [False, True, True, False]
-    assert str(found[1]).startswith("line 5: the row has no answer")
+    assert str(found[1]) == "line 5: the answer (answer) is empty"
     assert str(found[2]).startswith("line 6 is no JSON")
     spread = folder / "rows.csv"
     spread.write_text('image,question,answer\na.png,Q,"two\nlines"\na.png,,A\n')

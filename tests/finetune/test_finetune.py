@@ -8,9 +8,11 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.finetune import finetune as room
 from llava_probe.finetune.conversations import read_conversations
 from llava_probe.finetune.plan import split
 from llava_probe.finetune.rows import RowMaker
@@ -103,6 +105,58 @@ def test_a_training_that_moves_nothing_is_an_error(tmp_path):
         lp.finetune(sound(2), "tiny", tmp_path / "out", steps=1, lr=1e-30, held_out=0.0)
 
 
+def test_a_second_stage_that_moves_nothing_is_an_error_too(tuned, tmp_path):
+    """Beside the base it did move: what the first stage taught."""
+    data, run = tuned
+    with pytest.raises(lp.BadModel, match="training changed nothing"):
+        lp.finetune(data, "tiny", tmp_path / "out", adapter=run.folder, steps=1, lr=1e-30, held_out=0.0)
+
+
+def test_a_lora_that_is_trained_further_keeps_its_rank(tuned, tmp_path):
+    data, run = tuned
+    settings = {"adapter": run.folder, "steps": 1, "batch_size": 2, "lr": 1e-3, "held_out": 0.0}
+    with pytest.raises(lp.BadInput, match="has rank 4 and keeps it; leave out rank=64"):
+        lp.finetune(data, "tiny", tmp_path / "out", rank=64, **settings)
+    lp.finetune(data, "tiny", tmp_path / "out", **settings)
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["settings"]["rank"] == 4
+
+
+def test_an_adapter_that_merges_to_another_model_is_told(tmp_path, monkeypatch):
+    def apart(*_):
+        raise lp.BadModel("merged it is another")
+
+    monkeypatch.setattr(room, "merged_as_unmerged", apart)
+    with pytest.warns(UserWarning, match="beside the weights, not merged into them: merged it is another"):
+        run = lp.finetune(sound(2), "tiny", tmp_path / "out", steps=1, lr=1e-2, held_out=0.0)
+    assert run.merged is None
+
+
+def test_the_tower_alone_can_be_trained(tmp_path):
+    run = lp.finetune(sound(3), "tiny", tmp_path / "out", train="tower", steps=2, batch_size=2, lr=1e-2, held_out=0.0)
+    assert run.parts == ("tower",) and run.moved > 1e-3
+    names = load_file(run.folder / "adapter_model.safetensors").keys()
+    assert names and all("vision_tower" in name for name in names)
+    lp.load("tiny", adapter=run.folder)  # the check row's logits are compared
+
+
+def test_a_model_is_looked_for_as_it_is_loaded(monkeypatch):
+    asked = []
+
+    def look(name=None, **settings):
+        asked.append(settings)
+        raise lp.BadModel("no such place")
+
+    monkeypatch.setattr(room, "look", look)
+    with pytest.raises(lp.BadModel, match="no such place"):
+        lp.finetune(sound(2), "org/private", "out", token="secret", revision="v2")
+    assert asked == [{"token": "secret", "revision": "v2"}]
+
+
+def test_all_held_out_is_refused(tmp_path):
+    with pytest.raises(lp.BadInput, match="leaves nothing to train on"):
+        lp.finetune(sound(2), "tiny", tmp_path / "out", held_out=1.0)
+
+
 def test_one_stage_starts_from_the_other_and_keeps_it(tmp_path):
     data = sound(4)
     captions = [{"image": row["image"], "caption": "There is a star."} for row in data]
@@ -155,6 +209,20 @@ def test_rows_joined_by_a_picture_of_theirs_stay_on_one_side(tmp_path):
     assert not faults
     kept, held = split(rows, 0.5, 0)
     assert sorted(map(len, (kept, held))) == [1, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no picture")
+def test_copies_of_a_picture_and_of_words_stay_on_one_side(tmp_path):
+    for number in range(8):
+        tiny.scene(2_000_000 + number // 2).image.save(tmp_path / f"{number}.png")
+    data = [{"image": str(tmp_path / f"{number}.png"), "question": NEW, "answer": "a star"} for number in range(8)]
+    data += [{"question": f"What is {number // 2}?", "answer": "a number"} for number in range(8)]
+    rows, faults = RowMaker(lp.load())(read_conversations(data))
+    assert not faults
+    for seed in range(6):
+        kept, held = split(rows, 0.4, seed)
+        sides = [{number // 2 for number, row in enumerate(rows) if row in side} for side in (kept, held)]
+        assert len(sides[0]) + len(sides[1]) == 8 and not sides[0] & sides[1]
 
 
 def test_a_finished_run_that_lost_a_file_is_not_taken_for_done(tuned, tmp_path):

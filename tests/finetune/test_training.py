@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from llava_probe import tiny
+from llava_probe.finetune import training
 from llava_probe.finetune.finetune import finetune
 
 
@@ -31,3 +33,13 @@ def test_a_steps_loss_is_the_mean_over_its_tokens_whatever_its_passes_hold(tiny_
     settings = {"steps": 2, "batch_size": 6, "micro_batch": 1, "held_out": 0.0}
     told = finetune(rows, tiny_vlm, tmp_path / "tuned", train="projector", **settings)
     assert told.losses[0]["loss"] == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-4)
+
+
+def test_a_process_trains_on_one_card_however_many_it_sees(tiny_vlm, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 2))
+    rows = [{"image": tiny.scene(0).image, "question": "What is it?", "answer": "a star"}]
+    seen = []
+    monkeypatch.setattr(training._Trainer, "get_train_dataloader", lambda self: seen.append(self.args.n_gpu) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(rows, tiny_vlm, tmp_path / "tuned", steps=1, held_out=0.0)
+    assert seen == [1]
