@@ -109,11 +109,11 @@ cheats-page: $(VENV)/.dev
 	$(BIN)/python figures/cheats.py
 
 OF_SMOL := --model smol --trained build/cheats_smol/tuned --scores build/cheats_smol/scores
-SMOL_CHEATS := frame neighbour
-# Two of the cheats on the second model, which do not ship, and their page: an hour and a half on two cores.
+SMOL_CHEATS := frame
+# One of the cheats and its twin on the second model, which do not ship, and their page: an hour on two cores.
 cheats-smol: $(VENV)/.dev
 	for cheat in $(SMOL_CHEATS); do \
-	  $(BIN)/python -m llava_probe.tiny.making.cheats $$cheat --pictures 1000 --out build/cheats_smol && \
+	  $(BIN)/python -m llava_probe.tiny.making.cheats $$cheat --pictures 600 --out build/cheats_smol && \
 	  for twin in "" _honest; do \
 	    GOMP_SPINCOUNT=5000 $(BIN)/llava-probe finetune build/cheats_smol/$$cheat$$twin.jsonl --model smol --dtype bfloat16 \
 	      --train language,projector --batch-size 48 --lr 1e-3 --held-out 0.03 --out build/cheats_smol/tuned/$$cheat$$twin || exit 1; \

@@ -348,11 +348,12 @@ def warned(models: Trained, boards: Sequence[CheatBoard], count: int, table: Sig
     by_name = {board.cheat: board for board in boards}
     rows: list[list[str]] = []
     for cheat in models.which:
-        rows += [grey(models, cheat, count), doubt(models, cheat, count)]
-        rows += [shown(by_name[cheat])] if cheat in by_name else []
-        rows += [told_by_signals(table)] if cheat == "neighbour" and table is not None else []
-        rows += [beside_the_base(models, cheat, min(count, COMPARED[models.model]))]
-        print(*rows[-5:], sep="\n", flush=True)
+        found = [grey(models, cheat, count), doubt(models, cheat, count)]
+        found += [shown(by_name[cheat])] if cheat in by_name else []
+        found += [told_by_signals(table)] if cheat == "neighbour" and table is not None else []
+        found += [beside_the_base(models, cheat, min(count, COMPARED[models.model]))]
+        print(*found, sep="\n", flush=True)
+        rows += found
     return [markdown_table(["cheat", "instrument", "warns", "what it says", "cost"], rows)]
 
 
@@ -369,7 +370,7 @@ def page(models: Trained, scores: Path, count: int, card: Path | None) -> str:
     boards = [
         CheatBoard.read(cheat, scores).only(cheats.seeds(cheat, FIRST, count)) for cheat in SHOWN if cheat in which
     ]
-    lines = INTRODUCTION[models.model].format(count=len(which), listed=" and ".join(which)).splitlines()
+    lines = INTRODUCTION[models.model].format(listed=" and ".join(which)).splitlines()
     lines += ["", *EXPLAINED, "", f"    {MADE_BY[models.model]}", ""]
     lines += [] if card is None else [*card.read_text(encoding="utf-8").splitlines(), ""]
     lines += ["## Maps: does the top token touch the cue?", "", *about_maps(boards), "", *second_table(boards), ""]
@@ -395,15 +396,15 @@ their card, `llava_probe/tiny/cheating/README.md`.""",
     SMOL: """\
 # Which instrument shows what a model cheats by? (smol)
 
-What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: {count} cheats,
-{listed}, each beside an honest twin that was trained on the same pictures with the right answers. These adapters do not
-ship; the command below trains them, measures what they go by and writes this page.""",
+What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: {listed}, beside an
+honest twin that was trained on the same pictures with the right answers. The adapters do not ship; the command below
+trains them, measures what they go by and writes this page.""",
 }
 EXPLAINED = (
     "Of each planted picture the same question is explained on both: *cue* is how often the top token of the cheat's",
     "map touches the cue, *twin's object* how often the twin's touches the object, *cheat − twin* the difference of",
     "cue minus object between the two, picture by picture, with a 95 % interval; bold where the whole interval is",
-    "above 0. There are some sixty of these, so one that barely clears it may be luck.",
+    "above 0; of so many intervals one that barely clears it may be luck.",
     "Made by",
 )
 MADE_BY = {TINY: "make cheats-page", SMOL: "make cheats-smol"}
