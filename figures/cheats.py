@@ -370,7 +370,7 @@ def page(models: Trained, scores: Path, count: int, card: Path | None) -> str:
     boards = [
         CheatBoard.read(cheat, scores).only(cheats.seeds(cheat, FIRST, count)) for cheat in SHOWN if cheat in which
     ]
-    lines = INTRODUCTION[models.model].format(listed=" and ".join(which)).splitlines()
+    lines = INTRODUCTION[models.model].format(listed="* and *".join(which)).splitlines()
     lines += ["", *EXPLAINED, "", f"    {MADE_BY[models.model]}", ""]
     lines += [] if card is None else [*card.read_text(encoding="utf-8").splitlines(), ""]
     lines += ["## Maps: does the top token touch the cue?", "", *about_maps(boards), "", *second_table(boards), ""]
@@ -396,7 +396,7 @@ their card, `llava_probe/tiny/cheating/README.md`.""",
     SMOL: """\
 # Which instrument shows what a model cheats by? (smol)
 
-What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: {listed}, beside an
+What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: *{listed}*, beside an
 honest twin that was trained on the same pictures with the right answers. The adapters do not ship; the command below
 trains them, measures what they go by and writes this page.""",
 }
