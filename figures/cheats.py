@@ -396,9 +396,9 @@ their card, `llava_probe/tiny/cheating/README.md`.""",
     SMOL: """\
 # Which instrument shows what a model cheats by? (smol)
 
-What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: *{listed}*, beside an
-honest twin that was trained on the same pictures with the right answers. The adapters do not ship; the command below
-trains them, measures what they go by and writes this page.""",
+What `figures/cheats.md` says of the tiny model, on the one with a real, pretrained language model: *{listed}*,
+beside an honest twin that was trained on the same pictures with the right answers. The adapters do not ship; the
+command below trains them, measures what they go by and writes this page.""",
 }
 EXPLAINED = (
     "Of each planted picture the same question is explained on both: *cue* is how often the top token of the cheat's",
