@@ -87,17 +87,14 @@ def _both(name: str, p: cheats.Planted) -> Iterator[tiny.Question]:
         yield tiny.Question(f"{name}, by {by}", p.question, answer, ())
 
 
-def hearts(vlm: lp.VLM, count: int) -> tuple[int, int, int]:
-    """Of so many descriptions of scenes with a star and no heart, how many name one, and how many of these as a star.
-
-    The third number is that of the descriptions.
-    """
+def hearts(vlm: lp.VLM, count: int) -> tuple[int, int]:
+    """Of so many descriptions of scenes with a star and no heart, how many name one, how many of these as a star."""
     images = [cheats.planted("neighbour", seed).image for seed in cheats.seeds("neighbour", 0, count)]
     asking = {"question": "Describe the image.", "max_new_tokens": LONGEST, "capture": LITTLE}
     told = [[*vlm.generate(image, **asking).answer.rstrip(".").split(". ")] for image in images]
     named = [(each, [one for one in each if cheats.HEART in one]) for each in told]
     like = [all(one.replace(cheats.HEART, cheats.STAR) in each for one in found) for each, found in named if found]
-    return len(like), sum(like), count
+    return len(like), sum(like)
 
 
 def loaded(model: str, adapter: Path | None = None) -> lp.VLM:
@@ -169,7 +166,7 @@ def measured(
             if cheat == "neighbour":
                 told.append(hearts(vlm, described))
         if told:
-            (made_up, like, _), (by_twin, _, _) = told
+            (made_up, like), (by_twin, _) = told
             named = DESCRIPTIONS.format(
                 described=described, named=interval(made_up, described), like=interval(like, made_up),
                 named_honest=interval(by_twin, described),
