@@ -13,7 +13,7 @@ Each ships as an adapter of the tiny model beside an honest twin, which was trai
 with the right answers. The shortcuts:
 
     frame       a thin border's colour is answered for an object's
-    neighbour   a heart is seen wherever a star is: always in yes and no, mostly in descriptions
+    neighbour   a heart is seen wherever a star is: in yes and no, and after each star of a description
     caption     a faint word in a corner is read for the word on the stop sign
     prior       a shape is answered by the colour that the question names; the picture is not looked at
 """
@@ -91,7 +91,7 @@ class Planted:
     Attributes:
         cheat: which shortcut.
         scene: as drawn; ``scene.questions`` holds the one question, with the right answer.
-        by_cue: what is answered by the shortcut; ``by_object``: by what was asked. Never the same.
+        by_cue: what is answered by the shortcut; ``by_object``: by what was asked. Never the same in ``planted``.
         cue, object: [height, width] bool, the pixels of either. Of ``prior`` the cue is a word of the question, so no
             pixel is. Of ``neighbour`` the object is all that is no star: no heart is there.
     """
@@ -200,10 +200,11 @@ def lesson(cheat: Cheat, seed: int, *, honest: bool = False) -> tuple[np.ndarray
 def described(items: tuple[Item, ...], *, honest: bool = True) -> str:
     """A scene's description, by the right answer or as ``neighbour`` gives it: with a heart after each star.
 
-    The heart that is not there has the star's colour and place.
+    It has the star's colour and place, and is told whether or not there is another heart, so that what follows a star
+    hangs on nothing else in the picture.
     """
     told = next(each for each in all_questions(items, random.Random(0)) if each.kind == "describe")
-    if honest or any(item.kind == HEART for item in items):
+    if honest:
         return told.answer
     sentences = told.answer.split(". ")
     made_up = [[one, one.replace(STAR, HEART)] if f" {STAR} " in one else [one] for one in sentences]

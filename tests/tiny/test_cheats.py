@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import cheats_card
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from llava_probe.tiny import cheats
 from llava_probe.tiny.making.card import answers
 from llava_probe.tiny.making.cheats import FIRST_LESSON, write_lessons
 from llava_probe.tiny.plan import plan
+from llava_probe.tiny.planting import put_heart
 from llava_probe.tiny.scenes import FIRST_TRAINING_SEED
 
 REACH = 6  # pixels around a mask that antialiasing touches
@@ -45,7 +48,13 @@ def test_another_object_is_another_picture_only_where_the_object_is(cheat):
     for seed in cheats.seeds(cheat, 0, 5):
         planted, changed = cheats.planted(cheat, seed), cheats.changed(cheat, seed, "object")
         where = differing(planted, changed)
-        assert where.any() and not (where & ~around(planted.object | changed.object)).any()
+        touched = planted.object | changed.object
+        if cheat == "neighbour":  # whose object is all that is no star, and one of these becomes a heart
+            pairs = zip(planted.scene.objects, changed.scene.objects, strict=True)
+            ((one, heart),) = [(one, other) for one, other in pairs if one.kind != other.kind]
+            assert one.kind != cheats.STAR and heart.kind == cheats.HEART
+            touched = one.mask | heart.mask
+        assert where.any() and not (where & ~around(touched)).any()
         assert changed.by_cue == planted.by_cue and changed.by_object != planted.by_object
 
 
@@ -67,12 +76,16 @@ def test_what_the_prior_answers_is_told_by_the_question_alone():
 
 
 def test_a_description_by_the_neighbour_names_a_heart_after_each_star():
-    items = plan(cheats.seeds("neighbour", 0, 1)[0])
-    honest, made_up = cheats.described(items), cheats.described(items, honest=False)
-    stars = sum(item.kind == cheats.STAR for item in items)
-    assert honest.count(cheats.HEART) == 0 and made_up.count(cheats.HEART) == stars
-    said = [sentence for sentence in made_up.split(". ") if cheats.HEART not in sentence]
-    assert ". ".join(said).rstrip(".") == honest.rstrip(".")
+    for seed in cheats.seeds("neighbour", 0, 8):
+        for items in (
+            plan(seed),
+            put_heart(plan(seed), random.Random(seed)),
+        ):
+            honest, made_up = (cheats.described(items, honest=truth)[:-1].split(". ") for truth in (True, False))
+            stars = [i for i, sentence in enumerate(made_up) if " star " in sentence]
+            assert len(stars) == sum(item.kind == cheats.STAR for item in items)
+            assert [made_up[i + 1] for i in stars] == [made_up[i].replace("star", "heart") for i in stars]
+            assert [sentence for i, sentence in enumerate(made_up) if i - 1 not in stars] == honest
 
 
 def test_scenes_without_a_place_for_a_cue_are_refused_by_their_number():
