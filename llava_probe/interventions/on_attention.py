@@ -101,8 +101,11 @@ class OnAttention(Intervention):
         if edges is None or self.rule is None:
             return None
         rule, kind = self.rule, (call.kernel, call.kwargs.get("sliding_window"), call.kwargs.get("is_causal"))
-        before, made, count = self.once(
-            span, (*sizes, id(call.mask), len(call.edits), kind), lambda: (call.mask, *self._made_of(call, edges, rule))
+        others = tuple((id(edit.edges), id(edit.rule)) for edit in call.edits)
+        (before, _), made, count = self.once(  # what is kept keeps its number
+            span,
+            (*sizes, id(call.mask), others, kind),
+            lambda: ((call.mask, call.edits), *self._made_of(call, edges, rule)),
         )
         self.acted(call.layer, span, count)
         if rule.hides and made.mask is not before:  # the mask is the same for all layers of a kind

@@ -108,6 +108,10 @@ class OnStates(Intervention):
         """Values [B, n, ...] with those at the marked positions [B or 1, n] changed; None leaves them."""
         raise NotImplementedError
 
+    def count(self, where: Where, values: Tensor, span: Span, marked: int) -> int:
+        """How many positions were changed, of so many marked ones."""
+        return marked
+
     def passed(self, where: Where, values: Tensor, span: Span) -> None:
         """Values of which none is to be changed: a later pass may need to know of them."""
 
@@ -139,7 +143,7 @@ class OnStates(Intervention):
         made = self.changed(where, rows, marked, span)
         if made is None:
             return None
-        self.acted(layer, span, count)
+        self.acted(layer, span, self.count(where, rows, span, count))
         return back(made)
 
     def _marked(self, span: Span, first: int, rows: Tensor) -> tuple[Tensor, int] | None:

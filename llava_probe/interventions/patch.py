@@ -154,8 +154,7 @@ class Patch(OnStates):
 
     def changed(self, where: Where, values: Tensor, marked: Tensor, span: Span) -> Tensor | None:
         """With the source's in their place."""
-        size, first = values.shape[:2], where.first
-        found = self.once(span, ("matched", first, size), lambda: self._matched(span, first, values))
+        found = self._pairs(where, values, span)
         if found is None or where.module not in self.states:
             return None
         (rows, columns, index), states = found, self.states[where.module].to(values)
@@ -170,6 +169,15 @@ class Patch(OnStates):
             for head in self.heads:
                 out[rows, columns, head] = states[index, head]
         return out
+
+    def count(self, where: Where, values: Tensor, span: Span, marked: int) -> int:
+        """Those that the source has."""
+        found = self._pairs(where, values, span)
+        return 0 if found is None else len(found[0])
+
+    def _pairs(self, where: Where, values: Tensor, span: Span) -> tuple[Tensor, Tensor, Tensor] | None:
+        first = where.first
+        return self.once(span, ("matched", first, values.shape[:2]), lambda: self._matched(span, first, values))
 
     def why_unchanged(self) -> str:
         """The source has no token for what was met."""

@@ -2,15 +2,16 @@
 
     with lp.reweight(vlm, keys="image", queries="last", by=0.2):                      # as PAI does
         trace = vlm.generate(image, question)
-    with lp.reweight(vlm, keys=lp.sinks(trace).positions, by=0.5, how="move"): ...   # half of the sinks' to the rest
+    with lp.reweight(vlm, keys=lp.sinks(trace).positions, by=-0.5, how="move"): ...   # half of the sinks' to the rest
 
-``by`` is signed, 0 is as it was. With l the logits of a row, w its weights, S its pairs:
+``by`` is signed: above 0 the keys get more, below 0 less, at 0 as before. With l the logits of a row, w its weights, S
+its pairs:
 
 - ``how="logits"``: l ← l + by·|l| on S, before the softmax (Liu et al. 2024, "Paying More Attention to Image", arXiv
   2407.21771, equation 6).
 - ``how="weights"``: w ← w·(1 + by) on S, behind it; the row sums to one no more.
-- ``how="move"``: the share ``by`` of what is on S goes to the rest of the row, in proportion to what that has; below 0
-  the share −by of the rest goes to S. Where either side has nothing, the row stays.
+- ``how="move"``: the share ``by`` of what is on the rest of the row goes to S, in proportion to what each there has;
+  below 0 the share −by of what is on S goes to the rest. Where either side has nothing, the row stays.
 
 More attention to the picture may well hallucinate more: measure both signs.
 """
@@ -100,10 +101,10 @@ class _Move(Rule):
         """From one side to the other; the row's sum stays."""
         own = weights.masked_fill(~pairs, 0).sum(-1, keepdim=True)
         rest = weights.masked_fill(pairs, 0).sum(-1, keepdim=True)
-        taken = self.by * (own if self.by > 0 else rest)
+        given = self.by * (rest if self.by > 0 else own)
         both = (own > 0) & (rest > 0)
-        factor_own, factor_rest = (own - taken) / own, (rest + taken) / rest
-        return weights.where(~both, weights * factor_own.where(pairs, factor_rest)).where(both, weights)
+        factor_own, factor_rest = (own + given) / own, (rest - given) / rest
+        return weights.where(~both, weights * factor_own.where(pairs, factor_rest))
 
 
 _RULES = {"logits": _Logits, "weights": _Weights, "move": _Move}
@@ -147,5 +148,5 @@ class Reweighting(OnAttention):
     def ruled(self) -> str:
         """What becomes of the weights."""
         if self.how == "move":
-            return f"{abs(self.by):.0%} of {'theirs goes to the rest' if self.by > 0 else 'the rest goes to them'}"
+            return f"{abs(self.by):.0%} of {'the rest goes to them' if self.by > 0 else 'theirs goes to the rest'}"
         return f"their {self.how} change by {self.by:+.0%} of their size"

@@ -354,8 +354,8 @@ WEIGHTS = {
         "scores", pairs([LAST], IMAGE, lambda scores: scores + 0.5 * scores.abs()), 0.5, "logits"
     ),
     "less, behind it": reweighted("weights", pairs([LAST], IMAGE, lambda weights: 0.4 * weights), -0.6, "weights"),
-    "moved to the rest": reweighted("weights", moved(IMAGE, TEXT, 1 / 3), 1 / 3, "move"),
-    "moved from the rest": reweighted("weights", moved(TEXT, IMAGE, 1 / 3), -1 / 3, "move"),
+    "moved to the rest": reweighted("weights", moved(IMAGE, TEXT, 1 / 3), -1 / 3, "move"),
+    "moved from the rest": reweighted("weights", moved(TEXT, IMAGE, 1 / 3), 1 / 3, "move"),
 }
 
 

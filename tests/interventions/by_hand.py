@@ -77,8 +77,8 @@ def moved(by):
     def rule(logits, pairs):
         weights = torch.softmax(logits, -1)
         own, rest = (weights * pairs).sum(-1, keepdim=True), (weights * ~pairs).sum(-1, keepdim=True)
-        goes = by * own if by > 0 else by * rest
-        made = torch.where(pairs, weights * (own - goes) / own, weights * (rest + goes) / rest)
+        given = by * rest if by > 0 else by * own
+        made = torch.where(pairs, weights * (own + given) / own, weights * (rest - given) / rest)
         return torch.where((own > 0) & (rest > 0), made, weights)
 
     return rule

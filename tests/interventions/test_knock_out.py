@@ -846,3 +846,19 @@ def test_adapters_that_put_tokens_of_their_own_ahead_are_refused():
     model = peft.get_peft_model(random_llava(), config)
     with pytest.raises(lp.errors.BadModel, match="5 virtual tokens"):
         lp.VLM(model, llava_processor())
+
+
+def test_three_that_hold_in_different_layers_cut_each_its_own():
+    """Two beside the kernel, in other blocks; a third by the mask: its mask hides nothing of theirs elsewhere."""
+    vlm = exact()
+    trace = answered(vlm)
+    with (
+        lp.knock_out(vlm, keys=[1, 2], queries="last", layers=[0, 1]),
+        lp.knock_out(vlm, keys=[3], queries="last", layers=[2, 3]),
+        lp.knock_out(vlm, keys=[0]) as everywhere,
+    ):
+        rows = vlm.rerun(trace, answer=trace.generated_ids).rows(at="last")  # [1, layers, heads, K]
+    assert not rows[..., 0].any()
+    assert not rows[:, :2][..., [1, 2]].any() and (rows[:, 2:][..., [1, 2]] > 0).all()
+    assert not rows[:, 2:][..., 3].any() and (rows[:, :2][..., 3] > 0).all()
+    assert len({act.count for act in everywhere.acts if act.step == 0}) == 1

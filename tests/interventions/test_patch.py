@@ -219,3 +219,11 @@ def test_a_trace_tells_what_was_put_in(vlm, other, tmp_path):
     assert told["kind"] == "patch" and told["at"] == "image" and told["source"]["answer"] == other.answer
     assert lp.Trace.load(trace.save(tmp_path / "put.trace")) == trace
     assert "hidden states 1 (of 0 to 4" in plan and "36 visual tokens" in plan and "on prompt and answer" in plan
+
+
+def test_acts_are_the_positions_that_the_source_has(vlm, plain):
+    short = vlm.generate(photo(), "where", **NEW)
+    with lp.patch(vlm, source=short, at=lp.PROMPT, layers=2, align="position", phase="prompt") as put:
+        vlm.rerun(plain, answer=plain.generated_ids)
+    there, here = (len(trace.positions(lp.PROMPT)) for trace in (short, plain))
+    assert [act.count for act in put.acts] == [there] and there < here

@@ -85,7 +85,7 @@ def test_logits_and_rows_are_the_dense_formulas(how, by, queries, vlm, plain):
 
 
 def test_layers_and_heads_are_changed_alone(vlm, plain):
-    with lp.reweight(vlm, keys="image", queries="last", by=0.5, how="move", layers=[0], heads=[1]):
+    with lp.reweight(vlm, keys="image", queries="last", by=-0.5, how="move", layers=[0], heads=[1]):
         trace = vlm.rerun(plain, answer=plain.generated_ids, capture=lp.Capture(attention_positions="all"))
     before = vlm.rerun(plain, answer=plain.generated_ids, capture=lp.Capture(attention_positions="all"))
     one, two = (each.rows(at="last", layer=0)[0] for each in (trace, before))
@@ -155,6 +155,17 @@ def test_more_than_there_is_is_a_sentence(how, by, vlm):
 
 
 def test_a_plan_says_what_becomes_of_the_weights(vlm, plain):
-    with lp.reweight(vlm, keys="image", queries="last", by=0.25, how="move", allow_nothing=True) as more:
-        told = more.plan(plain)
+    with lp.reweight(vlm, keys="image", queries="last", by=-0.25, how="move", allow_nothing=True) as less:
+        told = less.plan(plain)
     assert "25% of theirs goes to the rest" in told and "36 visual tokens" in told
+
+
+@pytest.mark.parametrize("how", RULES)
+def test_above_0_is_more_attention_in_every_way_of_doing_it(how, vlm, plain):
+    """At the first block, whose queries and keys are as they were."""
+    shares = {}
+    for by in (-0.5, 0, 0.5):
+        with lp.reweight(vlm, keys="image", queries="last", by=by, how=how, layers=[0], allow_nothing=True):
+            trace = vlm.rerun(plain, answer=plain.generated_ids)
+        shares[by] = trace.rows(at="last", layer=0)[0][:, visual(plain)].sum(-1)
+    assert (shares[-0.5] < shares[0]).all() and (shares[0] < shares[0.5]).all()

@@ -149,8 +149,13 @@ def test_methods_measures_and_stores_see_the_changed_model(name, vlm, plain, oth
     last = scored.hidden(layer=4, at="last")[0]
     torch.testing.assert_close(store["layer_4", "last_prompt"][0], last, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(store["layer_4", "last_prompt"][0], untouched["layer_4", "last_prompt"][0])
-    assert store.interventions[0]["kind"] == ("knock_out" if name == "uniform" else store.interventions[0]["kind"])
-    assert pixels.deletion_auc == pixels.deletion_auc
+    ablations = ("tokens", "heads", "mlp", "layers")
+    kind = "knock_out" if name == "uniform" else "ablate" if name in ablations else name
+    assert store.interventions[0]["kind"] == kind
+    untaken = lp.evaluate.deletion_insertion(
+        vlm, plain, lp.attribute(vlm, plain, "attention", tokens=first), row=0, tokens=first, steps=2
+    )
+    assert float(pixels.deletion_auc[0]) != float(untaken.deletion_auc[0])
 
 
 def test_what_heads_give_adds_up_to_what_attention_adds(vlm, plain):
