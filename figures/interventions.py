@@ -76,7 +76,7 @@ def necessity(vlm, count: int) -> list[str]:
             layout = vlm.lay_out(scene.image, question.question)[0]
             ringed = lp.Region(own, ring=1).tokens(layout)
             rest = np.setdiff1d(np.arange(len(layout)), layout.around(ringed, 1))
-            others = layout.positions[drawing.choice(rest, min(len(ringed), len(rest)), replace=False)].tolist()
+            others = layout.positions[drawing.choice(rest, len(ringed), replace=False)].tolist()
             rows.append(
                 [
                     right(vlm, scene, question),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,12 @@ def trace_cause(
     image: PicturesArgument,
     question: QuestionArgument = None,
     corrupt: Annotated[str, typer.Option(help="Another picture of the same size; or blur, grey, noise.")] = "blur",
-    parts: Annotated[str, typer.Option(help="Of residual, attention, mlp; several with commas.")] = (
-        "residual,attention,mlp"
-    ),
+    parts: Annotated[
+        str | None,
+        typer.Option(help="Of residual, attention, mlp (and query, key, value with --approximate); all if left."),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="The middle of each window; all if left.")] = None,
-    window: Annotated[int, typer.Option(help="So many layers at once.")] = 1,
+    window: Annotated[int | None, typer.Option(help="So many layers at once; 1 if left.")] = None,
     ring: Annotated[int, typer.Option(help="Visual tokens around the changed ones that count as changed.")] = 0,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="To first order (AtP*), with the exact sweep beside it.")
@@ -34,6 +35,9 @@ def trace_cause(
     """Put states of a clean run into one with a corrupted picture, place by place and layer by layer."""
     arguments.check_order(image, question or "")
     middles = arguments.flag_numbers("--layers", layers)
+    if approximate and (layers is not None or window is not None):
+        raise BadInput("--approximate goes through all layers one by one; leave --layers and --window out")
+    chosen: dict[str, Any] = {} if parts is None else {"parts": [part.strip() for part in parts.split(",")]}
     if question is None:
         raise BadInput("say what to ask:  llava-probe trace-cause PICTURE 'QUESTION' --corrupt OTHER")
     pictures = arguments.pictures(image)
@@ -51,20 +55,19 @@ def trace_cause(
     made(out)
     sample = (pictures[0], question)
     if approximate:
-        found = attribution_patching(vlm, sample, other, ring=ring, exact=1, answer=answer, against=against)
+        found = attribution_patching(vlm, sample, other, ring=ring, exact=1, answer=answer, against=against, **chosen)
         table, figure = found.table(), sweep_figures.attribution_patching(found)
     else:
-        chosen = [part.strip() for part in parts.split(",")]
         traced = causal_trace(
             vlm,
             sample,
             other,
-            parts=chosen,
             layers=middles,
-            window=window,
+            window=window or 1,
             ring=ring,
             answer=answer,
             against=against,
+            **chosen,
         )
         told = f"{traced.answers[0][0]!r} against {traced.answers[0][1]!r}, corrupted by {traced.corruption}"
         tables = [traced.table(mode, part) for mode in ("denoise", "noise") for part in traced.parts]

@@ -22,6 +22,8 @@ from llava_probe.trace.trace import Trace
 #: What is asked of a sweep: traces, or pictures and questions.
 SweepSamples = Trace | Sequence[Trace] | Sequence[Sequence[Any]]
 
+#: Below this difference of logit differences there is nothing to bring back, and shares of it mean nothing.
+LEAST_GAP = 0.5
 #: What a sweep needs of a trace besides its prompt.
 _LITTLE = Capture(attention=False, hidden_states=False, scores=False)
 
@@ -101,6 +103,17 @@ def prompt_places(trace: Trace, at: At) -> tuple[int, ...]:
 def window_around(middle: int, width: int, layers: int) -> range:
     """The layers of a window, as far as there are any."""
     return range(max(0, middle - (width - 1) // 2), min(layers, middle + width // 2 + 1))
+
+
+def way_of(trace: Trace) -> dict[str, Any]:
+    """How ``generate`` is asked once more what a trace was asked, besides the picture."""
+    request = trace.request
+    settings: dict[str, Any] = {"processor_kwargs": dict(request.processor)}
+    if request.question is None or request.messages is not None:
+        return {"prompt": request.prompt, **settings}
+    return {
+        "question": request.question, "system": request.system, "template_kwargs": dict(request.template), **settings
+    }  # fmt: skip
 
 
 def asked_of(vlm: VLM, samples: SweepSamples) -> list[Trace]:

@@ -37,8 +37,8 @@ from llava_probe.inside.passes import Others, Span, Visitor, alone_with, visitin
 from llava_probe.inside.rows import Call
 from llava_probe.interventions.on_states import by_position
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import Watched
-from llava_probe.sweeps.causal_trace import LEAST_GAP, both_runs, default_groups, watched_in_both
+from llava_probe.sweeps.answers import LEAST_GAP, Watched
+from llava_probe.sweeps.causal_trace import both_runs, default_groups, watched_in_both
 from llava_probe.sweeps.changes import Swap, Swaps
 from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import BAR_AFTER, aligned, over_samples
@@ -132,7 +132,7 @@ def attribution_patching(
 
     Raises:
         BadInput: parts that are none, or a corrupted run of other tokens.
-        BadModel: attention past transformers' interface, or weights that let no gradient through.
+        BadModel: weights that let no gradient through.
     """
     chosen = tuple(dict.fromkeys(parts))
     if not chosen or not set(chosen) <= set(PATCHED_PARTS):
@@ -227,7 +227,7 @@ def _corrected(own: Call, theirs: Call, slope: Tensor, part: str, places: Sequen
     at = torch.tensor(list(places), device=own.device)
     tensor = getattr(own, part).clone()
     tensor[:, :, at] = getattr(theirs, part)[:, :, at]
-    wanted = at if part == "query" else torch.arange(int(at.min()), own.queries, device=own.device)
+    wanted = at if part == "query" else torch.arange(own.queries, device=own.device)  # a prefix sees ahead
     before, after = own.rows(wanted), replace(own, **{part: tensor}).rows(wanted)
     groups = own.sizes[1] // own.value.shape[1]
     values = own.value.repeat_interleave(groups, dim=1)

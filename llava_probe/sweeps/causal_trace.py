@@ -36,7 +36,7 @@ from llava_probe.errors import BadInput
 from llava_probe.interventions.intervention import read_numbers
 from llava_probe.model import VLM
 from llava_probe.pictures.images import open_image
-from llava_probe.sweeps.answers import Watched, asked_of, prompt_places, watched, window_around
+from llava_probe.sweeps.answers import LEAST_GAP, Watched, asked_of, prompt_places, watched, way_of, window_around
 from llava_probe.sweeps.changes import Swap, Swaps
 from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept, told_with
@@ -47,8 +47,6 @@ TRACED_PARTS = ("residual", "attention", "mlp")
 MODES = ("denoise", "noise")
 CORRUPTIONS = ("blur", "grey", "noise")
 
-#: Below this difference of logit differences there is nothing to bring back, and shares of it mean nothing.
-LEAST_GAP = 0.5
 #: Of the longer side, the radius of the blur.
 _BLUR = 1 / 12
 
@@ -339,9 +337,7 @@ def corrupted(vlm: VLM, clean: Trace, corrupt: Any, seed: int) -> Trace:
         picture = _made(own, corrupt, seed) if named else open_image(corrupt)
         if picture.size != own.size:
             raise BadInput(f"the corrupted picture has {picture.size}, the clean one {own.size} pixels; keep its size")
-        question = clean.request.question
-        ways = {"question": question} if question is not None else {"prompt": clean.request.prompt}
-        (other,) = [vlm.generate(picture, **ways, max_new_tokens=1)]
+        other = vlm.generate(picture, **way_of(clean), max_new_tokens=1)
     ids = [[token.id for token in each.tokens[: each.prompt_length]] for each in (clean, other)]
     if ids[0] != ids[1]:
         raise BadInput("the corrupted run has other tokens than the clean one: ask the same question of one size")

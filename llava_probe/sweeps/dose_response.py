@@ -28,7 +28,7 @@ from llava_probe.interventions.intervention import acting
 from llava_probe.interventions.places import Phase
 from llava_probe.interventions.steer import Steering
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import SweepSamples, asked_of, watched
+from llava_probe.sweeps.answers import SweepSamples, asked_of, watched, way_of
 from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept, told_with
 from llava_probe.trace.capture import Capture
 from llava_probe.trace.explained import At
@@ -171,8 +171,7 @@ def _measured(
 ) -> Mapping[str, Any]:
     """The numbers of one sample."""
     little = Capture(attention=False, hidden_states=False, scores=False)
-    way = {"question": trace.request.question} if trace.request.question else {"prompt": trace.request.prompt}
-    ask: dict[str, Any] = {"image": list(trace.images), **way, "capture": little}
+    ask: dict[str, Any] = {"image": list(trace.images), **way_of(trace), "capture": little}
     plain = vlm.generate(**ask, max_new_tokens=max_new_tokens)
     watch = watched(vlm, plain.logits[0].double(), *words)
     read: dict[tuple[int, ...], float] = {}

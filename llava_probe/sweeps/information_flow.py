@@ -30,7 +30,7 @@ from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput
 from llava_probe.interventions.intervention import chosen_layers
 from llava_probe.model import VLM
-from llava_probe.sweeps.answers import SweepSamples, asked_of, prompt_places, watched, window_around
+from llava_probe.sweeps.answers import LEAST_GAP, SweepSamples, asked_of, prompt_places, watched, window_around
 from llava_probe.sweeps.changes import Cut, Cuts
 from llava_probe.sweeps.departures import Departure, departing
 from llava_probe.sweeps.sweeping import aligned, over_samples, sample_name, swept
@@ -75,6 +75,9 @@ class InformationFlow:
     def change(self, of: str = "probability") -> FloatArray:
         """[samples, controls, edges, windows, layers] relative change in percent.
 
+        NaN for a sample whose plain run has so little of it that shares of it mean nothing: a difference of less than
+        half a logit, a probability below 0.01.
+
         Args:
             of: ``"probability"`` or ``"difference"``.
 
@@ -84,8 +87,9 @@ class InformationFlow:
         if of not in ("probability", "difference"):
             raise BadInput(f"of= takes 'probability' or 'difference'; got {of!r}")
         plain = self.plain[:, 0 if of == "probability" else 1][:, None, None, None, None]
-        changed = self.probability if of == "probability" else self.difference
-        return 100 * (changed - plain) / np.abs(plain)
+        changed, least = (self.probability, 0.01) if of == "probability" else (self.difference, LEAST_GAP)
+        there = np.abs(plain) >= least
+        return np.where(there, 100 * (changed - plain) / np.where(there, np.abs(plain), 1), np.nan)
 
     def interval(self, of: str = "probability") -> tuple[FloatArray, FloatArray, FloatArray]:
         """Mean of ``change`` over samples, ends of its 95 % interval, each [controls, edges, windows, layers]."""

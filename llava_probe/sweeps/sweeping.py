@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_probe.arrays import FloatArray
-from llava_probe.asking.identity import differences, model_of
+from llava_probe.asking.identity import differences, model_of, processor_of
 from llava_probe.errors import BadInput
 from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
@@ -79,8 +79,11 @@ def swept(
 
 def sample_name(*traces: Trace) -> str:
     """What tells one sample from another: its pictures and its words."""
-    told = [[trace.request.prompt, list(trace.provenance.get("images", ()))] for trace in traces]
-    return json.dumps(told, ensure_ascii=False)
+    told = [
+        [trace.request.prompt, list(trace.provenance.get("images", ())), dict(trace.request.processor)]
+        for trace in traces
+    ]
+    return json.dumps(told, ensure_ascii=False, default=str)
 
 
 def over_samples(values: FloatArray, seed: int = 0) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -105,7 +108,7 @@ def over_samples(values: FloatArray, seed: int = 0) -> tuple[FloatArray, FloatAr
 
 
 def told_with(mean: float, low: float, high: float, form: str) -> str:
-    """A mean and its interval, as a cell of a table; the mean alone where there is one sample."""
+    """A mean and its interval, as a cell of a table; the mean alone where the interval has no width."""
     shown = [format(value, form) for value in (mean, low, high)]
     shown = [cell.lstrip("-") if not float(cell) else cell for cell in shown]  # no minus before nothing
     return shown[0] if low == high else f"{shown[0]} [{shown[1]}, {shown[2]}]"
@@ -120,7 +123,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def _identity(vlm: VLM) -> dict[str, Any]:
     under = in_force(vlm.anatomy)
-    return {"model": model_of(vlm.anatomy, vlm.model), **({"interventions": list(under)} if under else {})}
+    told = {"model": model_of(vlm.anatomy, vlm.model), "processor": processor_of(vlm.processor)}
+    return {**told, **({"interventions": list(under)} if under else {})}
 
 
 def _check(place: Path, told: Mapping[str, Any]) -> None:
