@@ -85,13 +85,6 @@ def findings(tables: Mapping[str, SignalTable | int]) -> list[str]:
     if isinstance(whole, int):
         return []
     told = [f"- {whole.made_up} of {whole.words} words for objects are made up. {verdicts(whole)}"]
-    fitted = [score.auroc for score in whole.scores if score.name == "all baselines"]
-    others = [score.auroc.value for score in whole.scores if not score.baseline]
-    if fitted and fitted[0].value >= max(others):
-        told.append(
-            "- No signal, nor all of them together, is above what knows nothing of the picture once that is fitted on "
-            f"other scenes: {fitted[0]} against {max(others):.3f} at best."
-        )
     turned = [score for score in whole.scores if score.auroc.high < 0.5]
     if turned:
         last = turned[-1]

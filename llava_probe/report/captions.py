@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from llava_probe.asking.decoding import GREEDILY
 from llava_probe.errors import BadInput, OutOfRange, ProbeError
 from llava_probe.features.rows import Source
 from llava_probe.features.samples import Sample, read_samples
@@ -131,7 +132,7 @@ def captions_task(
     tokens = max_new_tokens or CAPTION_TOKENS
 
     def rows() -> Iterator[tuple[dict[str, Any], Sample]]:
-        columns = {"question": None, "answer": given}
+        columns = {"question": None, "prompt": None, "messages": None, "system": None, "answer": given}
         samples = read_samples(source, images=images, question=question, columns=columns)
         for number, (picture, sample) in enumerate(zip(numbers, samples, strict=True)):
             begun = {"row": number, "image_id": picture, "question": question}
@@ -153,8 +154,8 @@ def _digest(synonyms: str | None) -> str:
 
 
 def _described(vlm: VLM, samples: Sequence[Sample], truth: Truth, tokens: int) -> list[dict[str, Any]]:
-    posed = [{"image": sample.image, "question": sample.question} for sample in samples]
-    traces = vlm.generate_batch(posed, max_new_tokens=tokens)
+    posed = [{"image": sample.image, **sample.asking} for sample in samples]
+    traces = vlm.generate_batch(posed, max_new_tokens=tokens, **GREEDILY)
     return [_made(trace) | _words(vlm, trace, truth) for trace in traces]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from llava_probe.asking.decoding import GREEDILY
 from llava_probe.errors import BadInput
 from llava_probe.features.rows import Source
 from llava_probe.features.samples import Sample, read_samples
@@ -99,8 +100,8 @@ def _begun(number: int, question: PopeQuestion) -> dict[str, Any]:
 
 
 def _asked(vlm: VLM, samples: Sequence[Sample], tokens: int) -> list[dict[str, Any]]:
-    posed = [{"image": sample.image, "question": sample.question} for sample in samples]
-    traces = vlm.generate_batch(posed, max_new_tokens=tokens, capture=LITTLE)
+    posed = [{"image": sample.image, **sample.asking} for sample in samples]
+    traces = vlm.generate_batch(posed, max_new_tokens=tokens, capture=LITTLE, **GREEDILY)
     found = [answer_of(trace, "") for trace in traces]
     return [{"answer": each.text, "yes": each.yes, "no": each.no} for each in found]
 

@@ -10,7 +10,8 @@ label that is neither, an answer too few and one to another question are each re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 from tqdm import tqdm
 
 from llava_probe.analyzers.choices import weigh
-from llava_probe.errors import BadInput, shortened
+from llava_probe.asking.decoding import GREEDILY
+from llava_probe.errors import BadImage, BadInput, shortened
 from llava_probe.features.rows import Source
-from llava_probe.features.samples import read_samples
+from llava_probe.features.samples import Sample, read_samples
 from llava_probe.features.sources import open_source
 from llava_probe.features.values import picture_key
 from llava_probe.model import VLM
+from llava_probe.pictures.images import open_image
 from llava_probe.signals.binding import Binding
 from llava_probe.signals.rows import cell_of, each_row, is_looped
 from llava_probe.trace.capture import Capture
@@ -38,6 +41,8 @@ _LABEL, _QUESTION, _ANSWER, _ASKED = (
     ("question", "prompt"),
 )
 _LABELS = {"yes": True, "no": False}
+#: How far beyond 0 and 1 a probability may lie that was rounded when it was written.
+_ROUNDED = 1e-4
 #: All that is read of an answer.
 LITTLE = Capture(attention=False, hidden_states=False, scores=False)
 
@@ -139,7 +144,7 @@ def read_answers(given: Any) -> Iterator[PopeAnswer]:
 def ask(
     vlm: VLM, source: Source, images: str | Path | None, *, max_new_tokens: int, batch_size: int, progress: bool
 ) -> Iterator[PopeAnswer]:
-    """Ask a model each question of a source.
+    """Ask a model each question of a source, greedily.
 
     Raises:
         BadInput: a question that cannot be asked: a picture that is not there, say.
@@ -148,16 +153,34 @@ def ask(
     shown = {"desc": f"POPE, {source.name}", "unit": "question", "delay": 2.0, "disable": None if progress else True}
     with tqdm(total=source.count(), **shown) as bar:
         while some := list(islice(samples, batch_size)):
-            for sample in some:
-                if sample.fault is not None:
-                    place = f"line {sample.line}" if sample.line is not None else f"row {sample.row}"
-                    raise BadInput(f"{place} of {source.name} cannot be asked: {sample.fault}")
-            posed = [{"image": sample.image, "question": sample.question} for sample in some]
-            for sample, trace in zip(
-                some, vlm.generate_batch(posed, max_new_tokens=max_new_tokens, capture=LITTLE), strict=True
-            ):
+            _refuse_faults(some, source.name, lambda sample: sample.fault)
+            posed = [{"image": sample.image, **sample.asking} for sample in some]
+            try:
+                traces = vlm.generate_batch(posed, max_new_tokens=max_new_tokens, capture=LITTLE, **GREEDILY)
+            except BadImage:
+                _refuse_faults(some, source.name, _unreadable)
+                raise
+            for sample, trace in zip(some, traces, strict=True):
                 yield answer_of(trace, f"row {sample.row}")
             bar.update(len(some))
+
+
+def _refuse_faults(samples: Sequence[Sample], name: str, fault_of: Callable[[Sample], str | None]) -> None:
+    """Raise ``BadInput`` that tells the first of these samples with a fault by its line."""
+    for sample in samples:
+        if (fault := fault_of(sample)) is not None:
+            place = f"line {sample.line}" if sample.line is not None else f"row {sample.row}"
+            raise BadInput(f"{place} of {name} cannot be asked: {fault}")
+
+
+def _unreadable(sample: Sample) -> str | None:
+    """Why a picture cannot be opened, if it cannot."""
+    try:
+        for image in sample.images:
+            open_image(image)
+    except BadImage as error:
+        return str(error)
+    return None
 
 
 def matched(answers: Iterable[PopeAnswer], questions: Sequence[PopeQuestion], name: str) -> list[PopeAnswer]:
@@ -204,9 +227,18 @@ def _of_row(row: Mapping[str, Any], where: str) -> PopeAnswer:
     key = row.get("question_id")
     asked = next((str(row[name]) for name in _ASKED if row.get(name) is not None), None)
     said = str(cell_of(row, _ANSWER, where, "answer"))
-    weighed = [row.get(side) for side in _LABELS]
-    yes, no = weighed if all(isinstance(each, float) and 0 <= each <= 1 for each in weighed) else (None, None)
+    yes, no = (_probability(row, side, where) for side in _LABELS)
     return PopeAnswer(said, yes, no, id=None if key is None else str(key), question=asked, where=where)
+
+
+def _probability(row: Mapping[str, Any], side: str, where: str) -> float | None:
+    """What a row says of one side; None where it says nothing or a word (``"yes": "the answer"``)."""
+    told = row.get(side)
+    if isinstance(told, bool) or not isinstance(told, int | float) or math.isnan(told):
+        return None
+    if not -_ROUNDED <= told <= 1 + _ROUNDED:
+        raise BadInput(f"{where} gives {side} the probability {told:g}; it is a number from 0 to 1")
+    return min(max(float(told), 0.0), 1.0)
 
 
 def answer_of(trace: Trace, where: str) -> PopeAnswer:

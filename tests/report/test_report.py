@@ -231,3 +231,14 @@ def test_what_cannot_be_meant_is_one_sentence(name, folder, tmp_path, monkeypatc
     words, why = WRONG[name]
     done = call(*words, "--out", tmp_path / "out")
     assert done.exit_code == 1 and why in done.output and "Traceback" not in done.output
+
+
+def test_lines_of_captions_that_this_package_wrote_are_read_again(tmp_path):
+    """They hold the whole prompt too, which is how the caption was made and not how it is asked about."""
+    row = {"image_id": 0, "image": "0.png", "prompt": "USER: <image> Describe it.", "caption": "A red circle."}
+    mine = lines(tmp_path / "captions.jsonl", [row])
+    known = ("--instances", "instances.json", "--synonyms", "words.txt", "--images", "{image_id}.png")
+    done = call(mine, *known, "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    line = json.loads((tmp_path / "o" / "captions.jsonl").read_text().splitlines()[0])
+    assert line["prompt"] == row["prompt"] and [word["object"] for word in line["words"]] == ["circle"]

@@ -1,6 +1,7 @@
 """Each signal is its formula, worked out again from transformers' own eager pass over prompt and answer."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -163,7 +164,9 @@ def test_aurocs_are_scikit_learns(found):
     assert table.scores[0].auroc.value == 1.0 and (table.words, table.made_up) == (180, int(truth.sum()))
 
 
-def test_differences_are_paired_with_the_best_baseline(found):
+def test_differences_are_paired_with_the_best_baseline(found, monkeypatch):
+    module = sys.modules["llava_probe.signals.signal_table"]  # the package's own name is the function
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)  # none of them together
     noises, truths = planted(60)
     made = answers(found, truths, noises)
     for each, truth, noise in zip(made, truths, noises, strict=True):
@@ -175,11 +178,63 @@ def test_differences_are_paired_with_the_best_baseline(found):
     assert table["probability"].less_baseline.low > 0
 
 
-def test_signals_together_are_told_on_pictures_they_were_not_fitted_on(found):
+def test_signals_together_are_told_on_pictures_they_were_not_fitted_on(found, monkeypatch):
+    """Each word's number, of its picture, is among what the fits read; a fit never reads those that it then tells."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted, told = [], []
+    fit, decide = LogisticRegression.fit, LogisticRegression.decision_function
+
+    def watched(model, columns, truth):
+        fitted.append(columns)
+        return fit(model, columns, truth)
+
+    def asked(model, columns):
+        told.append(columns)
+        return decide(model, columns)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    monkeypatch.setattr(LogisticRegression, "decision_function", asked)
     noises, truths = planted(60)
-    table = lp.signal_table(answers(found, truths, noises), truths, pictures=[number // 2 for number in range(60)])
-    assert table.pictures == 30
-    assert table["all signals"].auroc.value > 0.95 > 0.6 > table["all baselines"].auroc.low
+    pictures = [number // 2 for number in range(60)]
+    made = answers(found, truths, noises)
+    for each, picture in zip(made, pictures, strict=True):
+        each.values["length"] = np.full(3, float(picture))
+    table = lp.signal_table(made, truths, pictures=pictures)
+    assert table.pictures == 30 and table["all signals"].auroc.value == 1.0
+    by_length = [column for column in range(fitted[-1].shape[1]) if len(np.unique(fitted[-1][:, column])) > 3]
+    assert len(fitted) == len(told) == 10 and len(by_length) == 1
+    for some, others in zip(fitted[5:], told[5:], strict=True):
+        # scaled alike, so that equal numbers are equal pictures
+        assert not set(some[:, by_length[0]].round(6)) & set(others[:, by_length[0]].round(6))
+    assert sum(len(np.unique(others[:, by_length[0]])) for others in told[5:]) == 30
+
+
+def test_baselines_together_that_tell_nothing_are_at_chance(found):
+    """Of folds whose shares of made-up words differ the fits' intercepts do too, the other way round."""
+    values = []
+    for seed in range(12):
+        noises, truths = planted(40, seed)
+        made = [replace(each, objects=("star",) * 3) for each in answers(found, truths, noises)]
+        values.append(lp.signal_table(made, truths)["all baselines"].auroc.value)
+    assert values == [0.5] * 12, "constant columns put no word before another"
+
+
+def test_a_word_without_a_signal_leaves_the_others_together(found):
+    noises, truths = planted(60)
+    made = answers(found, truths, noises)
+    made[0].values["probability"] = np.full(3, np.nan)  # the one that knows the truth
+    table = lp.signal_table(made, truths)
+    assert (table["all signals"].words, table["all signals"].auroc.value) == (177, 1.0)
+
+
+def test_all_baselines_may_be_the_best_one(found):
+    noises, truths = planted(60)
+    made = answers(found, truths, noises)
+    for each, truth, noise in zip(made, truths, noises, strict=True):
+        each.values["length"], each.values["position"] = truth + 2 * noise, -2 * noise  # either alone tells little
+    table = lp.signal_table(made, truths)
+    assert table.best_baseline == "all baselines" and table["all baselines"].auroc.value > 0.95
 
 
 def test_words_are_rarer_where_other_answers_do_not_name_them(found):

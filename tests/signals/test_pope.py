@@ -193,8 +193,26 @@ def test_a_model_is_asked_and_both_readings_told(tiny_vlm, scenes):
 
 
 def test_a_picture_that_is_not_there_is_told_with_its_line(tiny_vlm, tmp_path):
-    with pytest.raises(lp.BadInput, match=r"line 1 of q.jsonl cannot be asked|gone\.png"):
+    with pytest.raises(lp.BadInput, match=r"line 1 of q.jsonl cannot be asked: .*gone\.png"):
         lp.pope(lines(tmp_path / "q.jsonl", [{"image": "gone.png", "text": "Is there?", "label": "no"}]), tiny_vlm)
+
+
+def test_probabilities_may_be_whole_numbers_and_a_little_off(questions):
+    told = [{"answer": said, "yes": 0.75, "no": 0.25} for said in SAID]
+    told[0] |= {"yes": 1, "no": 0}
+    told[1] |= {"yes": 1.00001, "no": -1e-6}
+    found = lp.pope(questions, told).splits["random"]
+    assert found.yes == pytest.approx([1, 1, 0.75, 0.75, 0.75, 0.75], abs=1e-12)
+    told[2] |= {"yes": 40, "no": 60}
+    with pytest.raises(lp.BadInput, match="answer 2 gives yes the probability 40; it is a number from 0 to 1"):
+        lp.pope(questions, told)
+
+
+def test_a_model_that_draws_by_its_own_config_is_asked_greedily(tiny_vlm, scenes):
+    plain = lp.pope(scenes, tiny_vlm, progress=False)
+    drawing = lp.load()
+    drawing.model.generation_config.update(do_sample=True, temperature=50.0, num_beams=1)
+    assert lp.pope(scenes, drawing, progress=False).to_dict() == plain.to_dict()
 
 
 def test_a_table_and_a_file_hold_every_split(questions, tmp_path):
