@@ -2,8 +2,8 @@
 
     claim(folder, vlm, {"max_new_tokens": 16}, what="answers")
 
-A run that goes on, or shares its folder with others, must be the same run: the same weights and processor, under the
-same interventions, with the same settings.
+A run that goes on, or shares its folder with others, must be the same run: the same weights and processor, the same
+torch and transformers, under the same interventions, with the same settings.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+import transformers
 
 from llava_probe.asking.identity import differences, model_of, processor_of
 from llava_probe.errors import BadInput
@@ -41,7 +44,9 @@ def claim(folder: Path, vlm: VLM, settings: Mapping[str, Any], *, what: str, kin
     """
     under = {"interventions": list(made)} if (made := in_force(vlm.anatomy)) else {}
     model = model_of(vlm.anatomy, vlm.model, in_full=True)
-    made_with = {"model": model, "processor": processor_of(vlm.processor, in_full=True), **under, **settings}
+    versions = {each.__name__: each.__version__ for each in (torch, transformers)}
+    processor = processor_of(vlm.processor, in_full=True)
+    made_with = {"model": model, "processor": processor, "versions": versions, **under, **settings}
     mine = json.loads(json.dumps(made_with, default=str))
     path = folder / RUN
     if not path.exists():

@@ -21,18 +21,18 @@ from torch import Tensor
 from llava_probe.asking.identity import model_of, processor_of
 from llava_probe.claimed import claim
 from llava_probe.compare.drift import STATE_GROUPS
+from llava_probe.compare.unrelated import PLACES_READ
 from llava_probe.described import Natural, Stored
 from llava_probe.errors import BadInput
 from llava_probe.features.samples import Sample
-from llava_probe.features.values import plain_value
+from llava_probe.features.values import content_key, plain_value
 from llava_probe.inside.passes import in_force
 from llava_probe.model import VLM
 from llava_probe.stored import decoded, made_folder
 from llava_probe.whole_file import Axes, check_tensors, checksum, read_tensors, write_tensors
 
-#: What drifts, and where states of a picture are taken, by the names under which they are gathered.
+#: What drifts, by the names under which it is gathered.
 DRIFTS = {group: f"drift {group}" for group in STATE_GROUPS}
-STATE_PLACES = ("image", "last")
 
 #: How many axes each measured value has.
 _AXES = {
@@ -42,7 +42,7 @@ _AXES = {
     "shares": 3,
     "own": 2,
     **dict.fromkeys(DRIFTS.values(), 1),
-    **{f"{place} {model}": 2 for place in STATE_PLACES for model in "ab"},
+    **{f"{place} {model}": 2 for place in PLACES_READ for model in "ab"},
 }
 
 _WHAT, _KEY, _HEADER, _FORMAT = "finished sample", "llava_probe.compared", "sample", 1
@@ -142,5 +142,5 @@ def _axes(name: str) -> Axes:
 
 def _asked(sample: Sample) -> str:
     """A digest of all that the models are asked."""
-    told = [sample.picture, sample.question, sample.prompt, sample.system, plain_value(sample.messages)]
+    told = [content_key(sample.image), sample.question, sample.prompt, sample.system, plain_value(sample.messages)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -31,7 +31,7 @@ class ComparedSample:
     Attributes:
         id: of its row; ``picture``: its number; ``question``: as asked.
         a, b: the answers; ``right``: what would be, where that is known.
-        logprob: change of the log-probability of the first one's answer, a mean over its tokens, in nats.
+        logprob: change of the log-probability of the first one's answer, in nats over the number of its tokens.
         parting: the first layer from which on each would rather say its own word, where the answers part.
     """
 

@@ -16,24 +16,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from llava_probe.analyzers.confidence import confidence
-from llava_probe.analyzers.sinks import FIRST_LAYER, massive
+from llava_probe.asking.decoding import GREEDILY
 from llava_probe.border import Count, Seed, checked
-from llava_probe.compare.alignment import align
+from llava_probe.compare.alignment import Alignment, align
 from llava_probe.compare.cka import Similarity, alikeness
 from llava_probe.compare.drift import drift_of
-from llava_probe.compare.finished import DRIFTS, STATE_PLACES, FinishedSamples, MeasuredSample
+from llava_probe.compare.finished import DRIFTS, FinishedSamples, MeasuredSample
 from llava_probe.compare.looking import looking_of
 from llava_probe.compare.model_comparison import ComparedSample, ModelComparison
 from llava_probe.compare.over_pictures import PictureSums
 from llava_probe.compare.own_heads import own_heads, watching
 from llava_probe.compare.through_lens import through_lens
 from llava_probe.compare.traces import parted
-from llava_probe.compare.unrelated import drawn_pictures, left_traces, states_by_place
+from llava_probe.compare.unrelated import PLACES_READ, drawn_pictures, left_traces, states_by_place
 from llava_probe.compare.weights import MovedWeight, moved_weights
 from llava_probe.errors import BadInput, first_line
 from llava_probe.faults import of_the_machine
@@ -41,6 +40,7 @@ from llava_probe.features.samples import Sample, Samples, read_samples
 from llava_probe.features.trial import OF_A_SAMPLE
 from llava_probe.model import VLM
 from llava_probe.trace.capture import Capture
+from llava_probe.trace.explained import ANSWER
 from llava_probe.trace.trace import Trace
 
 #: What the answers themselves need; and what is compared inside.
@@ -108,7 +108,7 @@ def compare_models(
         shares=means["shares"],
         own=means["own"],
         attending=run.attending,
-        similar={place: _similar(run.gathered, place, seed) for place in STATE_PLACES if f"{place} a" in run.gathered},
+        similar={place: _similar(run.gathered, place, seed) for place in PLACES_READ if f"{place} a" in run.gathered},
         dropped=(run.dropped, run.visual),
         weights=weights,
         unrelated=() if isinstance(traces, str) else traces,
@@ -155,7 +155,7 @@ class _Run:
         self._add(sample, found)
 
     def _add(self, sample: Sample, found: MeasuredSample) -> None:
-        picture = sample.picture or f"row {sample.row}"
+        picture = sample.drawn_with
         self.gathered.add(picture, found.values)
         self.reasons |= found.reasons
         self.attending = found.attending if found.attending[0] else self.attending
@@ -185,11 +185,9 @@ class _Measuring:
 
     def measured(self, sample: Sample) -> MeasuredSample:
         """Ask both, and compare them over the first one's answer."""
-        asking = {"prompt": sample.prompt, "messages": sample.messages, "system": sample.system}
         pictures = sample.images if len(sample.images) != 1 else sample.images[0]
-        given: dict[str, Any] = {name: value for name, value in asking.items() if value is not None}
-        settings: dict[str, Any] = {"max_new_tokens": self._length, "do_sample": False, "capture": _LITTLE}
-        said = [vlm.generate(pictures or None, sample.question, **given, **settings) for vlm in self._models]
+        settings: dict[str, Any] = {"max_new_tokens": self._length, "capture": _LITTLE, **GREEDILY}
+        said = [vlm.generate(pictures or None, **sample.asking, **settings) for vlm in self._models]
         with watching(self._models[0], len(said[0].generated)) as writes:
             first = self._models[0].rerun(said[0], answer=said[0].generated_ids, capture=_INSIDE)
         second = self._after_the_first(said[0], said[1])
@@ -218,16 +216,14 @@ class _Measuring:
         """What is measured of one sample: the layer where the answers part, and the rest by name."""
         aligned = align(first, second)
         rows = [(mine - 1, theirs - 1) for mine, theirs in aligned.shared]
-        lens = self._kept(
-            "lens", through_lens(self._models, (first, second), rows, parted(one, other, align(one, other)))
-        )
+        parting = parted(one, other, align(one, other))
+        if parting is not None and parting[0] >= len(rows):
+            parting = None  # the second model spells the answer otherwise, from before that place on
+        lens = self._kept("lens", through_lens(self._models, (first, second), rows, parting))
         looking = self._kept("attention", looking_of(first, second, aligned))
         drift = self._kept("drift", drift_of(first, second, aligned))
-        mine, theirs = (confidence(trace).logprob.double() for trace in (first, second))
-        pairs = [(place - first.prompt_length, at - second.prompt_length) for place, at in aligned.both]
-        change = torch.stack([theirs[at] - mine[place] for place, at in pairs]).mean() if pairs else torch.tensor(0.0)
         values: dict[str, Tensor | None] = {
-            "logprob": change,
+            "logprob": _change(first, second, aligned),
             "kl": None if lens is None else lens.kl.mean(1),
             "looked": None if looking is None else looking.moved,
             "shares": None if looking is None else looking.change,
@@ -240,15 +236,12 @@ class _Measuring:
 
     def _states(self, first: Trace, second: Trace) -> dict[str, Tensor | None]:
         """[layers, D] of either model at each place, the mean over its tokens without sinks."""
-        found: dict[str, Tensor | None] = {}
-        for place, states in states_by_place(first, second).items():
-            kept = torch.ones(len(states[0]), dtype=torch.bool)
-            if place == "image":
-                kept = ~(_sinks(first, states[0]) | _sinks(second, states[1]))
-                self._dropped = int((~kept).sum()), len(kept)
-            if bool(kept.any()):
-                found |= {f"{place} {name}": each[kept].mean(0) for name, each in zip("ab", states, strict=True)}
-        return found
+        states, self._dropped = states_by_place(first, second)
+        return {
+            f"{place} {name}": each.mean(0)
+            for place, both in states.items()
+            for name, each in zip("ab", both, strict=True)
+        }
 
     def _kept(self, name: str, found: Any) -> Any:
         if isinstance(found, str):
@@ -257,11 +250,13 @@ class _Measuring:
         return found
 
 
-def _sinks(trace: Trace, states: Tensor) -> Tensor:
-    """[N] which tokens are massive where the first one is, by the rule of ``lp.sinks``."""
-    middle = slice(FIRST_LAYER, trace.sizes.layers)
-    first = trace.hidden(at=[0]).float()
-    return massive(torch.cat([first, states])[:, middle]).marked
+def _change(first: Trace, second: Trace, aligned: Alignment) -> Tensor:
+    """Of the log-probability of one answer, a token of the first trace; both give it all, in whatever tokens."""
+    mine, theirs = (confidence(trace).logprob.double() for trace in (first, second))
+    if not aligned.same:  # the second spells it otherwise, and may end it otherwise
+        said = [[at - trace.prompt_length for at in trace.positions(ANSWER)] for trace in (first, second)]
+        mine, theirs = (each[at] for each, at in zip((mine, theirs), said, strict=True))
+    return (theirs.sum() - mine.sum()) / max(len(mine), 1)
 
 
 def _similar(gathered: PictureSums, place: str, seed: int) -> tuple[Similarity, ...]:

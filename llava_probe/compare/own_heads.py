@@ -66,8 +66,13 @@ def own_heads(models: tuple[VLM, VLM], trace: Trace, first: HeadWrites | None = 
     if first is None:
         with watching(models[0], count) as first:
             models[0].rerun(trace, answer=trace.generated_ids, capture=_NOTHING)
-    with watching(models[1], count, Handed(first.states)) as second:
+    handed = Handed(first.states)
+    with watching(models[1], count, handed) as second:
         models[1].rerun(trace, answer=trace.generated_ids, capture=_NOTHING)
+    if not handed.fits:
+        return (
+            "the second model reads this prompt as another number of tokens, so its blocks cannot have the same states"
+        )
     layers = tuple(sorted(one.head_counts))
     for each, vlm in ((first, models[0]), (second, models[1])):
         if missing := [layer for layer in layers if layer not in each.given]:
@@ -157,14 +162,22 @@ class HeadWrites(Visitor):
 
 
 class Handed(Visitor):
-    """Puts states before each block."""
+    """Puts states before each block.
+
+    Attributes:
+        fits: whether each pass so far was as long as the states are; they stand before none of one that is not.
+    """
 
     changes = True
 
     def __init__(self, states: dict[int, Tensor]) -> None:
         self._states = states
+        self.fits = True
 
     def state(self, stack: Stack, layer: int, hidden: Tensor) -> Tensor | None:
         """The given ones, where a block is to read them."""
         given = self._states.get(layer)
-        return None if given is None else given.to(hidden.device, hidden.dtype)
+        if given is None:
+            return None
+        self.fits &= given.shape == hidden.shape
+        return given.to(hidden.device, hidden.dtype) if self.fits else None

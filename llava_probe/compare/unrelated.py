@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_probe.analyzers.sinks import FIRST_LAYER, massive
 from llava_probe.inside.ending import Ending
 from llava_probe.lens.lens import a_word
 from llava_probe.lens.reading import said_by
@@ -33,7 +34,7 @@ _WORDS = 5
 #: Side of a drawn picture, in pixels, and of the colours that it is blurred from.
 _SIDE, _COARSE = 224, 4
 
-_STATES = Capture(attention=False, logits=1, scores=False, positions=["predicting", "image"])
+_STATES = Capture(attention=False, logits=1, scores=False, positions=["predicting", "image", 0])
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def left_traces(a: VLM, b: VLM, pairs: Iterable[tuple[Any, str]]) -> tuple[LeftT
     for image, question in pairs:
         traces = [vlm.generate(image, question, max_new_tokens=1, capture=_STATES) for vlm in (a, b)]
         word, count = a_word(traces[1]), count + 1
-        for place, (one, other) in states_by_place(*traces).items():
+        for place, (one, other) in states_by_place(*traces)[0].items():
             apart = (other - one).mean(0)  # [layers, D]
             sums[place] = sums.get(place, 0) + apart
             told = torch.stack([one.norm(dim=-1).mean(0), apart.norm(dim=-1)])
@@ -94,17 +95,32 @@ def left_traces(a: VLM, b: VLM, pairs: Iterable[tuple[Any, str]]) -> tuple[LeftT
     )
 
 
-def states_by_place(a: Trace, b: Trace) -> dict[str, tuple[Tensor, Tensor]]:
-    """[N, layers, D] of both traces at each place, in float32; a place that they do not share is left out.
+def states_by_place(a: Trace, b: Trace) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[int, int]]:
+    """[N, layers, D] of both traces at each place, in float32, and how many visual tokens were dropped of how many.
 
-    The first token of a sequence is left out, where attention rests that has nothing to do.
+    Dropped are the sinks of either, whose states would outweigh all others'; left out is a place that they do not
+    share, and the first token of a sequence, where attention rests that has nothing to do.
     """
     mine, theirs = _places(a), _places(b)
-    return {
+    found = {
         name: (a.hidden(at=at).float(), b.hidden(at=theirs[name]).float())
         for name, at in mine.items()
         if at and len(at) == len(theirs[name])
     }
+    if "image" not in found:
+        return found, (0, 0)
+    one, other = found.pop("image")
+    kept = ~(_sinks(a, one) | _sinks(b, other))
+    if bool(kept.any()):
+        found["image"] = one[kept], other[kept]
+    return found, (int((~kept).sum()), len(kept))
+
+
+def _sinks(trace: Trace, states: Tensor) -> Tensor:
+    """[N] which tokens are massive where the first one is, by the rule of ``lp.sinks``."""
+    middle = slice(FIRST_LAYER, trace.sizes.layers)
+    first = trace.hidden(at=[0]).float()
+    return massive(torch.cat([first, states])[:, middle]).marked
 
 
 def _places(trace: Trace) -> dict[str, list[int]]:

@@ -21,6 +21,7 @@ from llava_probe.maps.maps import ImageMap
 
 #: Of the Gaussian, as a share of each side: two standard deviations reach the photograph's border.
 CENTRE_SIGMA = 0.25
+_EXPLAINED = ("positions", "contrast", "image")
 
 
 @checked
@@ -72,9 +73,9 @@ def of_another(m: ImageMap, like: ImageMap) -> ImageMap:
 
 def _made(like: ImageMap, values: Any, method: str, about: Any) -> ImageMap:
     rows = torch.as_tensor(values, dtype=torch.float32).expand(like.values.shape).clone()
-    about = {name: value for name, value in about.items() if name != "positions"}
-    if "positions" in like.about:  # what the rows explain is the same, whatever they hold
-        about["positions"] = like.about["positions"]
+    # what the rows explain, and of which picture, is the same, whatever they hold
+    about = {name: value for name, value in about.items() if name not in _EXPLAINED}
+    about |= {name: like.about[name] for name in _EXPLAINED if name in like.about}
     return replace(like, values=rows, method=method, marked=None, about=about)
 
 

@@ -170,7 +170,7 @@ class Leaderboard:
         return objects, functions, 2 * objects * functions / total if total else 0.0
 
     def cost(self, name: str) -> tuple[float, float, float] | None:
-        """(seconds, forward passes, backward passes) of one asked word: a median, and two means."""
+        """(seconds a word, forward passes, backward passes of a question): a median, and two means."""
         rows = [
             (found["seconds"], found["forwards"], found["backwards"])
             for line in self._lines(None, False)

@@ -45,7 +45,7 @@ class BoardSettings:
     Attributes:
         cases: a data set (``evaluate.read_cases``); None for the tiny model's scenes.
         scenes: how many scenes, where there is no file.
-        heads: how many questions of a file choose the localisation heads; none of these is scored.
+        heads: how many pictures of a file choose the localisation heads; none of these is scored.
         closer: how many questions are looked at closely.
         quick: whether to leave out methods that take tens of passes a word.
         reading: how ``cases`` is read: ``question``, ``prompt``, ``columns``, ``images``, ``box_format`` of

@@ -31,7 +31,7 @@ class CaseScores(TypedDict):
 
 
 class EntryScores(TypedDict):
-    """What one entry scored on one question, or why it was ``refused``; ``seconds`` and passes are those of a word."""
+    """What one entry scored on one question, or why it was ``refused``; ``seconds`` are of a word, passes of all."""
 
     refused: NotRequired[str]
     seconds: NotRequired[float]

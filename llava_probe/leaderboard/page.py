@@ -5,6 +5,7 @@ Every sentence with a figure in it is made from the scores, so the page cannot s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -195,7 +196,7 @@ def _verdicts(board: Leaderboard) -> str:
                 *((_apart(attention), _apart(inside)) if name != "attention" else ("", "")),
             ]
         )
-        if centre is not None:
+        if centre is not None and not math.isnan(centre.low):
             (above if centre.low > 0 else below).append(name)
         if name != "attention" and inside is not None and inside.low > 0:
             better.append(name)
@@ -208,6 +209,9 @@ def _verdicts(board: Leaderboard) -> str:
         f"Better than raw attention at putting the peak inside, by a paired interval: {', '.join(better)}."
         if better
         else "Nothing puts its peak inside more often than raw attention, by a paired interval."
+    )
+    sentences.append(
+        "Every interval on this page is 95 % by itself: of twenty comparisons in which nothing differs one excludes 0."
     )
     return " ".join(sentences) + "\n\n" + markdown_table(head, rows) + _removal(board)
 

@@ -16,6 +16,7 @@ from llava_probe.attribution import LocalisationHeads
 from llava_probe.claimed import RUN, claim, read_claim
 from llava_probe.errors import BadInput
 from llava_probe.evaluate.cases import Case
+from llava_probe.features.values import content_key
 from llava_probe.leaderboard.entries import ScoringPlan
 from llava_probe.leaderboard.lines import Made
 from llava_probe.model import VLM
@@ -49,7 +50,7 @@ def asked(group: Sequence[Case]) -> str:
             case is named.
     """
     size = open_image(group[0].image).size
-    digest = hashlib.sha256(group[0].picture.encode())
+    digest = hashlib.sha256(content_key(group[0].image).encode())
     for case in group:
         try:
             mask = case.mask()

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from llava_probe.asking.decoding import GREEDILY
 from llava_probe.attribution import explained_by, prepared
 from llava_probe.attribution.engine.perturbing import picture_scores, token_scores
 from llava_probe.attribution.engine.target import Task
@@ -125,7 +126,7 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, anot
     """One question's line; ``another`` is the question whose attention stands for another picture's."""
     first = group[0]
     image = open_image(first.image)
-    trace = vlm.generate(image, **first.asking, capture=_ROWS)
+    trace = vlm.generate(image, **first.asking, capture=_ROWS, **GREEDILY)
     found, told = spans_of(trace, group)
     line: dict[str, Any] = {
         "question": first.id,
@@ -163,7 +164,7 @@ def _scored(vlm: VLM, group: Sequence[Case], index: int, plan: ScoringPlan, anot
 
 def _attention(vlm: VLM, case: Case) -> ImageMap:
     """Attention of a whole answer, right or not."""
-    trace = vlm.generate(open_image(case.image), **case.asking, capture=_ROWS)
+    trace = vlm.generate(open_image(case.image), **case.asking, capture=_ROWS, **GREEDILY)
     return explained_by(prepared(vlm, trace, "attention", tokens=ANSWER), "attention")
 
 
@@ -189,7 +190,7 @@ def spans_of(trace: Trace, group: Sequence[Case]) -> tuple[list[list[int]], list
 def _blind(vlm: VLM, image: Image.Image, case: Case, trace: Trace) -> bool:
     """Whether the same is answered about a grey picture."""
     grey = Image.new("RGB", image.size, (127, 127, 127))
-    return vlm.generate(grey, **case.asking, capture=_ROWS).answer == trace.answer
+    return vlm.generate(grey, **case.asking, capture=_ROWS, **GREEDILY).answer == trace.answer
 
 
 def _maps(task: Task, plan: ScoringPlan) -> tuple[dict[str, ImageMap], dict[str, dict[str, Any]]]:
@@ -203,7 +204,7 @@ def _maps(task: Task, plan: ScoringPlan) -> tuple[dict[str, ImageMap], dict[str,
             told[name] = {"refused": str(error)}
             continue
         about = maps[name].about
-        seconds = time.perf_counter() - started
+        seconds = (time.perf_counter() - started) / len(task.targets)
         told[name] = {"seconds": seconds, "forwards": about["forwards"], "backwards": about["backwards"]}
     if not maps:
         raise BadInput("no entry could be run: " + "; ".join(each["refused"] for each in told.values()))
@@ -236,7 +237,9 @@ def _look_closer(
             "insertion": float(curves.insertion_auc[0]),
         }
     like = next(iter(maps.values()))
-    line["removal"] = _removed(vlm, trace, spans, mask)
+    removed = _removed(vlm, trace, spans, mask)
+    if removed is not None:
+        line["removal"] = removed
     alike = agreement({name: _on_tokens(m, like) for name, m in maps.items()}, row=0)
     line["agreement"] = {"names": list(alike.names), "values": np.round(alike.values, 4).tolist()}
 
@@ -249,14 +252,17 @@ def _on_tokens(m: ImageMap, like: ImageMap) -> ImageMap:
     return replace(like, values=torch.from_numpy(values), method=m.method, about=m.about)
 
 
-def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -> dict[str, float]:
+def _removed(vlm: VLM, trace: Trace, spans: list[list[int]], mask: np.ndarray) -> dict[str, float] | None:
     """The word's probability with the right place taken away, alone, and with as many other tokens taken away.
 
     What a method on visual tokens can find at best: a tower may carry what it saw of an object to other tokens.
+    Nothing where there are fewer others than tokens of the right place.
     """
     task = prepared(vlm, trace, "occlusion", tokens=spans, of="logprob")
     own = torch.from_numpy(task.layout.to_tokens(mask) > 0)
     others = (~own).nonzero().flatten()
+    if len(others) < int(own.sum()):
+        return None
     drawn = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: int(own.sum())]]
     elsewhere = torch.zeros_like(own)
     elsewhere[drawn] = True

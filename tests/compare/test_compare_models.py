@@ -8,10 +8,13 @@ import torch
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.compare.alignment import align
 from llava_probe.compare.cka import unbiased_cka
+from llava_probe.compare.models import _change
 from llava_probe.compare.over_pictures import PictureSums
 from llava_probe.compare.unrelated import drawn_pictures
 from tests.compare.changed import with_a_head_changed
+from tests.models import llava_processor, photo, random_llava
 
 LAYER, HEAD = 3, 2  # among others it carries colours: moved, some of them are others
 SCENES = (0, 3, 4, 9, 10)
@@ -186,3 +189,24 @@ def test_means_are_of_samples_and_intervals_of_pictures():
 def test_what_cannot_be_asked_is_one_sentence(tiny_vlm, samples, sentence):
     with pytest.raises(lp.BadInput, match=sentence):
         lp.compare_models(tiny_vlm, tiny_vlm, samples, progress=False)
+
+
+def test_models_that_cut_a_picture_into_other_numbers_of_tokens_are_compared_in_what_they_share():
+    """Of one size, 36 and 37 visual tokens: there are no states to hand over, and none at visual tokens to compare."""
+    pair = [lp.VLM(random_llava(strategy=way), llava_processor(strategy=way)) for way in ("default", "full")]
+    rows = [(photo(seed=seed), "What is in the picture?") for seed in (0, 1)]
+    found = lp.compare_models(*pair, rows, unrelated=rows[:1], max_new_tokens=4, progress=False)
+    assert len(found.samples) == 2 and not found.left_out
+    assert "another number of tokens" in found.reasons["own heads"] and found.own is None
+    assert set(found.similar) == {"last"} and found.kl is not None
+
+
+def test_answers_in_other_tokens_are_weighed_as_wholes(tiny_vlm):
+    trace = tiny_vlm.generate(tiny.scene(34).image, "What is the text on the stop sign?")
+    assert len(trace.positions("answer")) == 4, "S, T, O and P"
+    assert float(_change(trace, trace, align(trace, trace))) == 0
+    scored = tiny_vlm.score(tiny.scene(34).image, "What is the text on the stop sign?", answer="STO")
+    whole, part = (lp.confidence(each).logprob.double() for each in (trace, scored))
+    assert float(_change(trace, scored, align(trace, scored))) == pytest.approx(
+        float(part[:3].sum() - whole[:4].sum()) / 4, abs=1e-6
+    )

@@ -138,3 +138,21 @@ def test_a_damaged_file_is_one_sentence(tiny_vlm, other, rows, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(lp.BadFile, match="damaged"):
             lp.compare_models(tiny_vlm, other, rows[:1], out=tmp_path, **SETTINGS)
+
+
+def test_a_picture_that_was_changed_under_its_path_is_another_one(tiny_vlm, other, tmp_path):
+    path = tmp_path / "a.png"
+    tiny.scene(9).image.save(path)
+    rows = [{"image": str(path), "question": QUESTIONS[0]}]
+    lp.compare_models(tiny_vlm, other, rows, out=tmp_path / "run", **SETTINGS)
+    lp.compare_models(tiny_vlm, other, rows, out=tmp_path / "run", **SETTINGS)
+    tiny.scene(3).image.save(path)
+    with pytest.raises(lp.BadInput, match="another picture or question than row 0 has"):
+        lp.compare_models(tiny_vlm, other, rows, out=tmp_path / "run", **SETTINGS)
+
+
+def test_a_run_goes_on_only_with_the_same_torch_and_transformers(tiny_vlm, other, rows, tmp_path, monkeypatch):
+    lp.compare_models(tiny_vlm, other, rows[:1], out=tmp_path, **SETTINGS)
+    monkeypatch.setattr("llava_probe.claimed.transformers.__version__", "99.0")
+    with pytest.raises(lp.BadInput, match=r'versions.transformers: .*, here "99\.0"'):
+        lp.compare_models(tiny_vlm, other, rows[:1], out=tmp_path, **SETTINGS)

@@ -99,3 +99,17 @@ def test_a_sigma_of_nothing_is_refused():
     for sigma in (0, -1, float("nan"), float("inf")):
         with pytest.raises(lp.BadInput, match="sigma"):
             centre_prior(map_on(grid_layout((40, 24), 3, 4), np.zeros((1, 12))), sigma)
+
+
+def test_a_baseline_of_a_contrast_is_judged_by_the_same_contrast():
+    plain = map_on(LAYOUTS[0], np.random.default_rng(0).random((2, len(LAYOUTS[0]))))
+    like = replace(plain, about={"positions": [[3], [7]], "contrast": ["red", "blue"], "image": 0})
+    for make in MADE:
+        assert {name: make(like).about[name] for name in ("contrast", "image")} == {
+            "contrast": ["red", "blue"],
+            "image": 0,
+        }
+    other = map_on(LAYOUTS[0], np.random.default_rng(0).random((3, len(LAYOUTS[0]))))
+    other = replace(other, about={"contrast": ["a", "b", "c"], "image": 1})
+    assert of_another(other, like).about["contrast"] == ["red", "blue"]
+    assert "contrast" not in of_another(other, plain).about
