@@ -404,3 +404,11 @@ def test_an_error_names_flags_as_they_are_typed():
     told = CliRunner().invoke(app, [])
     assert told.exit_code == 1
     assert told.output.strip() == "--prompt takes text; or box_format='xywh' or --box-format; columns= is elsewhere"
+
+
+def test_rows_of_one_id_get_a_folder_each_and_their_own_system_message(picture, tmp_path):
+    rows = [{"id": name, "image": str(picture), "question": SIGN} for name in ("a/b", "a_b", "c")]
+    rows[2]["system"] = "Be brief."
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = call("run", tmp_path / "rows.jsonl", "--out", tmp_path / "o", "--no-maps")
+    assert {path.parent.name for path in (tmp_path / "o").glob("*/answer.json")} >= {"a_b", "a_b_row1"}, done.output

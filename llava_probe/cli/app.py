@@ -45,9 +45,8 @@ def app(
     limits = UploadLimits(max_megabytes, max_megapixels, max_new_tokens)
     typer.echo("Loading the model ...", err=True)
     named = tuple(each.lower() for each in name or ())
-    settings = {key: str(value) for key, value in model.settings.items()}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and nothing is left behind
-    with start(model.model, settings, host=host, port=port, names=named, users=users, limits=limits) as running:
+    with start(model.model, model.settings, host=host, port=port, names=named, users=users, limits=limits) as running:
         typer.echo(f"{visible(running.model)}\n\n  {running.url}\n\nCtrl-C ends it.")
         running.wait()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -179,6 +179,16 @@ def _is_a(value: Any, kinds: Sequence[type]) -> bool:
 def is_data(text: str) -> bool:
     """Whether the first argument names a folder or a file of rows and no picture."""
     return _is_file(text, folders=True) and (Path(text).expanduser().is_dir() or Path(text).suffix.lower() in _ROWS)
+
+
+def typed(options: Mapping[str, Any]) -> list[str]:
+    """Options by name as words of a command: of True the flag alone, of several one behind another, of nothing none."""
+    words: list[str] = []
+    for name, given in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        for each in given if isinstance(given, list | tuple) else (given,):
+            words += [] if each is None or each is False else [flag] if each is True else [flag, str(each)]
+    return words
 
 
 def file_name(text: str) -> str:

@@ -60,19 +60,15 @@ def _loaded(model: ModelOptions, other: str | None, other_adapter: str | None) -
     """Both models: a revision is of the first name alone, and --merge merges whichever adapter there is."""
     from llava_probe.loading import load, look
 
-    names, settings = (
-        [model.model, other or model.model],
-        [model.settings, {**model.settings, "adapter": other_adapter}],
-    )
+    others = {**model.settings, "adapter": other_adapter}
     if other is not None:
-        settings[1].pop("revision", None)
-    found = [look(name, **own) for name, own in zip(names, settings, strict=True)]
-    if any(each.adapter is not None for each in found):
-        settings = [
-            {**own, "merge": model.merge and each.adapter is not None}
-            for own, each in zip(settings, found, strict=True)
-        ]
-    first, second = (load(name, **own) for name, own in zip(names, settings, strict=True))
+        others.pop("revision", None)
+    sides = [(model.model, model.settings), (other or model.model, others)]
+    adapted = [look(name, **settings).adapter is not None for name, settings in sides]
+    first, second = (
+        load(name, **{**settings, "merge": model.merge and (merges or not any(adapted))})
+        for (name, settings), merges in zip(sides, adapted, strict=True)
+    )
     return first, second
 
 

@@ -64,7 +64,7 @@ def extract(
     changed = interventions.read(context)
     if changed:
         given, loading = load(model.model, **loading), {}
-    with under(given, changed):
+    with under(given, changed, may_be_done=True):
         features = run_extraction(
             given,
             samples,

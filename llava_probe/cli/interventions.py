@@ -113,8 +113,13 @@ class Typed:
 
 
 @contextmanager
-def under(vlm: VLM, asked: Sequence[Typed], *, plans: bool = True) -> Iterator[None]:
+def under(vlm: VLM, asked: Sequence[Typed], *, plans: bool = True, may_be_done: bool = False) -> Iterator[None]:
     """All of them in force while this lasts, the first one outermost; their plans are told before, their acts after.
+
+    Args:
+        vlm: the model; ``asked``: the interventions.
+        plans: whether the plans are told.
+        may_be_done: whether what runs here may find that nothing is left to run, and then nothing has to act.
 
     Raises:
         BadInput: what this model cannot do; the sentence names the flag.
@@ -130,8 +135,10 @@ def under(vlm: VLM, asked: Sequence[Typed], *, plans: bool = True) -> Iterator[N
         for each, made in force if plans else ():
             typer.echo(f"{each.typed}\n  " + visible(made.plan(), lines=True).replace("\n", "\n  "))
         yield
+        for _, made in force if may_be_done else ():
+            made.allow_nothing |= not made.ran
     for each, made in force:
-        typer.echo(f"{each.typed}: {acts_told(made)}")
+        typer.echo(f"{each.typed}: {acts_told(made) if made.ran else 'nothing was left to run'}")
 
 
 def acts_told(intervention: Intervention) -> str:
@@ -147,7 +154,7 @@ def acts_told(intervention: Intervention) -> str:
         else:
             runs.append([layer])
     states = intervention.kind == "steer" or getattr(intervention, "what", None) == "tokens"
-    of, passes = (acts[0].of if acts else "nothing"), len({act.step for act in acts})
+    of, passes = (acts[0].of if acts else "nothing"), intervention.passes
     told = [
         f"{run[0]}-{run[-1]}, {counts[run[0]]:,} {of} each" if len(run) > 1 else f"{run[0]}, {counts[run[0]]:,} {of}"
         for run in runs

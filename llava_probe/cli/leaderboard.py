@@ -53,8 +53,15 @@ def leaderboard(
         typer.echo(f"\nStopped; what is finished is in {kept}, and the same command goes on from there.")
         raise typer.Exit(130) from None
     if part is None:
-        given = f"--cases {cases}" if cases else f"--scenes {scenes}"
-        given += f" --closer {closer}" * (closer != CLOSER) + " --quick" * quick
-        command = f"llava-probe leaderboard {shlex.join(model.typed)} {given} --out {out}"
+        options = {
+            "cases": cases,
+            "scenes": None if cases else scenes,
+            **asked,
+            "closer": None if closer == CLOSER else closer,
+            "quick": quick,
+        }
+        places = {"out": out, "scores": scores}
+        words = [*model.typed, *arguments.typed(options), *data.typed, *arguments.typed(places)]
+        command = shlex.join(["llava-probe", "leaderboard", *words])
         written = write_leaderboard(vlm, wanted, kept, out, model=model.model, command=command)[0]
     typer.echo(f"\nEverything is in {written}")

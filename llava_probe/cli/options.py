@@ -72,12 +72,7 @@ class ModelOptions:
     @property
     def typed(self) -> list[str]:
         """The same as words of a command."""
-        options = [("model", self.model), *self.settings.items()]
-        return [
-            word
-            for name, value in options
-            for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
-        ]
+        return arguments.typed({"model": self.model, **self.settings})
 
     def load(self) -> VLM:
         """The model."""
@@ -115,6 +110,11 @@ class RowOptions:
                 columns[ours] = theirs.split(",") if ours == "image" and "," in theirs else theirs
         given = {"images": self.images, "split": self.split, "columns": columns or None}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def typed(self) -> list[str]:
+        """What was given, as words of a command."""
+        return arguments.typed({name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

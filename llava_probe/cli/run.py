@@ -71,8 +71,7 @@ def run(
     if several:
         from llava_probe.features.samples import read_samples
 
-        ways = {"question": question, "prompt": asked.pop("prompt", None)}
-        samples = read_samples(image, **ways, **data.settings)
+        samples = read_samples(image, question=question, **data.settings)
     else:
         pictures = arguments.pictures(image)
         if question is None and asking.prompt is None:
@@ -90,12 +89,13 @@ def run(
         where = _one(vlm, pictures, {**asked, "question": question}, drawn, out, changed)
         typer.echo(f"\nEverything is in {where}")
         return
-    failed = []
+    failed, named = [], _Folders()
     for number, sample in enumerate(samples):
         try:
-            pictures, way = _asked(sample)
-            folder = out / arguments.file_name(sample.id)
-            _one(vlm, pictures, {**asked, **way}, drawn, folder, changed, plans=not number)
+            if sample.fault is not None:
+                raise BadInput(sample.fault)
+            folder = out / named.of(sample)
+            _one(vlm, sample.images, {**asked, **sample.asking}, drawn, folder, changed, plans=not number)
         except ProbeError as error:
             failed.append(sample.id)
             typer.secho(visible(f"{sample.id}: {error}"), fg="red", err=True)
@@ -126,8 +126,16 @@ def _one(
     return told_folder(out, written)
 
 
-def _asked(sample: Sample) -> tuple[list[Any], dict[str, Any]]:
-    if sample.fault is not None:
-        raise BadInput(sample.fault)
-    ways = {"question": sample.question, "prompt": sample.prompt, "messages": sample.messages}
-    return sample.images, {name: value for name, value in ways.items() if value is not None}
+class _Folders:
+    """A folder for each row, by its id; of ids that name the same folder all but the first get the row's number."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, sample: Sample) -> str:
+        """The folder of a row, in the order of rows."""
+        name = arguments.file_name(sample.id)
+        while name.casefold() in self._taken:
+            name = f"{name}_row{sample.row}"
+        self._taken.add(name.casefold())
+        return name

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llava_probe.cli import arguments
 from llava_probe.cli.options import ModelOptions
 from llava_probe.cli.told import told_folder, warn_drawn
 from llava_probe.errors import BadInput, shortened
@@ -69,15 +70,15 @@ def signals(
     from llava_probe.report.kinds import look_into
 
     found: AskedQuestions | DescribedPictures
-    options: dict[str, list[Any] | None] = {
-        "--images": [images],
-        "--instances": instances,
-        "--references": references,
-        "--synonyms": [synonyms],
-        "--question": [question if question != _DESCRIBE else None],
-        "--max-new-tokens": [max_new_tokens],
-        "--batch-size": [batch_size if batch_size > 1 else None],
-        "--out": [out],
+    options = {
+        "images": images,
+        "instances": instances,
+        "references": references,
+        "synonyms": synonyms,
+        "question": None if question == _DESCRIBE else question,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": None if batch_size == 1 else batch_size,
+        "out": out,
     }
     given, asking = look_into(files), _Asking(model, images, max_new_tokens, batch_size, out)
     if given.kind == "questions":
@@ -93,14 +94,7 @@ def signals(
             )
         found, failed = _of_captions(given, asking, known, references, synonyms, question)
     typer.echo(f"\n{visible(str(found), lines=True)}")
-    typed = [
-        str(word)
-        for name, several in options.items()
-        for each in several or ()
-        if each is not None
-        for word in (name, each)
-    ]
-    command = shlex.join(["llava-probe", "signals", *files, *model.typed, *typed])
+    command = shlex.join(["llava-probe", "signals", *files, *model.typed, *arguments.typed(options)])
     written = write_report(found, out, model=model.model, command=command, failed=failed)
     typer.echo(f"\nEverything is in {told_folder(out, written)}")
     if failed:

@@ -24,8 +24,8 @@ from llava_probe.view.page.runs import MOST_RUNS, Result, gathered
 #: Visual tokens around a region that go with it: attention mixes neighbours before the language model sees them.
 RING = 1
 
-#: The methods that a click can compute: attention is there from the start.
-OFFERED = tuple(name for name in METHODS if name != "attention")
+#: The methods that a click can compute: attention is there from the start, and heads have to be found first.
+OFFERED = tuple(name for name in METHODS if name not in ("attention", "localisation_heads"))
 
 
 def acted(results: list[Result], vlm: VLM, asked: Mapping[str, Any]) -> dict[str, Any]:

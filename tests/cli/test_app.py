@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from llava_probe.cli import app
 from llava_probe.cli.app import read_users
 from llava_probe.errors import BadInput
+from llava_probe.tiny import cheats
 from llava_probe.view.app import serve
 
 
@@ -43,10 +44,11 @@ def call(*words):
 
 
 def test_it_is_for_this_machine_alone(started):
-    done = call("--dtype", "float32", "--max-megabytes", 3)
+    adapter = str(cheats.path("frame"))
+    done = call("--dtype", "float32", "--max-megabytes", 3, "--adapter", adapter, "--merge")
     assert done.exit_code == 0 and "http://127.0.0.1:7860/" in done.stdout
     model, loaded, names, users, limits = started[0].told
-    assert (model, loaded, users) == ("tiny", {"dtype": "float32"}, {})
+    assert (model, loaded, users) == ("tiny", {"dtype": "float32", "adapter": adapter, "merge": True}, {})
     assert set(names) == {"localhost", "127.0.0.1", "::1"} and limits.bytes == 3_000_000
 
 

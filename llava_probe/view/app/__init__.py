@@ -35,7 +35,7 @@ def launch(
     megabytes: float = 20.0,
     megapixels: float = 50.0,
     new_tokens: Count = 256,
-    **settings: str,
+    **settings: str | bool,
 ) -> App:
     """Load a model and serve the app until it is closed.
 

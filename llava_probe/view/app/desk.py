@@ -53,7 +53,9 @@ class Desk:
         model, loaded: what the worker was made with, for the scripts.
     """
 
-    def __init__(self, worker: Worker, store: Store, limits: UploadLimits, model: str, loaded: dict[str, str]) -> None:
+    def __init__(
+        self, worker: Worker, store: Store, limits: UploadLimits, model: str, loaded: dict[str, str | bool]
+    ) -> None:
         self.worker, self.store, self.limits = worker, store, limits
         self._model, self._loaded = model, loaded
         self._busy: dict[str, str] = {}  # jobs, and whose they are

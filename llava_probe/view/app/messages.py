@@ -80,7 +80,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """The first thing that is said: which model, with the arguments of ``lp.load``."""
 
     name: str
-    settings: dict[str, str] = {}
+    settings: dict[str, str | bool] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

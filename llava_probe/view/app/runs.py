@@ -27,7 +27,7 @@ class AskedRun(msgspec.Struct, frozen=True):
     """
 
     model: str
-    loaded: dict[str, str]
+    loaded: dict[str, str | bool]
     question: str
     settings: AnswerSettings
     format: str

@@ -36,7 +36,7 @@ class App:
     def __init__(
         self,
         model: str,
-        loaded: dict[str, str],
+        loaded: dict[str, str | bool],
         bound: socket.socket,
         names: Collection[str] | None,
         users: Mapping[str, str],
@@ -179,7 +179,7 @@ def application(
 
 def start(
     model: str,
-    loaded: dict[str, str],
+    loaded: dict[str, str | bool],
     *,
     host: str = "127.0.0.1",
     port: int | None = None,

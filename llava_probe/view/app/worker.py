@@ -80,7 +80,7 @@ class Worker:
         starts: how often it was started.
     """
 
-    def __init__(self, name: str, settings: dict[str, str], command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, name: str, settings: dict[str, str | bool], command: Sequence[str] = COMMAND) -> None:
         self._load, self._command = Load(name, settings), tuple(command)
         self._waiting: list[_Ticket] = []
         self._current: _Ticket | None = None
