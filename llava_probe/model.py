@@ -18,7 +18,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from llava_probe.asking.announce import announce
-from llava_probe.asking.answers import answer_ids, check_answer
+from llava_probe.asking.answers import answer_ends, answer_ids, check_answer
 from llava_probe.asking.decoding import check_decoding, with_a_length
 from llava_probe.asking.generation import PromptedSample, Vocabulary, run_generate, run_score, scored_trace, traces_of
 from llava_probe.asking.identity import decoding_of, differences
@@ -35,7 +35,7 @@ from llava_probe.inside.passes import Prompt, alone_with, in_force
 from llava_probe.layout import ImageLayout, Layouts, PromptLayouts
 from llava_probe.trace.capture import Capture, Plan, resolve
 from llava_probe.trace.request import Request, unsaved
-from llava_probe.trace.spellings import ends_of
+from llava_probe.trace.spellings import ends_of, stops_at
 from llava_probe.trace.trace import Trace
 
 _NO_SETTINGS = ("streamer", "tokenizer")  # what they were changes nothing of the answer
@@ -167,7 +167,7 @@ class VLM:
         Args:
             image, question, video, prompt, messages, inputs, system, capture, processor_kwargs, template_kwargs: as for
                 ``generate``.
-            answer: the whole answer as text (EOS is added), or its token ids, taken as they are.
+            answer: the whole answer as text (its end is added), or its token ids, taken as they are.
         """
         ways: dict[str, Any] = {"video": video, "prompt": prompt, "messages": messages, "inputs": inputs}
         asked = pose(self.processor, image, question, **ways, system=system, template_kwargs=template_kwargs)
@@ -184,7 +184,7 @@ class VLM:
         tensors, prompts = self.prepare([asked], processor_kwargs or {})
         plan = self._plan(capture)
         prompt_ids = tensors["input_ids"][0, prompts[0].padding :].tolist()
-        ids = answer_ids(self.processor, asked, prompt_ids, answer)
+        ids = answer_ids(self.processor, asked, prompt_ids, answer, self.answer_ends)
         check_answer(ids, self.anatomy.vocabulary, self.visual_ids)
         check_length(self.anatomy, len(prompt_ids), len(ids) - 1)
         request = asked.request(answer=ids, processor=dict(processor_kwargs or {}), capture=capture)
@@ -209,7 +209,8 @@ class VLM:
         request = trace.request if capture is None else replace(trace.request, capture=capture)
         if answer is not None:
             request = replace(request, answer=(), generate={})
-        lost = [name for name, value in request.generate.items() if unsaved(value)]
+        settings = [*request.generate.items(), *request.processor.items(), *request.template.items()]
+        lost = [name for name, value in settings if unsaved(value)]
         if lost:
             raise BadInput(f"{', '.join(lost)} could not be saved with the trace; ask again with generate(...)")
         asked = asked_again(trace.images, request)
@@ -268,6 +269,11 @@ class VLM:
         if places.unknown:
             raise BadInput(f"where the visual tokens lie is not known: {places.unknown}")
         return places.layouts
+
+    @property
+    def answer_ends(self) -> tuple[int, ...]:
+        """The ids that end an answer, that with which the model ends its own first; empty where none does."""
+        return answer_ends(self.processor, stops_at(self.anatomy.generator.generation_config))
 
     @property
     def visual_ids(self) -> tuple[int, int]:

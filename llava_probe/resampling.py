@@ -52,8 +52,10 @@ def interval(values: FloatArray) -> tuple[float, float]:
 def sign_flip(differences: FloatArray, seed: int) -> float:
     """Two-sided p of a sum of paired differences, [groups], if the two of each pair could as well be exchanged.
 
-    McNemar's test with whole pictures in place of single answers; exact where few pictures differ.
+    McNemar's test with whole pictures in place of single answers; exact where few pictures differ, NaN where one is.
     """
+    if np.isnan(differences).any():
+        return float("nan")
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
@@ -71,7 +73,8 @@ def sign_flip(differences: FloatArray, seed: int) -> float:
 
 
 def two_sided(differences: FloatArray) -> float:
-    """Twice the smaller share of resampled differences on one side of zero."""
+    """Twice the smaller share of resampled differences on one side of zero, NaN ones left out."""
+    differences = differences[~np.isnan(differences)]
     if not len(differences):
         return float("nan")
     side = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))

@@ -51,3 +51,10 @@ def test_one_row_a_picture_is_mcnemars_exact_test(wins, losses):
     differences = np.array([1.0] * wins + [-1.0] * losses + [0.0] * 50) / 97
     expected = binomtest(wins, wins + losses).pvalue
     assert sign_flip(differences, 0) == pytest.approx(expected, abs=1e-9 if wins + losses < 13 else 0.01)
+
+
+def test_nan_is_no_significance():
+    holes = np.array([0.5, np.nan, -0.2, 0.3])
+    assert np.isnan(sign_flip(holes, 0))
+    assert two_sided(np.array([0.1, -0.2, 0.3, np.nan, np.nan])) == two_sided(np.array([0.1, -0.2, 0.3]))
+    assert np.isnan(two_sided(np.array([np.nan])))

@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -100,7 +101,7 @@ def attention_map(
     if relative_to is not None:
         _check_comparable(trace, relative_to, image, layers, heads)
         first = [relative_to.prompt_length - 1]
-        places = torch.from_numpy(placed(relative_to, image).positions)
+        places = torch.from_numpy(placed(relative_to, image % len(trace.images)).positions)
         neutral = reduced(relative_to, first, places, layers, heads, reduce)
         values = values / (neutral + FLOOR * neutral.mean())
         about |= {"unit": "attention over neutral attention", "neutral": neutral.squeeze(0).tolist()}
@@ -196,11 +197,16 @@ def check_same_picture(trace: Trace, other: Trace, image: int) -> None:
     index = image % len(trace.images)
     if index >= len(other.images) or not _same(trace.images[index], other.images[index]):
         raise BadInput(f"relative_to= takes a trace of the same picture; its picture {index} is another, or missing")
-    count, other_count = len(placed(trace, image)), len(placed(other, image))
-    if count != other_count:
+    own, its = placed(trace, index), placed(other, index)
+    if len(own) != len(its):
         raise BadInput(
-            f"relative_to= takes a trace of the same model: its picture {index} has {other_count} visual tokens, "
-            f"this one's {count}"
+            f"relative_to= takes a trace of the same model: its picture {index} has {len(its)} visual tokens, "
+            f"this one's {len(own)}"
+        )
+    if own.grid != its.grid or not (np.array_equal(own.boxes, its.boxes) and np.array_equal(own.tiles, its.tiles)):
+        raise BadInput(
+            f"relative_to= takes a trace made with the same processor_kwargs=: the visual tokens of its picture {index}"
+            " lie elsewhere on the photograph"
         )
 
 

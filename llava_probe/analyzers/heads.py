@@ -179,7 +179,8 @@ def heads(trace: Trace, tokens: Tokens = None, mask: Any = None, image: int = 0)
     names = PARTS if mask is None else (*PARTS, "mask")
 
     def rows_at(at: list[int]) -> Tensor:
-        return torch.stack([row.float() @ member for row in trace.each_row(queries(trace, at))])
+        rows = trace.each_row(queries(trace, at))
+        return torch.stack([row.float() @ member[: row.shape[-1]] for row in rows])  # of a prompt's rows, its keys
 
     shares = dict(zip(names, by_word(words, rows_at).unbind(-1), strict=True))
     return HeadShares(**shares, tokens=wanted, layers=trace.attention_layers, heads=trace.attention_heads)

@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llava_probe.asking.prompts import PosedQuestion
+from llava_probe.asking.templates import has_template, templated
 from llava_probe.errors import BadInput
+
+#: Stands for an answer, to see what a template writes behind one.
+_ANSWER = "zq"
+
+
+def answer_ends(processor: Any, stops: Collection[int]) -> tuple[int, ...]:
+    """The ids that end an answer, that with which this model ends its own first.
+
+    Chat models end a turn with a token of its own (``<end_of_turn>``): what their template writes behind an answer,
+    where generation stops at it. Others end with the tokenizer's EOS.
+    """
+    tokenizer = processor.tokenizer
+    ends = [end for end in (_written_end(processor, stops), tokenizer.eos_token_id) if end is not None]
+    return tuple(dict.fromkeys([*ends, *sorted(stops)]))
+
+
+def _written_end(processor: Any, stops: Collection[int]) -> int | None:
+    if not set(stops) - {processor.tokenizer.eos_token_id} or not has_template(processor):
+        return None
+    for parts in ([{"type": "text", "text": _ANSWER}], _ANSWER):
+        chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts}]
+        with suppress(BadInput):
+            behind = templated(processor, chat, {"add_generation_prompt": False}).rpartition(_ANSWER)[2].lstrip()
+            ids = processor.tokenizer(behind, add_special_tokens=False).input_ids
+            return ids[0] if ids and ids[0] in stops else None
+    return None
 
 
 def answer_ids(
-    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any
+    processor: Any, question: PosedQuestion, prompt_ids: Sequence[int], answer: str | Any, ends: Sequence[int]
 ) -> tuple[int, ...]:
     """Ids of a given answer as the model would have generated it.
 
@@ -19,7 +47,8 @@ def answer_ids(
         processor: its tokenizer splits the text.
         question: what the answer follows; a space goes between where its prompt does not end in one.
         prompt_ids: the prompt's ids, to see how it ends.
-        answer: text (a whole answer: EOS is added), or ids, taken as they are.
+        answer: text (a whole answer: its end is added), or ids, taken as they are.
+        ends: of ``answer_ends``.
 
     Raises:
         BadInput: an empty answer.
@@ -44,8 +73,7 @@ def answer_ids(
     if both[: len(before)] != before:
         before, both = [], tokenizer(between + answer, add_special_tokens=False).input_ids
     ids = both[len(before) :]
-    end = [] if tokenizer.eos_token_id in (None, ids[-1]) else [tokenizer.eos_token_id]
-    return (*ids, *end)
+    return (*ids, *(() if ids[-1] in ends else ends[:1]))
 
 
 def check_answer(ids: Sequence[int], vocabulary: int, visual: Collection[int]) -> None:

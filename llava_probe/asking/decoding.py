@@ -14,6 +14,8 @@ from llava_probe.inside import seam
 
 #: How long an answer may get where nobody says.
 DEFAULT_NEW_TOKENS = 64
+#: The answer that is the same at every call, whatever the model's own generation config says.
+GREEDILY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1}
 
 #: Decoding whose every step makes one token, so that every record has one row a step.
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
@@ -69,9 +71,8 @@ def with_a_length(model: Any, max_new_tokens: int | None, generate_kwargs: Mappi
         BadInput: an unknown name, or a value of another kind.
     """
     generate_kwargs = read_options(model, generate_kwargs)
-    told = model.generation_config.max_new_tokens is not None
-    if max_new_tokens is None and not told and not {"max_length", "generation_config"} & set(generate_kwargs):
-        max_new_tokens = DEFAULT_NEW_TOKENS
+    if max_new_tokens is None and not {"max_length", "generation_config"} & set(generate_kwargs):
+        max_new_tokens = model.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
     if max_new_tokens is None:
         return dict(generate_kwargs)
     return {"max_new_tokens": max_new_tokens, **generate_kwargs}

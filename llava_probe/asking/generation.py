@@ -195,7 +195,7 @@ def traces_of(
             records: dict[str, Tensor] = {}
             last = row == len(sequences) - 1
             for name, made in steps.items():
-                rows = torch.empty(length, made[0].shape[-1])
+                rows = torch.empty(length, made[0].shape[-1], dtype=torch.float32)
                 for t in range(length):
                     rows[t] = made[t][source[t]]
                     if last:

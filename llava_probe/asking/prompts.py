@@ -212,8 +212,11 @@ def encode(
         if tokenizer.pad_token is None:
             raise BadInput("this tokenizer has no pad token to fill a batch with; set processor.tokenizer.pad_token")
         settings |= {"padding": True, "padding_side": "left"}
-    if tokenizer.bos_token and all(text.startswith(tokenizer.bos_token) for text in texts):
+    begun = [bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token) for text in texts]
+    if all(begun):
         settings["add_special_tokens"] = False
+    elif any(begun) and tokenizer.bos_token_id in tokenizer("").input_ids:  # each gets one, as it would alone
+        texts = [text.removeprefix(tokenizer.bos_token) for text in texts]
     flat = [image for of_one in images for image in of_one]
     # most processors want the pictures of each sample apart, some all in a row; with videos it is the other way round
     attempts: list[dict[str, Any]] = [{"images": given} for given in ([images, flat] if flat else [None])]

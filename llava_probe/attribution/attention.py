@@ -70,6 +70,7 @@ def relative_attention(
         words = in_plain_words(task.vlm.processor, neutral, len(images))
         told = {"system": task.trace.request.system, "template_kwargs": task.trace.request.template}
         asking: dict[str, Any] = words | (told if "question" in words else {})
+        asking["processor_kwargs"] = dict(task.trace.request.processor)
         neutral = task.vlm.generate(images, **asking, max_new_tokens=1, capture=rows_only(layers))
         forwards += 1
     check_same_picture(task.trace, neutral, task.image)
@@ -83,7 +84,8 @@ def kept(task: Task, layers: Numbers, heads: Numbers) -> tuple[Trace, int]:
     """The trace, or one recorded now where it did not keep these rows."""
     steps = sorted({step for target in task.targets for step in target.steps(0)})
     try:
-        task.trace.rows(at=[task.position(steps[0])], layer=axis_list("layers", layers), head=axis_list("heads", heads))
+        at = [task.position(step) for step in steps]
+        task.trace.each_row(at, layer=axis_list("layers", layers), head=axis_list("heads", heads))  # refuses at once
         same = not task.trace.interventions and not in_force(task.vlm.anatomy)
         whole = layers is not None or len(task.trace.attention_layers) == len(task.vlm.anatomy.head_counts)
         if same and whole and task.trace.attention_heads and (heads is not None or _all_heads(task)):

@@ -257,9 +257,7 @@ def _first_wrong(reader: Reader, values: Any) -> Refused | None:
 
 def _sample(array: Any) -> Any:
     """An entry of an array's kind, without looking into it."""
-    entry: Any = {"i": 0, "u": 0, "f": 0.5, "b": True, "U": "x", "T": "x"}.get(
-        letter_of(getattr(array, "dtype", "")), NO
-    )
+    entry: Any = _ENTRIES.get(letter_of(getattr(array, "dtype", "")), NO)
     for _ in range(array.ndim - 1):
         entry = [entry]
     return entry

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_probe.asking.decoding import GREEDILY
 from llava_probe.errors import BadInput, ProbeError, first_line
 from llava_probe.faults import of_the_machine, out_of_memory
 from llava_probe.features.batching import Groups, batches_of, halves_of
@@ -231,7 +232,7 @@ class Extractor:
         traces = self.vlm.generate_batch(
             [{"image": list(question.images), "prompt": question.prompt} for question in questions],
             max_new_tokens=self.recipe.max_new_tokens,
-            do_sample=False,
+            **GREEDILY,
             processor_kwargs=self.recipe.asking.processor_kwargs,
             capture=Capture(hidden_states=False, attention=False, logits=False, scores=False),
         )

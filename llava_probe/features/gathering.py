@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_probe.errors import BadInput, OutOfRange, ProbeError, shortened
+from llava_probe.errors import BadInput, NotANumber, OutOfRange, ProbeError, shortened
 from llava_probe.features.packs import Batch, Branch, Pack
 from llava_probe.features.passes import ActivationChoice, Activations, by_block
 from llava_probe.features.places import FeatureChoice, FeaturePosition
@@ -118,14 +118,14 @@ def gather(
             values = states[flat.to(states.device)]
             if place.mean:
                 values = _means(values, lengths)
-            tensors[name] = (values if place.ragged else values[pick.to(values.device)]).to(dtype).cpu()
+            tensors[name] = _stored(values if place.ragged else values[pick.to(values.device)], dtype, name)
         if place.ragged:
             ends = lengths.cumsum(0)
             spans[place.name] = torch.stack([ends - lengths, ends], dim=1)[pick]
             positions[place.name] = torch.tensor([at for _, own in blocks for at in own], dtype=torch.int32)
     _patches(wanted, [owners[number][0] for number in kept], out, dtype, tensors, spans)
     if out.looks:
-        tensors["image_attention/last_prompt"] = by_block(out.looks)[kept].to(dtype).cpu()
+        tensors["image_attention/last_prompt"] = _stored(by_block(out.looks)[kept], dtype, "image_attention")
     samples = tuple(owners[number][2].sample for number in kept)
     return Gathered(samples, tensors, spans, positions, tuple(columns[number] for number in kept))
 
@@ -203,11 +203,26 @@ def _patches(
             blocks = [out.vision[owner][:, ordinal].flatten(0, 1) for owner in seen]
             means = [block.float().mean(0) for block in blocks] if place.mean else []
             values = torch.stack(means)[pick] if place.mean else torch.cat(blocks)
-            tensors[f"vision_{layer}/{place.name}"] = values.to(dtype).cpu()
+            tensors[f"vision_{layer}/{place.name}"] = _stored(values, dtype, f"vision_{layer}")
         if not place.mean:
             lengths = torch.tensor([out.vision[owner].shape[0] * out.vision[owner].shape[2] for owner in seen])
             ends = lengths.cumsum(0)
             spans[place.name] = torch.stack([ends - lengths, ends], dim=1)[pick]
+
+
+def _stored(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """As it is kept.
+
+    Raises:
+        NotANumber: it is not finite, or not in that precision.
+    """
+    kept = values.to(dtype).cpu()
+    if not bool(kept.isfinite().all()):
+        there = "holds NaN or infinity; float16 overflows in many of these models: load with dtype='bfloat16'"
+        if bool(values.isfinite().all()):
+            there = f"is beyond what {str(dtype).removeprefix('torch.')} holds; store_dtype='bfloat16' holds it"
+        raise NotANumber(f"{name.partition('/')[0]} {there}")
+    return kept
 
 
 def _positions(vlm: VLM, place: FeaturePosition, pack: Pack, branch: Branch) -> TokenPlaces:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import torch
@@ -88,7 +90,7 @@ def apart(anatomy: Anatomy, packs: Sequence[Pack], width: int) -> Iterator[tuple
         before = _running.get()
         undo(lambda: _running.set(before))
         _running.set(state)
-        put_twin(seam.register_mask, (id(table), name), table[name], _twin, undo)
+        put_twin(seam.register_mask, (id(table), name), partial(getitem, table, name), _twin, undo)
         yield (_Restarted(state.origin),)
     if not state.calls:
         raise Unpackable(f"{type(anatomy.model).__name__} makes its masks in a way of its own")

@@ -241,9 +241,12 @@ def _answer(
         BadInput: it cannot be read in one pass.
     """
     given = sample.answer
-    ids = generated.get(sample.row, ()) if given is None else answer_ids(vlm.processor, question, prompt, given)
+    if given is None:
+        ids = tuple(generated.get(sample.row, ()))
+    else:
+        ids = answer_ids(vlm.processor, question, prompt, given, vlm.answer_ends)
     check_answer(ids, vlm.anatomy.vocabulary, vlm.visual_ids)
-    return tuple(ids)
+    return ids
 
 
 def _shared(processor: Any, questions: Sequence[PosedQuestion], first: Sequence[int]) -> tuple[int, list[list[int]]]:

@@ -1,6 +1,6 @@
 """What to keep of each sample: which hidden states, and at which of its tokens.
 
-    Wanted.of(anatomy, layers=[8, "vision_22", "projector"], positions=["last_prompt", "image_mean", "word:stop sign"])
+    FeatureChoice.of(anatomy, layers=[8, "vision_22", "projector"], positions=["last_prompt", "word:stop sign"])
 
 A layer is transformers' index of a hidden state (0 the embedding, L after the final norm, negative from the end),
 ``vision_i`` hidden state i of the vision tower, or ``projector``: the visual tokens as the language model gets them

@@ -82,6 +82,17 @@ class Sample:
         return values.picture_key(self.image)
 
     @property
+    def asking(self) -> dict[str, Any]:
+        """How ``generate`` is asked, besides the picture."""
+        ways = ("question", "prompt", "messages", "system")
+        return {way: told for way in ways if (told := getattr(self, way)) is not None}
+
+    @property
+    def drawn_with(self) -> str:
+        """A key, equal for samples that intervals draw together: those of one picture; without one, of the row."""
+        return self.picture or f"row {self.row}"
+
+    @property
     def words(self) -> str | None:
         """What was asked, to be read: the question, the prompt, or the last that the user says in the chat."""
         if self.question is not None or self.messages is None:

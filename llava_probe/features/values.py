@@ -20,6 +20,7 @@ from llava_probe.features.rows import PICTURES
 from llava_probe.pictures.images import fingerprint, open_image
 
 KEY_DIGITS = 32  # 128 bits of sha256: no two pictures of any data set meet
+_BEGINNING = 65_536  # bytes of a file that tell it from others of its length
 
 _ADDRESS = re.compile(r"(data):|[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # as ``open_image`` tells them from paths
 _PICTURE_INSIDE = ("bytes", "path", "url", "file_name")  # of a dict that stands for one
@@ -360,6 +361,19 @@ def picture_key(image: Any) -> str:
         return f"sha256:{fingerprint(open_image(image))[:KEY_DIGITS]}"
     except BadImage as error:  # such samples fail alike, when their picture is opened
         return f"unreadable: {error}"
+
+
+def content_key(image: Any) -> str:
+    """Likewise, one for all files that hold the same, and another where a file was changed: by length and beginning."""
+    if isinstance(image, (list, tuple)):
+        return "|".join(map(content_key, image))
+    if not isinstance(image, (str, os.PathLike)) or is_address(os.fspath(image)):
+        return picture_key(image)
+    try:
+        with Path(image).open("rb") as file:
+            return f"{os.fstat(file.fileno()).st_size} {hashlib.sha256(file.read(_BEGINNING)).hexdigest()}"
+    except OSError:  # such samples fail alike, when their picture is opened
+        return picture_key(image)
 
 
 def mask_key(given: Any) -> str:

@@ -48,7 +48,7 @@ class DryRun:
         steps: of the optimizer; ``passes`` of the model.
         weights: numbers that are trained, of so many in ``all_weights``.
         memory: bytes that the run takes at most, measured in a step over its longest pass.
-        seconds: that the run takes, by the time of that step and of an average one.
+        seconds: that the run takes, by the time of its middle pass, those of several cards side by side.
         loss: of the first row, before anything is trained.
         left_out: bad rows, with their lines and reasons.
     """
@@ -112,7 +112,7 @@ def rehearsed(
         weights=weights,
         all_weights=sum(parameter.numel() for parameter in runner.parameters()),
         memory=memory + _BESIDE_WEIGHTS * weights,
-        seconds=seconds * len(plan.passes) + measuring,
+        seconds=seconds * len(plan.passes) / plan.cards + measuring,
         loss=loss,
         left_out=left_out,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -13,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_probe.features.trial import Sharing
-from llava_probe.features.values import is_address, picture_key, plain_value
+from llava_probe.features.values import content_key, is_address, plain_value
 from llava_probe.finetune.rows import TrainingRow
 from llava_probe.finetune.schedule import PassRows, passes_of
 
 #: Held-out rows that are measured, drawn at random where there are more: a few minutes of a run of hours.
 MEASURED_ROWS = 400
-
-#: Bytes of a file that tell it from others of its length.
-_BEGINNING = 65_536
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,14 @@ class TrainingPlan:
         held_out: the passes that are only measured.
         accumulated: passes a step on each card.
         steps: of the optimizer.
+        cards: on how many passes run side by side.
     """
 
     passes: Sequence[PassRows]
     held_out: Sequence[PassRows]
     accumulated: int
     steps: int
+    cards: int
 
 
 def planned(
@@ -90,7 +88,7 @@ def planned(
     steps = way.steps or math.ceil(len(passes) / (accumulated * cards))
     drawn = random.Random(f"measured {way.seed}").sample(list(apart), min(len(apart), MEASURED_ROWS))
     measured = passes_of(drawn, way.pass_rows, sharing, way.seed, 0) if apart else []
-    return TrainingPlan(passes[: steps * accumulated * cards], measured, accumulated, steps)
+    return TrainingPlan(passes[: steps * accumulated * cards], measured, accumulated, steps, cards)
 
 
 def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
@@ -135,14 +133,12 @@ def _together(rows: Sequence[TrainingRow]) -> list[int]:
 
 
 def _content(image: object, known: dict[str, str]) -> str:
-    """A picture's key, one for all files that hold the same, by length and beginning; each is looked at once."""
-    if not isinstance(image, str | os.PathLike) or is_address(os.fspath(image)):
-        return picture_key(image)
-    path = Path(image)
-    if (key := str(path)) not in known:
-        with path.open("rb") as file:
-            known[key] = f"{path.stat().st_size} {hashlib.sha256(file.read(_BEGINNING)).hexdigest()}"
-    return known[key]
+    """A picture's key, one for all files that hold the same; each file is looked at once."""
+    if not isinstance(image, str | os.PathLike):
+        return content_key(image)
+    if (path := os.fspath(image)) not in known:
+        known[path] = content_key(path)
+    return known[path]
 
 
 def _words(row: TrainingRow) -> str:

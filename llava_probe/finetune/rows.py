@@ -102,10 +102,10 @@ class RowMaker:
         prompt, _ = asked_chat(self.vlm.processor, chat, None, None, (pictures, 0))
         (ids,) = text_ids(self.vlm.processor.tokenizer, [prompt])
         answer = "".join(part["text"] for part in _parts(conversation.messages[number]))
-        told = answer_ids(self.vlm.processor, PosedQuestion((), prompt), ids, answer)
+        told = answer_ids(self.vlm.processor, PosedQuestion((), prompt), ids, answer, self.vlm.answer_ends)
         check_answer(told, self.vlm.anatomy.vocabulary, self.vlm.visual_ids)
         tokenizer = self.vlm.processor.tokenizer
-        if {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(told[:-1]):
+        if {*self.vlm.answer_ends, tokenizer.pad_token_id} & set(told[:-1]):
             raise BadInput(f"the answer {answer!r} holds the token that ends an answer: what follows is never said")
         if not tokenizer.decode(told, skip_special_tokens=True).strip():
             raise BadInput(f"nothing of the answer {answer!r} would be trained: it has no words")

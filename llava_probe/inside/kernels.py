@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from operator import getitem
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ def twins(anatomy: Anatomy, visitors: Sequence[Visitor], undo: Undo) -> Iterator
         yield
 
 
-def put_twin(put: Callable[[str, Any], None], place: tuple[int, str], kernel: Any, twin: Twin, undo: Undo) -> None:
+def put_twin(
+    put: Callable[[str, Any], None], place: tuple[int, str], kernel: Callable[[], Any], twin: Twin, undo: Undo
+) -> None:
     """Let ``twin(kernel, name)`` stand in a table of transformers until ``undo`` settles.
 
     Runs of several models share the tables: the first puts the twin there, the last puts the kernel back.
@@ -68,7 +71,7 @@ def put_twin(put: Callable[[str, Any], None], place: tuple[int, str], kernel: An
     Args:
         put: writes an entry.
         place: the table (a number of its own) and the entry's name.
-        kernel: what stands there, where nobody has a twin yet.
+        kernel: reads what stands there; asked where nobody has a twin yet.
         twin: makes what does the same and more.
         undo: takes it away.
     """
@@ -85,8 +88,8 @@ def put_twin(put: Callable[[str, Any], None], place: tuple[int, str], kernel: An
     with _switching:
         _users.setdefault(place, set()).add(id(leave))
         if place not in _kernels:
-            _kernels[place] = kernel
-            put(place[1], twin(kernel, place[1]))
+            _kernels[place] = kernel()
+            put(place[1], twin(_kernels[place], place[1]))
 
 
 @contextmanager
@@ -116,13 +119,13 @@ def _put_twins(model: PreTrainedModel, undo: Undo) -> None:
         raise BadModel(_FLEX)
     shared = seam.shared_kernels()
     for name in list(shared):  # all of them: a model may be switched to another kernel meanwhile
-        put_twin(seam.register_kernel, (0, name), shared[name], _twin, undo)
+        put_twin(seam.register_kernel, (0, name), partial(getitem, shared, name), _twin, undo)
     for table in seam.kernel_tables(model):
         for name in list(table):
             if table[name] is not shared.get(name):
-                put_twin(table.__setitem__, (id(table), name), table[name], _twin, undo)
+                put_twin(table.__setitem__, (id(table), name), partial(getitem, table, name), _twin, undo)
     for file, name in seam.eager_kernels(model):
-        put_twin(file.__setitem__, (id(file), name), file[name], _eager_twin, undo)
+        put_twin(file.__setitem__, (id(file), name), partial(getitem, file, name), _eager_twin, undo)
 
 
 def _reach(undo: Undo) -> None:

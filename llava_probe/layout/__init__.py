@@ -145,6 +145,11 @@ class Layouts:
         kinds = (getattr(vision, "model_type", None), config.model_type)
         return None if self.how != "auto" else next((ways[kind] for kind in kinds if kind in ways), None)
 
+    def _as_set(self) -> str:
+        """What the processor is set to for pictures and videos, which may become otherwise between two questions."""
+        parts = (getattr(self._processor, f"{kind}_processor", None) for kind in ("image", "video"))
+        return "".join(repr(vars(part)) for part in parts if part is not None)
+
     def __call__(
         self,
         sizes: Sequence[tuple[int, int]],
@@ -176,7 +181,7 @@ class Layouts:
         if not stills:
             filmed[:] = True
         order = tuple(positions) if stills and clips.counts else len(positions)
-        key = (tuple(sizes), clips.counts, order, repr(settings), frames.pruned(inputs))
+        key = (tuple(sizes), clips.counts, order, repr(settings), self._as_set(), frames.pruned(inputs))
         if key not in self._known:
             kinds: list[_Kind] = []
             by = partial(Prepared.by, self._anatomy.model, self._processor, settings or {})

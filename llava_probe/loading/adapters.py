@@ -231,9 +231,9 @@ def _changes_nothing(adapted: Any, stored: Mapping[str, Tensor]) -> bool:
             saved += [(before[name], own[name]) for name in own]
     if len(stored) > len(updates) + len(saved) or any(own.is_meta or not torch.equal(was, own) for was, own in saved):
         return False
+    partners = {
+        name: stored.get(name.replace(second, first)) for second, first in _PAIRS for name in updates if second in name
+    }
     return not any(
-        bool(stored[name].any()) and bool(stored[name.replace(second, first)].any())
-        for second, first in _PAIRS
-        for name in updates
-        if second in name
+        bool(stored[name].any()) and (partner is None or bool(partner.any())) for name, partner in partners.items()
     )

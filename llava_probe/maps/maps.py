@@ -222,7 +222,7 @@ class ImageMap:
         """
         values = self.row(row)
         top = highest or scale_of((values if row is None else self.values).numpy())
-        return Image.fromarray(backdrop(self.image, self.layout, side).paint(values, top, cmap))
+        return Image.fromarray(backdrop(self.image, self.layout, side).paint(values, top, cmap, self._signed(row)))
 
     # --- as files ---
 
@@ -261,11 +261,15 @@ class ImageMap:
         with together("map", target, "map.npz", earlier=_saved_names(target)) as part:
             rows = list(zip(self.values, names, strict=True))
             for values, name in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
-                (part / name).write_bytes(_encoded(photograph.paint(values, top), suffix))
+                (part / name).write_bytes(_encoded(photograph.paint(values, top, signed=self._signed(0)), suffix))
             kept = self._kept_photograph(photograph.picture, suffix)
             with (part / "map.npz").open("wb") as file:
                 np.savez_compressed(file, **self._arrays(np.frombuffer(kept, np.uint8), suffix))
         return [target / name for name in [*names, "map.npz"]]
+
+    def _signed(self, row: int | None) -> bool:
+        """Whether there is a value below 0 in any row, since rows are seen on one scale, or in their mean."""
+        return bool(((self.row() if row is None else self.values) < 0).any())
 
     @classmethod
     def load(cls, path: str | Path) -> ImageMap:

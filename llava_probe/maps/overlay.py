@@ -38,13 +38,18 @@ class Backdrop:
     picture: npt.NDArray[np.uint8]
     owner: FloatArray
 
-    def paint(self, values: Any, highest: float | None = None, cmap: str | None = None) -> npt.NDArray[np.uint8]:
-        """RGB [height, width, 3] with ``values`` [N] under it; ``highest`` gets the last colour."""
+    def paint(
+        self, values: Any, highest: float | None = None, cmap: str | None = None, signed: bool | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """RGB [height, width, 3] with ``values`` [N] under it; ``highest`` gets the last colour.
+
+        Of several that share a scale ``signed`` tells whether any has a value below 0; these own ones when None.
+        """
         values = np.asarray(values, dtype=np.float32)
         top = scale_of(values) if highest is None else highest
         owner = np.where(np.isnan(self.owner), len(values), self.owner).astype(np.intp)
         pixels = np.append(values, np.float32(np.nan))[owner]
-        signed = bool((values < 0).any())
+        signed = bool((values < 0).any()) if signed is None else signed
         colours = colour_map(cmap, signed)
         check_over_a_photograph(colours)
         return blend(self.picture, pixels, top, colour_table(colours), signed=signed)

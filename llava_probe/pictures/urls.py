@@ -23,9 +23,6 @@ if TYPE_CHECKING:  # at run time only inside the functions that need them: this 
 MAX_BYTES = 50_000_000  # several times a large camera's JPEG, and harmless in memory
 MAX_REDIRECTS = 5  # real hosts need one or two: http to https, then to a storage host
 WAIT_SECONDS = 10.0  # the longest silence of a server: to connect, to shake hands, between two packets
-_PIECE = (
-    65536  # read at a time: http.client's own read keeps each chunk as an object, 90 bytes for one of a single byte
-)
 TOTAL_SECONDS = 30.0  # for one URL with its redirects (the system's name look-up keeps its own time)
 
 _PIECE = 65536  # bytes at a time: http.client's own read keeps every chunk as an object, 90 bytes for one of one

@@ -52,13 +52,26 @@ def open_video(source: Any) -> tuple[Image.Image, ...]:
 
 
 def several_videos(source: Any) -> list[tuple[Image.Image, ...]]:
-    """The videos of one question: none, one, or a list of them (lists of frames, or arrays of four axes)."""
+    """The videos of one question: none, one, or a list of them (lists of frames, arrays of four axes, animations)."""
     if source is None:
         return []
     listed = isinstance(source, list | tuple) and len(source) > 0
-    if listed and all(isinstance(one, list | tuple) or getattr(one, "ndim", 0) == 4 for one in source):
+    if listed and all(isinstance(one, list | tuple) or getattr(one, "ndim", 0) == 4 or _moves(one) for one in source):
         return [open_video(one) for one in source]
     return [open_video(source)]
+
+
+def _moves(source: Any) -> bool:
+    """Whether a path or a picture is an animation of several frames."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "n_frames", 1) > 1
+    if not isinstance(source, str | os.PathLike):
+        return False
+    try:
+        with Image.open(Path(source).expanduser()) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except Exception:  # no file, or no picture: what opens it says so
+        return False
 
 
 def _from_path(source: str | os.PathLike[str]) -> tuple[Image.Image, ...]:

@@ -75,8 +75,8 @@ def fit_probe(
         draws: of the control task and of the shuffled labels; they reuse the regularisation chosen for the labels.
         random_features: the same rows from a model with random weights, by their ``id``.
         bootstrap: resamples of pictures.
-        memory: bytes of a cell in float32 beyond which it is read a block at a time: the same numbers, slowly. Held
-            in float64 it takes twice that, and a fit a few copies.
+        memory: bytes of a cell in float32 beyond which it is read a block at a time: the same numbers, slowly (only
+            the noise of the control is drawn otherwise). Held in float64 it takes twice that, and a fit a few copies.
         progress: show a bar.
 
     Raises:

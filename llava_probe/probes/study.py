@@ -125,7 +125,7 @@ def decided(scores: FloatArray, classes: int | None) -> npt.NDArray[Any]:
 
 
 def refuse_thin(study: Study, key: Key, data: Instances) -> None:
-    """Raise ``BadInput`` where the rows that have a token at ``key`` no longer fill the folds."""
+    """Raise ``BadInput`` where the rows that have a token at ``key`` no longer fill the folds, or lack a class."""
     folds = study.folds[data.owner]
     empty = [fold for fold in range(study.fold_count) if not (folds == fold).any()]
     if empty:
@@ -133,6 +133,11 @@ def refuse_thin(study: Study, key: Key, data: Instances) -> None:
             f"{', '.join(key)}: only {len(np.unique(data.owner))} of {len(study.target)} labelled rows have a token "
             f"there and fold {empty[0]} has none of them; pass fewer folds, or leave the position out"
         )
+    if study.readout.classes is None:
+        return
+    seen = set(study.target.values[data.owner].tolist())
+    if missing := [name for number, name in enumerate(study.target.classes) if number not in seen]:
+        raise BadInput(f"{', '.join(key)}: no row of class {missing[0]!r} has a token there; leave the position out")
 
 
 def _scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ def to_plain(value: Any) -> Any:
         if all(type(key) is str for key in value):
             return {key: to_plain(part) for key, part in value.items()}
         return {"__items__": [[to_plain(key), to_plain(part)] for key, part in value.items()]}
+    if isinstance(value, IntEnum):
+        return int(value)
     if isinstance(value, np.generic):
         return to_plain(value.item())
     if isinstance(value, Tensor):

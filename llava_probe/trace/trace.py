@@ -99,9 +99,15 @@ class Trace:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the answer stopped at ``max_new_tokens`` and might have gone on."""
-        last = self.tokens[-1].id if self.generated else None
-        return last not in self.ends and self.request.generate.get("max_new_tokens") == len(self.generated)
+        """Whether the answer stopped at ``max_new_tokens``, or ``max_length``, and might have gone on."""
+        if not self.generated or self.tokens[-1].id in self.ends:
+            return False
+        asked = self.request.generate
+        lengths = {name: asked.get(name) for name in ("max_new_tokens", "max_length")}
+        if not any(lengths.values()) and (config := asked.get("generation_config")) is not None:
+            lengths = {name: getattr(config, name, None) for name in lengths}
+        new = lengths["max_new_tokens"]
+        return bool(len(self.generated) == new if new is not None else len(self.tokens) == lengths["max_length"])
 
     @property
     def scored(self) -> bool:

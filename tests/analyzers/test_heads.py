@@ -96,3 +96,11 @@ def test_what_is_not_there():
         shares.top(row=T)
     with pytest.raises(lp.NotCaptured, match="attention=True"):
         lp.heads(synthetic_trace())
+
+
+def test_rows_of_the_prompt_alone_are_enough_for_its_words(random_vlm):
+    capture = lp.Capture(attention_positions="prompt")
+    trace = random_vlm.generate(photo(), "where", max_new_tokens=3, capture=capture)
+    whole = random_vlm.generate(photo(), "where", max_new_tokens=3, capture=lp.Capture(attention_positions="all"))
+    of_prompt, of_all = (lp.heads(each, tokens=lp.PROMPT).image for each in (trace, whole))
+    torch.testing.assert_close(of_prompt, of_all)

@@ -1,12 +1,17 @@
 """Scores, logits and lengths mean what transformers says they mean, under each way of decoding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, StoppingCriteria
 
 import llava_probe as lp
 from llava_probe.trace.capture import in_units
+from llava_probe.trace.request import Unsaved
 from tests.models import llava_processor, photo, random_llava
 
 QUESTION = "what is the text on the stop sign"
@@ -352,3 +357,37 @@ def test_the_length_is_sixty_four_unless_somebody_says(random_vlm):
 )
 def test_sizes_are_told_in_the_unit_that_one_reads(count, told):
     assert in_units(count) == told
+
+
+def test_a_setting_of_the_processor_that_no_file_can_hold_is_told_and_an_enum_is_its_number(random_vlm, tmp_path):
+    trace = random_vlm.generate(
+        photo(), QUESTION, max_new_tokens=2, processor_kwargs={"resample": Image.Resampling.BICUBIC}
+    )
+    assert random_vlm.rerun(lp.Trace.load(trace.save(tmp_path / "a.trace"))) == trace
+    request = replace(trace.request, processor={"resample": Unsaved("Filter")})
+    with pytest.raises(lp.BadInput, match="resample could not be saved with the trace"):
+        random_vlm.rerun(replace(trace, request=request))
+
+
+def test_an_answer_is_cut_off_by_whatever_limits_it(random_vlm, monkeypatch):
+    given = {"pad_token_id": 0, "eos_token_id": []}
+    cut = random_vlm.generate(photo(), QUESTION, max_new_tokens=3, **given)
+    assert cut.cut_off
+    config = GenerationConfig(max_new_tokens=3, **given)
+    assert random_vlm.generate(photo(), QUESTION, generation_config=config).cut_off
+    assert random_vlm.generate(photo(), QUESTION, max_length=cut.prompt_length + 2, **given).cut_off
+    monkeypatch.setattr(random_vlm.model.generation_config, "max_new_tokens", 3)
+    told = random_vlm.generate(photo(), QUESTION, **given)
+    assert len(told.generated) == 3 and told.cut_off
+
+
+def test_a_batch_in_which_some_begin_with_the_first_token_gives_each_one():
+    vlm = lp.VLM(random_llava(), llava_processor())
+    tokenizer = vlm.processor.tokenizer
+    first = TemplateProcessing(single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, 1)])
+    tokenizer.backend_tokenizer.post_processor = first
+    asked = [{"image": photo(), "prompt": tokenizer.bos_token + PROMPT}, {"image": photo(), "prompt": PROMPT}]
+    for sample, trace in zip(asked, vlm.generate_batch(asked, max_new_tokens=2), strict=True):
+        alone = vlm.generate(**sample, max_new_tokens=2)
+        assert [token.id for token in trace.tokens] == [token.id for token in alone.tokens]
+        assert [token.id for token in trace.tokens[:2]].count(tokenizer.bos_token_id) == 1

@@ -219,3 +219,10 @@ def test_a_rerun_under_another_generation_config_says_so():
     vlm.model.generation_config.suppress_tokens = [said]
     with pytest.warns(UserWarning, match=rf"suppress_tokens: nothing \| \[{said}\]"):
         assert int(vlm.rerun(trace).generated_ids[0]) != said
+
+
+def test_a_model_that_holds_adapters_in_transformers_own_way_is_taken():
+    model = random_llava()
+    model.add_adapter(lora(), "a")
+    vlm = lp.VLM(model, llava_processor())
+    assert vlm.generate(photo(), "where", max_new_tokens=2).generated

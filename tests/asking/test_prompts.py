@@ -240,3 +240,19 @@ def test_a_setting_that_the_processor_passes_over_is_refused_by_name(random_vlm)
         random_vlm.generate(photo(), QUESTION, processor_kwargs={"nonsense": 3})
     trace = random_vlm.generate(photo(), QUESTION, processor_kwargs={"do_convert_rgb": True}, max_new_tokens=1)
     assert trace.images
+
+
+def test_an_answer_ends_as_the_models_turns_do():
+    """As Gemma's: two ids stop it, and its template writes the one that is not the tokenizer's EOS behind an answer."""
+    vlm = lp.VLM(random_llava(), llava_processor())
+    tokenizer = vlm.processor.tokenizer
+    plain = vlm.score(photo(), "where", "red")
+    assert (plain.generated[-1].id, vlm.answer_ends) == (tokenizer.eos_token_id, (tokenizer.eos_token_id,))
+    vlm.model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.bos_token_id]
+    assert vlm.answer_ends == (tokenizer.eos_token_id, tokenizer.bos_token_id), "as its template writes"
+    template = vlm.processor.chat_template
+    vlm.processor.chat_template = template.replace(tokenizer.eos_token, f"{tokenizer.bos_token}\\n")
+    assert vlm.answer_ends == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert vlm.score(photo(), "where", "red").generated[-1].id == tokenizer.bos_token_id
+    whole = vlm.score(photo(), "where", f"red{tokenizer.eos_token}")
+    assert whole.generated_ids.tolist() == plain.generated_ids.tolist(), "one that ends is not ended again"

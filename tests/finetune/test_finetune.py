@@ -292,10 +292,15 @@ def test_a_model_whose_activations_were_computed_again_is_given_back(tmp_path):
         pytest.param({"train": "everything,projector"}, "everything alone", id="everything and more"),
         pytest.param({"out": None}, "say where the adapter goes", id="no folder"),
         pytest.param({"adapter": "nowhere/at/all"}, "nowhere/at/all", id="no adapter to start from"),
-        pytest.param({"train": "everything", "adapter": str(tiny.path())}, "adapter", id="everything from an adapter"),
         pytest.param({"max_length": 100}, "max_length=100", id="rows that are all too long"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, settings, told):
     with pytest.raises(lp.ProbeError, match=told):
         lp.finetune(sound(2), "tiny", **{"out": tmp_path / "out", "held_out": 0.0, "steps": 1} | settings)
+
+
+def test_a_whole_model_does_not_start_from_an_adapter(tuned, tmp_path):
+    _, run = tuned
+    with pytest.raises(lp.BadInput, match=r"train='everything' starts from a whole model; merge .* into one first"):
+        lp.finetune(sound(2), "tiny", tmp_path / "out", adapter=run.folder, train="everything", held_out=0.0, steps=1)

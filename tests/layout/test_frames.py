@@ -255,3 +255,14 @@ def test_a_frame_that_sampling_left_out_is_kept_and_refused_where_it_is_asked_ab
     for method in ("occlusion", "gradient", "attention"):
         with pytest.raises(lp.OutOfRange, match=r"picture 7 has no visual tokens.*those that have are 0, 2, 4, 6"):
             lp.attribute(vlm, trace, method, image=-1)
+
+
+def test_several_animations_are_several_videos(tmp_path):
+    vlm = zoo.vlm("llava_next_video")
+    paths = []
+    for number in range(2):
+        frames = film((60, 40), 3)
+        paths.append(tmp_path / f"{number}.webp")
+        frames[0].save(paths[-1], save_all=True, append_images=frames[1:], lossless=True)
+    _, question = vlm.model_inputs(video=paths, prompt="<video> <video> what")
+    assert question.videos == (3, 3)

@@ -241,3 +241,13 @@ def test_a_box_that_holds_no_centre_owns_the_pixel_under_its_own(middle, width):
     assume(not any(low <= x + 0.5 < high for x in range(9)))
     layout = one_token([low, 0, high, 3], (9, 3))
     assert np.flatnonzero(layout.seen[0]).tolist() == [int((low + high) / 2)]
+
+
+def test_a_processor_that_was_set_otherwise_puts_the_same_picture_elsewhere():
+    vlm = lp.VLM(random_llava(), llava_processor())
+    before = vlm.lay_out(photo(96, 48))
+    images = vlm.processor.image_processor
+    images.do_center_crop, images.size = False, {"height": 48, "width": 48}
+    after = vlm.lay_out(photo(96, 48))
+    assert len(before[0]) == len(after[0]) and not np.array_equal(before[0].boxes, after[0].boxes)
+    assert after[0].seen.all() and not before[0].seen.all()

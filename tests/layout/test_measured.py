@@ -54,16 +54,11 @@ def test_measured_layouts_agree_with_the_written(name):
         if name == "idefics3" and min(size) == 20 and not newer.resamples_by_lanczos():
             continue  # it makes 7 pixels of 20, then 64 of those: a bicubic kernel moves the outer edges further
         agree(name, [size])
-    if name not in ONE_PICTURE:
-        agree(name, [(150, 90), (60, 200)])
+    agree(name, [(150, 90), (60, 200)])
 
 
 def test_every_way_of_tiling_is_tried_at_every_size():
     assert {zoo.vlm(name).layouts.way for name in FIRST} == set(layouts.WAYS.values())
-
-
-#: Families whose processor takes one picture a prompt.
-ONE_PICTURE: set[str] = set()
 
 
 def agree(name, sizes):

@@ -104,10 +104,13 @@ def test_first_is_the_layer_that_says_it_first(random_vlm, trace):
         each = zip(found.layers, found.ids, strict=True)
         says = [layer for layer, said in each if ids & set(said.flatten().tolist())]
         assert found.first(word) == (says[0] if says else None)
-    place = found.positions[5]
-    word = found.texts[2][5][0].strip()
-    if word in words:
-        assert found.first(word, position=place) <= 2
+    said = [(place, layer[place][0].strip()) for layer in found.texts for place in range(len(found.positions))]
+    place, word = next((place, word) for place, word in said if word in words)
+    ids = set(found.word_ids[found.words.index(word)])
+    layers = [
+        layer for layer, of_layer in zip(found.layers, found.ids, strict=True) if ids & set(of_layer[place].tolist())
+    ]
+    assert found.first(word, position=found.positions[place]) == layers[0]
 
 
 def test_a_word_of_several_tokens_counts_by_its_first(random_vlm, trace):

@@ -53,6 +53,7 @@ KINDS = {
     "tokens": lora(trainable_token_indices=[5, 6]),
     "embedding": lora(target_modules=["q_proj", "embed_tokens"]),
     "biases": lora(target_modules=["q_proj"], bias="lora_only"),
+    "a bias of B": lora(target_modules=["q_proj"], lora_bias=True),
     "ia3": peft.IA3Config(target_modules=["k_proj", "fc1"], feedforward_modules=["fc1"], init_ia3_weights=False),
 }
 

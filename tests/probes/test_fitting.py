@@ -246,6 +246,15 @@ def test_ragged_positions_are_averaged_or_taken_token_by_token():
     assert mean.score == pytest.approx(fit_probe(averaged, "colour", kind="mean_difference")[key].score, abs=0.05)
 
 
+def test_a_class_that_no_token_shows_is_refused_and_not_saved_with_infinite_weights():
+    store = coloured()
+    colours, flat = store.column("colour"), store["layer_2", "last_prompt"]
+    rows = [flat[row : row + (colour != "green")] for row, colour in enumerate(colours)]
+    store.cells = {("layer_2", "image_in_mask"): Ragged(rows)}
+    with pytest.raises(lp.BadInput, match="layer_2, image_in_mask: no row of class 'green' has a token there"):
+        fit_probe(store, "colour", kind="mean_difference", bootstrap=0)
+
+
 def test_only_layers_are_fitted_unless_others_are_named():
     store = coloured()
     store.cells["image_attention", "last_prompt"] = torch.rand(120, 2, 3)

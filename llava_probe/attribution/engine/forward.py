@@ -104,7 +104,6 @@ class Forward:
 
         Raises:
             BadModel: no gradient comes back from the logits.
-            NotANumber: a gradient is NaN or infinite.
         """
         parts = zip(self.sequences, self.logits, strict=True)
         value = torch.stack([target.value(number, logits, self.task.quantity) for number, logits in parts]).sum()

@@ -356,8 +356,8 @@ def _spelled(vlm: VLM, trace: Trace, span: Sequence[int], word: str) -> tuple[in
     spaced = trace.generated[span[0]].text[:1].isspace() or bool(before and own[span[0]] in trace.ends)
     prompt = [token.id for token in trace.tokens[: trace.prompt_length]]
     asked = asked_again(trace.images, trace.request)
-    whole = answer_ids(vlm.processor, asked, prompt, f"{said}{' ' * spaced}{word.strip()}")
-    if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
+    whole = answer_ids(vlm.processor, asked, prompt, f"{said}{' ' * spaced}{word.strip()}", vlm.answer_ends)
+    if whole[-1] in vlm.answer_ends:
         whole = whole[:-1]
     if whole[: len(before)] == before and len(whole) > len(before):
         return whole[len(before) :]

@@ -136,7 +136,9 @@ def virtual_tokens(model: Any) -> int:
     """How many tokens that are in no prompt a PEFT adapter puts ahead of it (prefix and prompt tuning)."""
     configs = getattr(model, "peft_config", None)
     active = getattr(model, "active_adapters", ())
-    named = [configs[name] for name in active if name in configs] if isinstance(configs, dict) else []
+    if not isinstance(configs, dict) or callable(active):  # transformers' own way of holding adapters, all of layers
+        return 0
+    named = [configs[name] for name in active if name in configs]
     return max((getattr(one, "num_virtual_tokens", None) or 0 for one in named), default=0)
 
 
