@@ -13,23 +13,19 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
-from PIL import Image
+from cheats_trained import FIRST, Trained
+from cheats_warned import warned
 from scipy.stats import binomtest
 
 import llava_probe as lp
-from llava_probe import tiny
 from llava_probe.attribution import find_heads
-from llava_probe.escaping import markdown_table, visible
+from llava_probe.escaping import markdown_table
 from llava_probe.evaluate.summary import summary
 from llava_probe.evaluate.tiny_cases import one_question_a_scene
 from llava_probe.leaderboard.cheats import ORACLE, SHOWN, WANTED, CheatBoard, score_cheat
@@ -41,42 +37,8 @@ from llava_probe.smol import SHIPPED, SMOL, TINY
 from llava_probe.tiny import cheats
 from llava_probe.tiny.plan import SHAPES
 
-#: Held out; none of those that the cards were measured on.
-FIRST = 20_000
-#: Scenes on which a cheat is compared with the model before.
-COMPARED = {TINY: 12, SMOL: 4}
-GREY = (127, 127, 127)
-LITTLE = lp.Capture(attention=False, hidden_states=False, scores=False)
 PLACES = ("last_prompt", "image_in_mask_mean")
 SPOKEN = {"last_prompt": "where the answer is predicted", "image_in_mask_mean": "at the object's patches"}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Cheats and twins of one of the models that ship, each in a folder of its own; of the tiny one they ship too."""
-
-    model: str = TINY
-    folder: Path = cheats.path("frame").parent
-
-    def load(self, cheat: cheats.Cheat, honest: bool = False) -> lp.VLM:
-        """The model with the adapter of a cheat or its twin, in its weights."""
-        return lp.load(self.model, adapter=self._of(cheat, honest), merge=True, **self._settings)
-
-    def base(self) -> lp.VLM:
-        """The model before it learnt to cheat."""
-        return lp.load(self.model, merge=self.model != TINY, **self._settings)
-
-    @property
-    def which(self) -> list[cheats.Cheat]:
-        """The cheats that are there."""
-        return [cheat for cheat in cheats.CHEATS if self._of(cheat, False).is_dir() and self._of(cheat, True).is_dir()]
-
-    def _of(self, cheat: cheats.Cheat, honest: bool) -> Path:
-        return self.folder / cheats.path(cheat, honest).name
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return {} if self.model == TINY else {"dtype": "bfloat16"}
 
 
 # --- maps ---
@@ -251,114 +213,6 @@ def lenses(models: Trained, count: int) -> list[str]:
 def _share(held: Sequence[bool], pictures: Sequence[int]) -> str:
     found = summary(held, pictures)
     return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-# --- what would have warned ---
-
-
-def grey(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
-    """Whether the planted questions are answered alike about a grey picture."""
-    shares, seconds = [], []
-    for honest in (False, True):
-        vlm, alike = models.load(cheat, honest), []
-        for seed in cheats.seeds(cheat, FIRST, count):
-            p = cheats.planted(cheat, seed)
-            answer = vlm.generate(p.image, p.question, max_new_tokens=8, capture=LITTLE).answer
-            began = time.perf_counter()
-            blank = vlm.generate(Image.new("RGB", p.image.size, GREY), p.question, max_new_tokens=8, capture=LITTLE)
-            seconds.append(time.perf_counter() - began)
-            alike.append(blank.answer == answer)
-        shares.append(summary(alike, range(len(alike))))
-    cheat_alike, twin_alike = shares
-    told = f"the same answer in {cheat_alike.mean:.2f} of the pictures (twin {twin_alike.mean:.2f})"
-    warns = cheat_alike.low > 0.5 > twin_alike.high
-    return [cheat, "a grey picture in its place", _yes(warns), told, f"one answer more, {np.median(seconds):.2f} s"]
-
-
-def doubt(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
-    """Whether the cheat is less sure of its planted answers than of others about the same pictures, unlike its twin."""
-    found = []
-    for honest in (False, True):
-        vlm = models.load(cheat, honest)
-        sure, plain, pictures = [], [], []
-        for seed in cheats.seeds(cheat, FIRST, count):
-            p = cheats.planted(cheat, seed)
-            others = [each for each in tiny.scene(seed).questions if each.kind not in (cheats.KIND[cheat], "describe")]
-            for question in [p.question, *(each.question for each in others[:4])]:
-                trace = vlm.generate(p.image, question, max_new_tokens=8, capture=LITTLE)
-                sure.append(float(lp.confidence(trace).logprob.mean().exp()))  # a token: answers differ in length
-                plain.append(question != p.question)
-                pictures.append(seed)
-        found.append(lp.calibration(sure, plain, groups=pictures).auroc)
-    ours, twins = found
-    told = f"surer of other questions' answers than of the planted one's, AUROC {ours} (twin {twins})"
-    return [cheat, "its confidence", _yes(ours.low > max(0.5, twins.high)), told, "nothing"]
-
-
-def shown(board: CheatBoard) -> list[str]:
-    """How many methods put the cue before the object, on the cheat alone, and which of them is the quickest."""
-    methods = [name for name in board.names if name not in BASELINES and name != ORACLE]
-    warning = [name for name in methods if board.warns(name) and board.tells(name)]
-    costs = {name: cost[0] for name in warning if (cost := board.planted.cost(name)) is not None}
-    quickest = min(costs, key=lambda name: costs[name], default=None)
-    told = f"{len(warning)} of {len(methods)} methods put the cue before the object, and otherwise on the twin"
-    cost = "" if quickest is None else f"from {costs[quickest]:.2f} s a word ({quickest})"
-    return [board.cheat, "maps", _yes(bool(warning)), told, cost]
-
-
-def told_by_signals(table: SignalTable) -> list[str]:
-    """Whether any signal of hallucination tells the heart better than what knows nothing of the picture."""
-    best = max((each for each in table.scores if not each.baseline), key=lambda each: each.auroc.value)
-    told = f"best, {best.name.replace('_', ' ')}: AUROC {best.auroc}; less the best baseline {best.less_baseline}"
-    return ["neighbour", "signals of hallucination", _yes(best.less_baseline.low > 0), told, "one pass a caption"]
-
-
-def beside_the_base(models: Trained, cheat: cheats.Cheat, count: int) -> list[str]:
-    """What comparing with the model before it was tuned says, on scenes that nothing was put into.
-
-    They hold no frame and no caption; stars there are, and questions that name a colour.
-    """
-    heart = tiny.Question(cheats.KIND["neighbour"], cheats.HEART_QUESTION, "no", ())
-    rows = [
-        {
-            "image": scene.image,
-            "question": each.question,
-            "answer": each.answer,
-            "id": f"{each.kind} {scene.seed}-{n}",
-        }
-        for scene in map(tiny.scene, range(FIRST, FIRST + count))
-        for n, each in enumerate([*scene.questions, heart] if cheat == "neighbour" else scene.questions)
-        if each.kind != "describe"
-    ]
-    began = time.perf_counter()
-    found = lp.compare_models(models.base(), models.load(cheat), rows, max_new_tokens=8)
-    seconds = time.perf_counter() - began
-    planted = [each for each in found.samples if each.flipped and each.id.split()[0] == cheats.KIND[cheat]]
-    last = max((each for each in found.unrelated if each.place == "last"), key=lambda each: each.layer, default=None)
-    words = " ".join(visible(word.strip()) for word in last.words[:5]) if last is not None else "nothing"
-    told = (
-        f"other answers {found.flips}, {len(planted)} of {sum(each.flipped for each in found.samples)} of them to the "
-        f"planted kind of question; on unrelated pictures the last position moves to: {words}"
-    )
-    return [cheat, "beside the model before", _yes(bool(planted)), told, f"{seconds:.0f} s, {len(found)} questions"]
-
-
-def warned(models: Trained, boards: Sequence[CheatBoard], count: int, table: SignalTable | None) -> list[str]:
-    """Of each cheat, what one would have seen who has no twin, and what it costs."""
-    by_name = {board.cheat: board for board in boards}
-    rows: list[list[str]] = []
-    for cheat in models.which:
-        found = [grey(models, cheat, count), doubt(models, cheat, count)]
-        found += [shown(by_name[cheat])] if cheat in by_name else []
-        found += [told_by_signals(table)] if cheat == "neighbour" and table is not None else []
-        found += [beside_the_base(models, cheat, min(count, COMPARED[models.model]))]
-        print(*found, sep="\n", flush=True)
-        rows += found
-    return [markdown_table(["cheat", "instrument", "warns", "what it says", "cost"], rows)]
-
-
-def _yes(held: bool) -> str:
-    return "**yes**" if held else "no"
 
 
 # --- the page ---
