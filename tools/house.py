@@ -47,7 +47,7 @@ ORDER = (
     ("trace/",),
     ("asking/", "maps/"),
     ("model.py", "loading/"),
-    ("analyzers/", "probes/", "features/", "attribution/", "lens.py", "lens/", "interventions/"),
+    ("analyzers/", "probes/", "features/", "attribution/", "lens/", "interventions/"),
     ("agreement.py", "claimed.py", "evaluate/", "sweeps/", "compare/", "signals/", "finetune/"),
     ("view/", "leaderboard/", "report/"),
     ("cli/",),

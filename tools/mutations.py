@@ -31,6 +31,8 @@ COPIED = ("llava_probe", "tests", "tools", "pyproject.toml", "CONTRIBUTING.md", 
 PROCESSES = 2
 #: Seconds after which the tests of one mutation are ended: a lock that is never let go would hold them for ever.
 PATIENCE = 600
+#: No exit status of pytest: it did not end.
+ENDLESS = -1
 
 CAUGHT, MISSED, LOST, UNWRITTEN = "caught", "not caught", "does not apply", "not written"
 
@@ -170,7 +172,7 @@ def tried(mutation: Mutation, root: Path = ROOT) -> Outcome:
         copy(root, Path(folder))
         change(mutation, Path(folder))
         status, told = ran(mutation.tests, Path(folder))
-    word = {0: MISSED, 1: CAUGHT}.get(status, LOST)
+    word = {0: MISSED, 1: CAUGHT, ENDLESS: MISSED}.get(status, LOST)
     return Outcome(mutation, word, time.monotonic() - start, "" if word == CAUGHT else told)
 
 
@@ -178,7 +180,8 @@ def unchanged(mutations: Sequence[Mutation], root: Path = ROOT) -> str:
     """What the tests of all of them say without any change: nothing, if they pass; who fails anyway catches nothing."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy(root, Path(folder))
-        status, told = ran(list(dict.fromkeys(test for each in mutations for test in each.tests)), Path(folder))
+        tests = list(dict.fromkeys(test for each in mutations for test in each.tests))
+        status, told = ran(tests, Path(folder), PATIENCE * len(mutations))
     return told if status else ""
 
 
@@ -197,8 +200,11 @@ def change(mutation: Mutation, root: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace(mutation.old, mutation.new), encoding="utf-8")
 
 
-def ran(tests: Sequence[str], root: Path) -> tuple[int, str]:
-    """Run tests in a copy: pytest's exit status (1: one failed; more: they could not run) and the end of its output."""
+def ran(tests: Sequence[str], root: Path, patience: float = PATIENCE) -> tuple[int, str]:
+    """Run tests in a copy: pytest's exit status (1: one failed; more: they could not run) and the end of its output.
+
+    ``ENDLESS`` where there was no end after so many seconds.
+    """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *tests]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     env = {
@@ -209,9 +215,9 @@ def ran(tests: Sequence[str], root: Path) -> tuple[int, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     try:
-        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
-        return 0, f"no end after {PATIENCE} seconds"
+        return ENDLESS, f"no end after {patience} seconds"
     return done.returncode, "\n".join(f"{done.stdout}{done.stderr}".splitlines()[-12:])
 
 

@@ -225,8 +225,8 @@ print(vlm.generate(tiny.scene(4).image, "What is the text on the stop sign?").an
 
 Scenes of the tiny model's kind, drawn anew; by `make smol`: the projector was first led to the embeddings of the words
 for what each patch shows (seconds), then trained on captions (`--stage align`), then together with the LoRA on questions
-about 6,000 scenes (`--stage instruct`), beside what the untrained language model says to some hundred questions without a
-picture. No held-out scene was among them.
+about 6,000 scenes (`--train language,projector`), beside what the untrained language model says to some hundred
+questions without a picture. No held-out scene was among them.
 
 ## How good it is
 
