@@ -191,3 +191,14 @@ def test_nan_attention_is_an_error():
     attention[-1, 1, 0, IMAGE_AT[2]] = torch.nan
     with pytest.raises(lp.NotANumber):
         lp.attention_map(synthetic_trace(attention=attention), tokens=lp.GENERATED)
+
+
+def test_a_neutral_trace_of_another_crop_is_refused_and_of_other_words_taken(random_vlm):
+    trace = random_vlm.generate(photo(96, 48), "where", max_new_tokens=2)
+    settings = {"do_center_crop": False, "size": {"height": 48, "width": 48}}
+    squeezed = random_vlm.generate(photo(96, 48), "where", max_new_tokens=1, processor_kwargs=settings)
+    with pytest.raises(lp.BadInput, match="same processor_kwargs"):
+        lp.attention_map(trace, relative_to=squeezed, tokens=lp.GENERATED)
+    longer = random_vlm.generate(photo(96, 48), prompt="a red sign, a red sign <image> what", max_new_tokens=1)
+    assert longer.layouts[0].positions[0] != trace.layouts[0].positions[0]
+    assert lp.attention_map(trace, relative_to=longer, tokens=lp.GENERATED).about["neutral"]

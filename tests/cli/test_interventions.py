@@ -295,3 +295,16 @@ def test_help_tells_each_flag_with_an_example(verb):
 @pytest.mark.parametrize("verb", ["demo", "check", "leaderboard", "fit-probe"])
 def test_other_verbs_take_none(verb):
     assert "--knock-out" not in CliRunner().invoke(app, [verb, "--help"]).stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*under an intervention")
+def test_an_extraction_that_is_done_is_done_again_without_a_pass(picture, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    asked = [{"image": str(picture), "question": question} for question in (SIGN, "What is it?")]
+    rows.write_text("\n".join(map(json.dumps, asked)))
+    words = ("extract", rows, "--out", tmp_path / "store", "--layers", "4", "--batch-size", "1", "--no-pack")
+    words = (*words, "--ablate", "mlp=1")
+    first = call(*words)
+    assert first.exit_code == 0 and "over 2 passes" in first.output, first.output
+    again = call(*words)
+    assert again.exit_code == 0 and "--ablate mlp=1: nothing was left to run" in again.output, again.output

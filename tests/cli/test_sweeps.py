@@ -78,3 +78,14 @@ def test_what_cannot_be_meant_is_one_sentence(name, pictures, tmp_path, monkeypa
     words, why = WRONG[name]
     done = call(*words)
     assert done.exit_code == 1 and why in done.output and "Traceback" not in done.output
+
+
+def test_an_approximate_trace_takes_parts_and_refuses_what_it_does_not_read(tiny_vlm, pair, pictures, tmp_path):
+    words = ("trace-cause", pictures[0], pair.question, "--corrupt", pictures[1], "--approximate")
+    done = call(*words, "--parts", "mlp", "--out", tmp_path / "trace")
+    assert done.exit_code == 0, done.output
+    table = (tmp_path / "trace" / "trace.txt").read_text()
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["mlp"]
+    for option in (("--layers", 3), ("--window", 2)):
+        refused = call(*words, *option, "--out", tmp_path / "o")
+        assert refused.exit_code == 1 and "goes through all layers one by one" in refused.stderr

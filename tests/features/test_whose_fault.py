@@ -15,6 +15,7 @@ from llava_probe import tiny
 from llava_probe.features import extract, extractor
 from llava_probe.features.engines import Cluster, _waves, _Worker
 from llava_probe.features.extractor import Recipe
+from llava_probe.features.gathering import _stored
 from llava_probe.features.samples import read_samples
 from tests.models import llava_processor, random_llava
 
@@ -143,3 +144,10 @@ def test_the_free_space_that_is_told_is_that_of_the_home_folder(tmp_path, monkey
     monkeypatch.setattr(extract.shutil, "disk_usage", lambda folder: asked.append(folder) or usage(folder))
     extract._told(SimpleNamespace(name="rows", count=3), "~/features/new", 100, 10)
     assert asked == [tmp_path]
+
+
+def test_what_a_precision_cannot_hold_is_told_and_not_stored():
+    with pytest.raises(lp.NotANumber, match="layer_3 is beyond what float16 holds; store_dtype='bfloat16' holds it"):
+        _stored(torch.tensor([7e4], dtype=torch.bfloat16), torch.float16, "layer_3/last_prompt")
+    with pytest.raises(lp.NotANumber, match="vision_2 holds NaN or infinity"):
+        _stored(torch.tensor([1.0, torch.nan]), torch.float32, "vision_2")

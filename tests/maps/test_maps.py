@@ -154,6 +154,15 @@ def test_signs_have_different_colours():
     assert below[0] < below[2]  # blue against
 
 
+def test_rows_of_one_map_share_its_colours():
+    """The row without a value below 0 too: red is what is above 0 in each."""
+    m = map_of(torch.stack([one_hot(0)[0] - one_hot(5)[0], one_hot(0)[0]]))
+    mixed, positive = (np.asarray(m.overlay(row)) for row in (0, 1))
+    np.testing.assert_array_equal(mixed[5, 15], positive[5, 15])
+    alone = np.asarray(map_of(one_hot(0)).overlay(0))
+    assert not np.array_equal(positive[5, 15], alone[5, 15]), "a map without negatives has the colours of heat"
+
+
 # --- files ---
 
 

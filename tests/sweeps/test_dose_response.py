@@ -9,6 +9,9 @@ import pytest
 
 import llava_probe as lp
 from llava_probe import tiny
+from llava_probe.sweeps.answers import way_of
+from llava_probe.sweeps.sweeping import sample_name
+from tests.models import photo
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +86,22 @@ def test_a_folder_goes_on_where_it_was(tiny_vlm, direction, sample, tmp_path):
 def test_no_strength_is_a_sentence(tiny_vlm, direction, sample):
     with pytest.raises(lp.BadInput, match="names no strength"):
         lp.dose_response(tiny_vlm, direction, [sample], layers=4, scales=[])
+
+
+def test_a_trace_is_asked_again_with_all_of_its_request(random_vlm):
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "there"}]},
+        {"role": "user", "content": [{"type": "text", "text": "what"}]},
+    ]
+    settings = {"do_center_crop": False, "size": {"height": 48, "width": 48}}
+    asked = [
+        random_vlm.generate(photo(96, 48), "where", max_new_tokens=1, processor_kwargs=settings),
+        random_vlm.generate(photo(96, 48), messages=chat, max_new_tokens=1),
+        random_vlm.generate(photo(96, 48), prompt="<image> where", max_new_tokens=1),
+    ]
+    for trace in asked:
+        again = random_vlm.generate(list(trace.images), **way_of(trace), max_new_tokens=1)
+        assert [token.id for token in again.tokens] == [token.id for token in trace.tokens]
+        assert again.layouts == trace.layouts and again.question == (None if trace.request.messages else trace.question)
+    assert len({sample_name(trace) for trace in asked}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,13 @@ def test_it_runs_under_what_is_in_force(tiny_vlm):
         plain = tiny_vlm.generate(*asked[0], max_new_tokens=1, capture=LITTLE).logits[0].double()
     assert under.probability[0, 0, 0, 0, 3] == pytest.approx(float(torch.softmax(cut, -1)[plain.argmax()]), abs=1e-4)
     assert not np.allclose(alone.difference[:, 0], under.difference[:, 0])
+
+
+def test_changes_of_next_to_nothing_are_left_out(flow):
+    plain = flow.plain.copy()
+    plain[0] = (0.001, -0.2)
+    little = replace(flow, plain=plain)
+    for of in ("probability", "difference"):
+        change = little.change(of)
+        assert np.isnan(change[0]).all() and not np.isnan(change[1:]).any()
+        np.testing.assert_array_equal(change[1:], flow.change(of)[1:])
