@@ -28,6 +28,7 @@ from llava_probe.asking.options import Asked
 from llava_probe.asking.preparation import Preparation
 from llava_probe.asking.prompts import PosedQuestion, asked_again, pose, pose_each, token_id
 from llava_probe.asking.provenance import provenance_of, sizes_of
+from llava_probe.asking.templates import source_of
 from llava_probe.border import Count, Seed, checked
 from llava_probe.errors import BadInput, BadModel
 from llava_probe.inside.anatomy import anatomy
@@ -66,6 +67,7 @@ class VLM:
         self.model = model
         self.processor = processor
         self.checks: dict[str, Any] = {}
+        self._ends: tuple[Any, tuple[int, ...]] | None = None
         self.anatomy = anatomy(model)
         if model.training:
             warnings.warn("the model is in training mode, its dropout is on; call model.eval() first", stacklevel=2)
@@ -273,7 +275,11 @@ class VLM:
     @property
     def answer_ends(self) -> tuple[int, ...]:
         """The ids that end an answer, that with which the model ends its own first; empty where none does."""
-        return answer_ends(self.processor, stops_at(self.anatomy.generator.generation_config))
+        stops = stops_at(self.anatomy.generator.generation_config)
+        key = (stops, self.processor.tokenizer.eos_token_id, source_of(self.processor))
+        if self._ends is None or self._ends[0] != key:  # a template takes some milliseconds to run
+            self._ends = key, answer_ends(self.processor, stops)
+        return self._ends[1]
 
     @property
     def visual_ids(self) -> tuple[int, int]:

@@ -34,7 +34,8 @@ def _written_end(processor: Any, stops: Collection[int]) -> int | None:
         with suppress(BadInput):
             behind = templated(processor, chat, {"add_generation_prompt": False}).rpartition(_ANSWER)[2].lstrip()
             ids = processor.tokenizer(behind, add_special_tokens=False).input_ids
-            return ids[0] if ids and ids[0] in stops else None
+            if ids and ids[0] in stops:
+                return int(ids[0])
     return None
 
 

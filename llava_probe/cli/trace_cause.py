@@ -63,7 +63,7 @@ def trace_cause(
             sample,
             other,
             layers=middles,
-            window=window or 1,
+            window=1 if window is None else window,
             ring=ring,
             answer=answer,
             against=against,

@@ -19,6 +19,8 @@ from llava_probe.border import checked
 from llava_probe.errors import BadImage, refusing, shortened
 from llava_probe.pictures.images import MAX_PIXELS, open_image
 
+#: Formats whose frames follow one another in time.
+_ANIMATED = ("GIF", "WEBP", "PNG")
 _EXPECTED = "a list of frames, an array [F, H, W, 3] or [F, 3, H, W], or an animated GIF or WebP"
 
 
@@ -62,14 +64,14 @@ def several_videos(source: Any) -> list[tuple[Image.Image, ...]]:
 
 
 def _moves(source: Any) -> bool:
-    """Whether a path or a picture is an animation of several frames."""
+    """Whether a path or a picture is an animation; several pages or a camera's preview are none."""
     if isinstance(source, Image.Image):
-        return getattr(source, "n_frames", 1) > 1
+        return source.format in _ANIMATED and getattr(source, "n_frames", 1) > 1
     if not isinstance(source, str | os.PathLike):
         return False
     try:
         with Image.open(Path(source).expanduser()) as image:
-            return getattr(image, "n_frames", 1) > 1
+            return _moves(image)
     except Exception:  # no file, or no picture: what opens it says so
         return False
 

@@ -228,6 +228,8 @@ def _of_row(row: Mapping[str, Any], where: str) -> PopeAnswer:
     asked = next((str(row[name]) for name in _ASKED if row.get(name) is not None), None)
     said = str(cell_of(row, _ANSWER, where, "answer"))
     yes, no = (_probability(row, side, where) for side in _LABELS)
+    if yes is None or no is None:  # one alone says nothing of how likely another word was
+        yes = no = None
     return PopeAnswer(said, yes, no, id=None if key is None else str(key), question=asked, where=where)
 
 

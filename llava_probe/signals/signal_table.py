@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llava_probe.analyzers.table import Table, Tabular
 from llava_probe.arrays import FloatArray, IntArray
@@ -212,22 +213,23 @@ class _Judge:
     ) -> None:
         self._scores, self._folds, self._truth = scores, folds, truth.astype(np.float64)
         drawn = each_resample(pictures, RESAMPLED, seed) if pictures > 1 else ()
-        self._once = np.ones((1, len(truth)))
-        self._weights = np.array([counts[owner] for counts in drawn], dtype=np.float64).reshape(-1, len(truth))
+        self._once = np.ones((1, len(truth)), dtype=np.uint16)
+        self._weights = np.array([counts[owner].astype(np.uint16) for counts in drawn]).reshape(-1, len(truth))
 
     def value(self, name: str) -> float:
         """Of the words as they are."""
-        return float(self._aurocs(name, self._there(name), self._once)[0])
+        return float(self._aurocs(name, self._there(name), self._once, self._folds.get(name))[0])
 
     def measure(self, name: str) -> Estimate:
         """With its interval."""
-        return _measured(self.value(name), self._aurocs(name, self._there(name), self._weights))
+        drawn = self._aurocs(name, self._there(name), self._weights, self._folds.get(name))
+        return _measured(self.value(name), drawn)
 
     def difference(self, name: str, other: str) -> Estimate:
-        """Of two scores, on the words that have both."""
-        both = self._there(name) & self._there(other)
+        """Of two scores, on the words that have both, and on the same pairs of them."""
+        both, folds = self._there(name) & self._there(other), self._folds.get(name, self._folds.get(other))
         now, drawn = (
-            self._aurocs(name, both, weights) - self._aurocs(other, both, weights)
+            self._aurocs(name, both, weights, folds) - self._aurocs(other, both, weights, folds)
             for weights in (self._once, self._weights)
         )
         return _measured(float(now[0]), drawn)
@@ -235,18 +237,18 @@ class _Judge:
     def _there(self, name: str) -> np.ndarray:
         return ~np.isnan(self._scores[name])
 
-    def _aurocs(self, name: str, words: np.ndarray, weights: FloatArray) -> FloatArray:
+    def _aurocs(self, name: str, words: np.ndarray, weights: npt.NDArray[Any], folds: IntArray | None) -> FloatArray:
         """[times] of [times, words] weights; of several folds the mean, each by its pairs."""
-        folds = self._folds.get(name)
         parts = [words] if folds is None else [words & (folds == fold) for fold in np.unique(folds[words])]
         pairs, right = np.zeros(len(weights)), np.zeros(len(weights))
         for part in map(np.flatnonzero, parts):
             order = part[np.argsort(self._scores[name][part])]
             truth, runs = self._truth[order], tied(self._scores[name][order])
-            here = weights[:, order]
-            count = (here @ truth) * (here @ (1 - truth))
-            found = np.array([auroc(each, truth, runs) for each in here])
-            pairs, right = pairs + count, right + np.where(count > 0, found * count, 0)
+            for number, drawn in enumerate(weights):  # one at a time: all of a large data set's are gigabytes
+                here = drawn[order].astype(np.float64)
+                count = (here @ truth) * (here @ (1 - truth))
+                pairs[number] += count
+                right[number] += auroc(here, truth, runs) * count if count else 0
         with np.errstate(invalid="ignore"):
             told: FloatArray = right / pairs
         return told
@@ -292,7 +294,7 @@ def _together(
         fold_of[told] = number
     found = {}
     for name, parts in TOGETHER.items():
-        taken = [scores[part] for part in parts if np.isnan(scores[part]).mean() <= 1 - _MOST]
+        taken = [scores[part] for part in parts if (~np.isnan(scores[part])).mean() >= _MOST]
         if not taken:
             continue
         columns = np.stack(taken, axis=1)

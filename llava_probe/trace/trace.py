@@ -99,7 +99,7 @@ class Trace:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the answer stopped at ``max_new_tokens``, or ``max_length``, and might have gone on."""
+        """Whether the answer stopped at ``max_new_tokens``, or alone at ``max_length``, and might have gone on."""
         if not self.generated or self.tokens[-1].id in self.ends:
             return False
         asked = self.request.generate

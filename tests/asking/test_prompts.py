@@ -254,5 +254,9 @@ def test_an_answer_ends_as_the_models_turns_do():
     vlm.processor.chat_template = template.replace(tokenizer.eos_token, f"{tokenizer.bos_token}\\n")
     assert vlm.answer_ends == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert vlm.score(photo(), "where", "red").generated[-1].id == tokenizer.bos_token_id
+    written = vlm.processor.chat_template
+    vlm.processor.chat_template = "{% for message in messages %}{{ message['content'] | trim }}<s>\n{% endfor %}"
+    assert vlm.answer_ends[0] == tokenizer.bos_token_id, "a template that reads text and no parts"
+    vlm.processor.chat_template = written
     whole = vlm.score(photo(), "where", f"red{tokenizer.eos_token}")
     assert whole.generated_ids.tolist() == plain.generated_ids.tolist(), "one that ends is not ended again"

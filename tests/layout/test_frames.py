@@ -266,3 +266,9 @@ def test_several_animations_are_several_videos(tmp_path):
         frames[0].save(paths[-1], save_all=True, append_images=frames[1:], lossless=True)
     _, question = vlm.model_inputs(video=paths, prompt="<video> <video> what")
     assert question.videos == (3, 3)
+    cameras = []
+    for number, frame in enumerate(film((60, 40), 2)):
+        cameras.append(tmp_path / f"{number}.mpo")
+        frame.save(cameras[-1], save_all=True, append_images=[frame.resize((30, 20))])  # a photograph and its preview
+    _, question = vlm.model_inputs(video=cameras, question="what")
+    assert question.videos == (2,), "photographs are frames"

@@ -203,6 +203,7 @@ def test_probabilities_may_be_whole_numbers_and_a_little_off(questions):
     told[1] |= {"yes": 1.00001, "no": -1e-6}
     found = lp.pope(questions, told).splits["random"]
     assert found.yes == pytest.approx([1, 1, 0.75, 0.75, 0.75, 0.75], abs=1e-12)
+    assert lp.pope(questions, [{"answer": said, "yes": 0.7} for said in SAID]).splits["random"].yes is None
     told[2] |= {"yes": 40, "no": 60}
     with pytest.raises(lp.BadInput, match="answer 2 gives yes the probability 40; it is a number from 0 to 1"):
         lp.pope(questions, told)
