@@ -27,7 +27,7 @@ LITTLE = lp.Capture(attention=False, hidden_states=False, scores=False)
 
 
 def warned(models: Trained, boards: Sequence[CheatBoard], count: int, table: SignalTable | None) -> list[str]:
-    """Of each cheat, what one would have seen who has no twin, and what it costs."""
+    """Of each cheat, what each instrument says of it that it does not say of its twin, and what that costs."""
     by_name = {board.cheat: board for board in boards}
     rows: list[list[str]] = []
     for cheat in models.which:

@@ -25,7 +25,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from interventions import KINDS, LITTLE, pairs, right, scenes
 from PIL import Image
-from scipy.stats import binomtest
 
 import llava_probe as lp
 from llava_probe import smol, tiny
@@ -48,22 +47,12 @@ class Found:
 
 def mean_told(values: Sequence[float] | np.ndarray, form: str = ".2f") -> str:
     """A mean and its interval over samples."""
-    return told_with(*_interval(values), form)
+    return told_with(*map(float, over_samples(np.asarray(values, dtype=np.float64))), form)
 
 
 def above(values: Sequence[float] | np.ndarray, bound: float = 0.0) -> bool:
     """Whether the mean's interval lies above a bound."""
-    return _interval(values)[1] > bound
-
-
-def _interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Mean, low and high: by Wilson of yes and no, which has a width where all agree, else of samples drawn again."""
-    there = np.asarray(values, dtype=np.float64)
-    if np.isin(there, (0, 1)).all():
-        found = binomtest(int(there.sum()), len(there)).proportion_ci(method="wilson")
-        return float(there.mean()), found.low, found.high
-    mean, low, high = map(float, over_samples(there))
-    return mean, low, high
+    return bool(over_samples(np.asarray(values, dtype=np.float64))[1] > bound)
 
 
 class Subject:

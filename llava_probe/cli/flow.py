@@ -87,6 +87,6 @@ def asked_samples(image: str, question: str | None, data: DataOptions) -> Any:
         if sample.fault is not None or sample.question is None:
             raise BadInput(f"{sample.id}: {sample.fault or 'asks no question'}")
         if sample.system is not None:
-            raise BadInput(f"{sample.id}: a sweep asks without a system message; leave the column {'system'!r} out")
+            raise BadInput(f"{sample.id}: a sweep asks without a system message; --columns system= leaves it out")
         found.append((sample.images if len(sample.images) > 1 else sample.images[0], sample.question))
     return found

@@ -155,7 +155,7 @@ class _Run:
         self._add(sample, found)
 
     def _add(self, sample: Sample, found: MeasuredSample) -> None:
-        picture = sample.drawn_with
+        picture = sample.group
         self.gathered.add(picture, found.values)
         self.reasons |= found.reasons
         self.attending = found.attending if found.attending[0] else self.attending

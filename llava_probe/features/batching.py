@@ -22,7 +22,7 @@ def batches_of(samples: Sequence[Sample], size: int, sharing: Sharing) -> list[G
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.drawn_with, []).append(sample)
+        groups.setdefault(sample.group, []).append(sample)
     if sharing.unpacked:
         cut = [[sample] for group in groups.values() for sample in group]
     else:

@@ -88,8 +88,8 @@ class Sample:
         return {way: told for way in ways if (told := getattr(self, way)) is not None}
 
     @property
-    def drawn_with(self) -> str:
-        """A key, equal for samples that intervals draw together: those of one picture; without one, of the row."""
+    def group(self) -> str:
+        """A key, equal for samples about one picture, which belong together; of a row without one its own."""
         return self.picture or f"row {self.row}"
 
     @property

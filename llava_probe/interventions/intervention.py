@@ -63,8 +63,7 @@ class Intervention(Visitor):
 
     def __init__(self, vlm: VLM, phase: Phase = "both", allow_nothing: bool = False) -> None:
         self.vlm, self.phase, self.allow_nothing = vlm, phase, allow_nothing
-        self._acts: list[tuple[int, int, Tensor]] = []
-        self._acted_in: list[int] = []
+        self._acts: list[tuple[int, int, int, Tensor]] = []  # layer, step, number of the pass, and how many
         self._passes = 0
         self._made: dict[Any, tuple[Span, Any]] = {}
         self._refused: list[tuple[Tensor, str]] = []
@@ -74,7 +73,7 @@ class Intervention(Visitor):
     @property
     def acts(self) -> list[Act]:
         """What it did, by layer and step."""
-        counted = ((layer, step, int(count)) for layer, step, count in self._acts)
+        counted = ((layer, step, int(count)) for layer, step, _, count in self._acts)
         return [Act(*act, self.counts) for act in counted if act[2]]
 
     @property
@@ -85,8 +84,7 @@ class Intervention(Visitor):
     @property
     def passes(self) -> int:
         """In how many passes of the model it acted."""
-        there = zip(self._acted_in, self._acts, strict=True)
-        return len({number for number, (_, _, count) in there if int(count)})
+        return len({number for _, _, number, count in self._acts if int(count)})
 
     def settings(self) -> Mapping[str, Any]:
         """What it does, as plain data, besides kind and phase."""
@@ -127,8 +125,7 @@ class Intervention(Visitor):
 
     def acted(self, layer: int, span: Span, count: Tensor | int) -> None:
         """Note an act; it is counted when somebody asks, so that a GPU is not waited for."""
-        self._acts.append((layer, span.step, torch.as_tensor(count)))
-        self._acted_in.append(self._passes)
+        self._acts.append((layer, span.step, self._passes, torch.as_tensor(count)))
 
     def refuse_where(self, found: Tensor, sentence: str) -> None:
         """Refuse the pass when it is over if anything was ``found``: asked once a pass, for the same reason."""

@@ -206,7 +206,7 @@ def split_by_picture(samples: Sequence[Sample], share: float, seed: int) -> tupl
     Raises:
         BadInput: there is one picture, and something is to be held out.
     """
-    keys = [sample.drawn_with for sample in samples]
+    keys = [sample.group for sample in samples]
     pictures = sorted(set(keys))
     count = round(share * len(pictures)) or int(share > 0)
     if count >= len(pictures):

@@ -32,11 +32,11 @@ def figures_of(
         size: samples a pass.
         seed: of the draws behind the intervals.
     """
-    pictures = {key: number for number, key in enumerate(dict.fromkeys(sample.drawn_with for sample in samples))}
+    pictures = {key: number for number, key in enumerate(dict.fromkeys(sample.group for sample in samples))}
     shape = (len(pictures), len(passes.layers), len(POSITION_KINDS), 2)
     sums, counts = np.zeros(shape), np.zeros((len(pictures), len(POSITION_KINDS)))
     for states in passes.over(samples, size):
-        owners = np.array([pictures[sample.drawn_with] for sample in states.samples])[states.sample.cpu().numpy()]
+        owners = np.array([pictures[sample.group] for sample in states.samples])[states.sample.cpu().numpy()]
         np.add.at(counts, (owners, states.kind.cpu().numpy()), 1)
         for part, own in passes.blocks(states):
             kind, owner = states.kind[part], owners[part]

@@ -257,11 +257,11 @@ class ImageMap:
         photograph = backdrop(self.image, self.layout, side)
         suffix = ".png" if photograph.picture.shape[1::-1] == tuple(self.layout.size) else ".jpg"
         names = _file_names((token.text for token in self.tokens), suffix)
-        top = scale_of(self.values.numpy())
+        top, signed = scale_of(self.values.numpy()), self._signed(0)
         with together("map", target, "map.npz", earlier=_saved_names(target)) as part:
             rows = list(zip(self.values, names, strict=True))
             for values, name in tqdm(rows, desc=target.name, unit="map", delay=_PATIENCE, leave=False, disable=None):
-                (part / name).write_bytes(_encoded(photograph.paint(values, top, signed=self._signed(0)), suffix))
+                (part / name).write_bytes(_encoded(photograph.paint(values, top, signed=signed), suffix))
             kept = self._kept_photograph(photograph.picture, suffix)
             with (part / "map.npz").open("wb") as file:
                 np.savez_compressed(file, **self._arrays(np.frombuffer(kept, np.uint8), suffix))

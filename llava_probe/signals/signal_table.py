@@ -37,7 +37,7 @@ from llava_probe.signals.ranking import auroc, tied
 #: Folds of what is fitted; none parts a picture.
 _FOLDS = 5
 _PER = 100  # frequency is told for so many words
-_MOST = 0.9
+_MOST = 0.9  # of the words that have to have a signal, for it to be taken together with others
 
 #: What knows nothing of the picture.
 _BASELINES = tuple(name for name, kind in SIGNALS.items() if not kind.looks)

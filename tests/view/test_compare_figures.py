@@ -83,7 +83,7 @@ def test_words_that_stand_for_one_another_are_both_named():
     assert "sign | x" in texts(figure)
 
 
-def test_models_are_drawn_with_chance_and_intervals():
+def test_models_are_group_chance_and_intervals():
     figure = lp.figures.models_compared(FOUND)
     told = texts(figure)
     assert "8 samples of 4 pictures" in told and "image, shuffled" in told and "…layers.3.self_attn.v_proj" in told
